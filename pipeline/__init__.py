@@ -1,0 +1,1 @@
+"""Moves the data: shards, caches, stages. The method itself is the package `sak`."""

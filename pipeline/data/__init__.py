@@ -1,0 +1,1 @@
+"""Data: images joined with features, the downstream data sets, demo data."""

@@ -1,0 +1,3 @@
+"""SAK: the student that distils several vision foundation models, as tensors in and tensors out."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The student: stem (TAS), adapter paths (TSAP), routers (MoR), heads."""

@@ -1,0 +1,1 @@
+"""Frozen teachers: a registry, and one module per library."""

@@ -1,0 +1,63 @@
+# Every target sets up what it needs first. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?= python3
+JOBS ?= auto
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.sak-setup
+# The virtual environment follows the files that decide what is in it.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
+
+DEMO ?= demo
+
+.PHONY: help setup constraints demo clean-demo test test-long check lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: VENV=$(VENV) (virtual environment), PYTHON=$(PYTHON) (3.11 or newer, used to make it), JOBS=$(JOBS) (test processes)"
+
+setup: $(SETUP) ## make the virtual environment in $(VENV) and install exact versions into it
+
+$(SETUP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): PyTorch with CUDA and what else is needed, about 6 GB, some minutes"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,remote]'
+	@touch $@
+
+constraints: ## refresh constraints.txt: the newest versions that pyproject.toml's ranges allow, all extras
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check '.[dev,remote,tracking,export]'
+	( echo "# Exact versions of everything; made by 'make constraints'."; \
+	  build/constraints/bin/python -m pip freeze --exclude sak ) > constraints.txt.part
+	mv constraints.txt.part constraints.txt && rm -rf build/constraints
+
+demo: $(SETUP) ## the demo: procedural images and labels into $(DEMO)/data, with a contact sheet
+	$(BIN)/sak-cli demo-data $(DEMO)/data --overwrite
+
+clean-demo: ## remove what `make demo` wrote
+	rm -rf $(DEMO)
+
+lint: $(SETUP) ## formatting, lint, layers and types alone
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+check: lint ## what a change must pass: lint and the fast tests (under 3 minutes)
+	$(PYTEST) -m "not slow and not long"
+
+test: $(SETUP) ## all tests (under 12 minutes on two cores)
+	$(PYTEST) -m "not long"
+
+test-long: $(SETUP) ## kill storms, load, browser and docs commands
+	$(PYTEST) -m long
+
+bench: $(SETUP) ## every benchmark at its quick size; see docs/benchmarks.md
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
+
+clean: ## remove caches and build leftovers, not the virtual environment
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

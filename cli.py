@@ -1,0 +1,119 @@
+"""The command table of `sak-cli`: names, flags and help; every command imports its stage when it runs.
+
+Nothing imports this module, and `--help` imports neither torch nor a stage.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from sak import __version__
+from sak.errors import SakError, nearest
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[
+    0
+]  # typer carries its own click, so this is where its usage errors are found
+
+app = typer.Typer(
+    name="sak-cli",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Cache the features of several vision foundation models once, distil them into one student, fine-tune it.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sak-cli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where a command fails.")] = False,
+) -> None:
+    del version, debug  # both are read before a command runs
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def doctor(
+    places: Annotated[list[str] | None, typer.Argument(help="Folders whose free disk matters to you.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is here (versions, devices, disk, weights) and what would fail.
+
+    Example: [cyan]sak-cli doctor ./cache /data/imagenet[/cyan]
+    """
+    from pipeline.doctor import examine
+
+    report = examine(tuple(places or ()))
+    typer.echo(report.to_json() if as_json else report.to_text())
+    raise typer.Exit(report.exit_code)
+
+
+def _usage_line(error: Exception) -> str:
+    """One line for a usage error, with the nearest option where an unknown one was given."""
+    option = getattr(error, "option_name", None)
+    context = getattr(error, "ctx", None)
+    if option is not None and context is not None and type(error).__name__ == "NoSuchOption":
+        known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+        return f"no option {option} in `{context.command_path}`{nearest(str(option), known)}"
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    where = f" (see `{context.command_path} --help`)" if context is not None else ""
+    return f"{message}{where}"
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"sak-cli: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = app(arguments, standalone_mode=False)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help itself has been printed
+            return 2
+        return _fail(_usage_line(error), 2)
+    except typer.Abort:
+        return _fail("stopped", 1)
+    return result if isinstance(result, int) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted; errors are one line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        code = _run([argument for argument in given if argument != "--debug"])
+    except KeyboardInterrupt:
+        code = _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away, as `sak-cli teachers | head -1` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except SakError as error:
+        if debug:
+            traceback.print_exc()
+        code = _fail(str(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else "; run it again with --debug for the traceback"
+        code = _fail(f"{type(error).__name__}: {error}{hint}", 1)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""`sak-cli doctor`: what this machine has, and what would fail on it."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+GIB = 2**30
+LEAST_FREE_DISK = 5 * GIB
+LEAST_SHARED_MEMORY = 1 * GIB
+LEAST_OPEN_FILES = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that would fail or disappoint: what, and how to mend it. `fatal` where every command would fail."""
+
+    what: str
+    remedy: str
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Free and total bytes of the file system under `place`."""
+
+    place: str
+    free: int
+    total: int
+    writable: bool
+
+
+@dataclass(frozen=True)
+class Device:
+    """One CUDA device: free and total bytes of memory."""
+
+    name: str
+    capability: str
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found; `findings` is empty where nothing would fail."""
+
+    python: str
+    platform: str
+    cores: int
+    threads: dict[str, int | str]
+    memory_free: int
+    memory_total: int
+    packages: dict[str, str]
+    cuda: str
+    devices: tuple[Device, ...]
+    disks: tuple[Disk, ...]
+    weights: dict[str, bool]
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def exit_code(self) -> int:
+        """1 where something fatal was found."""
+        return int(any(finding.fatal for finding in self.findings))
+
+    def to_json(self) -> str:
+        """The report as JSON; sizes in bytes."""
+        return json.dumps(asdict(self), indent=2)
+
+    def to_text(self) -> str:
+        """The report as lines for a person; sizes in GiB."""
+        return "\n".join(
+            line for section in (_machine, _packages, _disks, _weights, _findings) for line in section(self)
+        )
+
+
+def examine(places: tuple[str, ...]) -> Report:
+    """Look at Python, torch, devices, memory, packages, disks (`places` among them) and teachers' weights."""
+    import torch
+
+    packages, package_findings = _installed_packages()
+    disks = tuple(_disk(place) for place in (*places, *_default_places()))
+    weights = _weights_at_hand()
+    memory = psutil.virtual_memory()
+    report = Report(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads={"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset")},
+        memory_free=memory.available,
+        memory_total=memory.total,
+        packages=packages,
+        cuda=torch.version.cuda or "none in this build of torch",
+        devices=_cuda_devices(),
+        disks=disks,
+        weights=weights,
+    )
+    findings = (*package_findings, *(finding for check in _CHECKS for finding in check(report)))
+    return Report(**{**vars(report), "findings": findings})
+
+
+def _installed_packages() -> tuple[dict[str, str], tuple[Finding, ...]]:
+    from packaging.requirements import Requirement
+
+    versions: dict[str, str] = {}
+    findings = []
+    for line in metadata.requires("sak") or []:
+        requirement = Requirement(line)
+        optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+        try:
+            versions[requirement.name] = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            if not optional:
+                findings.append(Finding(f"{requirement.name} is not installed", "run `make setup`", fatal=True))
+            continue
+        if not requirement.specifier.contains(versions[requirement.name], prereleases=True):
+            what = f"{requirement.name} {versions[requirement.name]} is installed, {requirement.specifier} is needed"
+            findings.append(Finding(what, "run `make setup`", fatal=not optional))
+    return versions, tuple(findings)
+
+
+def _cuda_devices() -> tuple[Device, ...]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        devices.append(Device(properties.name, f"{properties.major}.{properties.minor}", free, total))
+    return tuple(devices)
+
+
+def hub_folder() -> Path:
+    """Where weights from the Hugging Face hub lie: HF_HUB_CACHE, else HF_HOME/hub, else the user's cache folder."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+
+
+def _default_places() -> tuple[str, ...]:
+    return (str(Path.cwd()), os.environ.get("TMPDIR", "/tmp"), str(hub_folder()))
+
+
+def _disk(place: str) -> Disk:
+    folder = Path(place).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    usage = shutil.disk_usage(folder)
+    return Disk(place, usage.free, usage.total, os.access(folder, os.W_OK))
+
+
+def _weights_at_hand() -> dict[str, bool]:
+    from sak.teachers.registry import list_teachers
+    from sak.teachers.weights import weights_available
+
+    return {teacher.name: weights_available(teacher) for teacher in list_teachers()}
+
+
+def _check_devices(report: Report) -> list[Finding]:
+    if report.devices:
+        return []
+    remedy = "stages run on the CPU with `--device cpu`, slowly: fit for the demo, not for ImageNet"
+    if Path("/proc/driver/nvidia").exists():
+        remedy = "a driver is loaded, so torch's CUDA build may not match it: compare `nvidia-smi` with the line above"
+    return [Finding("no CUDA device is visible to torch", remedy)]
+
+
+def _check_disks(report: Report) -> list[Finding]:
+    findings = []
+    for disk in report.disks:
+        if not disk.writable:
+            findings.append(Finding(f"{disk.place} is not writable", "choose another folder or mend its permissions"))
+        if disk.free < LEAST_FREE_DISK:
+            what = f"{disk.place} has {disk.free / GIB:.1f} GiB free, less than {LEAST_FREE_DISK / GIB:.0f}"
+            findings.append(Finding(what, "make room; `sak-cli cache plan` says what a cache takes"))
+    return findings
+
+
+def _check_shared_memory(report: Report) -> list[Finding]:
+    shared = Path("/dev/shm")  # PyTorch's worker processes hand over their tensors there
+    if not shared.is_dir() or shutil.disk_usage(shared).total >= LEAST_SHARED_MEMORY:
+        return []
+    size = shutil.disk_usage(shared).total / GIB
+    what = f"/dev/shm holds only {size:.2f} GiB: image workers may die of a bus error"
+    return [Finding(what, "give the container `--shm-size=8g`, or run with 0 workers")]
+
+
+def _check_open_files(report: Report) -> list[Finding]:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= LEAST_OPEN_FILES or soft == resource.RLIM_INFINITY:
+        return []
+    what = f"only {soft} files may be open at once (hard limit {hard})"
+    return [Finding(what, f"run `ulimit -n {LEAST_OPEN_FILES}` before long runs over many shards")]
+
+
+def _check_weights(report: Report) -> list[Finding]:
+    absent = [name for name, present in report.weights.items() if not present]
+    if not absent:
+        return []
+    what = f"pretrained weights of {len(absent)} of {len(report.weights)} teachers are not on this machine"
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+        remedy = f"HF_HUB_OFFLINE is set: copy them into {hub_folder()}, or give a teacher a weights file in the spec"
+    else:
+        remedy = (
+            f"they are fetched into {hub_folder()} on first use, which needs the network; or give a file in the spec"
+        )
+    return [Finding(what, remedy)]
+
+
+_CHECKS: tuple[Callable[[Report], list[Finding]], ...] = (
+    _check_devices,
+    _check_disks,
+    _check_shared_memory,
+    _check_open_files,
+    _check_weights,
+)
+
+
+def _machine(report: Report) -> list[str]:
+    devices = [
+        f"  {device.name}, capability {device.capability}, {device.free / GIB:.1f} of {device.total / GIB:.1f} GiB free"
+        for device in report.devices
+    ]
+    threads = ", ".join(f"{name} {count}" for name, count in report.threads.items())
+    return [
+        f"Python {report.python} on {report.platform}",
+        f"{report.cores} cores (threads: {threads}), "
+        f"{report.memory_free / GIB:.1f} of {report.memory_total / GIB:.1f} GiB memory free",
+        f"CUDA {report.cuda}: {len(devices) or 'no'} device{'s' if len(devices) != 1 else ''}",
+        *devices,
+    ]
+
+
+def _packages(report: Report) -> list[str]:
+    return ["", "Packages", *(f"  {name:<18} {version}" for name, version in sorted(report.packages.items()))]
+
+
+def _disks(report: Report) -> list[str]:
+    lines = [
+        f"  {disk.free / GIB:8.1f} of {disk.total / GIB:8.1f} GiB  {disk.place}"
+        + ("" if disk.writable else "  (read-only)")
+        for disk in report.disks
+    ]
+    return ["", "Free disk", *lines]
+
+
+def _weights(report: Report) -> list[str]:
+    present = [name for name, here in report.weights.items() if here]
+    return ["", f"Teachers' weights here: {len(present)} of {len(report.weights)}", *(f"  {name}" for name in present)]
+
+
+def _findings(report: Report) -> list[str]:
+    if not report.findings:
+        return ["", "Nothing would fail."]
+    lines = [f"  {'!' if finding.fatal else '-'} {finding.what}: {finding.remedy}" for finding in report.findings]
+    return ["", "What would fail, and how to mend it", *lines]

@@ -1,0 +1,107 @@
+"""The command table: help, errors, exit codes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import cli
+from sak.errors import SakError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "cli.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    return int(stop.value.code)
+
+
+def test_help_imports_no_torch_and_no_stage():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "cli.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
+    heavy = {"torch", "timm", "numpy", "zarr", "dask", "pipeline.extract", "matplotlib"}
+    assert not imported & heavy
+
+
+def test_help_answers_in_half_a_second():
+    fastest = min(_seconds("--help") for _ in range(3))
+    assert fastest < 0.5
+
+
+def _seconds(*arguments: str) -> float:
+    start = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - start
+
+
+def test_version_is_the_package_version():
+    result = run("--version")
+    assert result.returncode == 0
+    assert result.stdout == f"sak-cli {cli.__version__}\n"
+
+
+def test_an_unknown_option_names_the_nearest_in_one_line():
+    result = run("doctor", "--jsn")
+    assert result.returncode == 2
+    assert result.stderr == "sak-cli: no option --jsn in `root doctor`; did you mean '--json'?\n".replace(
+        "root", result.stderr.split("`")[1].split()[0]
+    )
+
+
+def test_an_unknown_command_names_the_nearest_in_one_line():
+    result = run("docter")
+    assert result.returncode == 2
+    assert "doctor" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("error", "code"), [(SakError("disk full"), 1), (UsageError("no such recipe"), 2)])
+def test_an_error_is_one_line_and_its_exit_code(monkeypatch, capsys, error, code):
+    monkeypatch.setattr(cli, "_run", _raiser(error))
+    assert exit_code(["doctor"]) == code
+    assert capsys.readouterr().err == f"sak-cli: {error}\n"
+
+
+def test_an_unforeseen_error_is_one_line_that_names_debug(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run", _raiser(ValueError("two\nlines")))
+    assert exit_code(["doctor"]) == 1
+    assert capsys.readouterr().err == "sak-cli: ValueError: two lines; run it again with --debug for the traceback\n"
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run", _raiser(SakError("disk full")))
+    assert exit_code(["doctor", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_exit_code_130(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run", _raiser(KeyboardInterrupt()))
+    assert exit_code(["doctor"]) == 130
+    assert capsys.readouterr().err == "sak-cli: interrupted\n"
+
+
+def _raiser(error: BaseException):
+    def fail(arguments):
+        raise error
+
+    return fail
+
+
+def test_every_command_has_an_example_in_its_help():
+    lacking = [command.callback.__name__ for command in _commands(cli.app) if "Example" not in command.callback.__doc__]
+    assert not lacking
+
+
+def _commands(app):
+    yield from app.registered_commands
+    for group in app.registered_groups:
+        yield from _commands(group.typer_instance)

@@ -1,0 +1,77 @@
+"""The layer rules hold, and a planted violation of each is caught."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PLANTED = {
+    "sak imports pipeline": ("sak/planted.py", "import pipeline.images"),
+    "a lower layer imports a higher one": ("pipeline/images/planted.py", "import pipeline.cache"),
+    "features import the student": ("sak/features.py", "import sak.student"),
+    "losses import teachers": ("sak/losses/planted.py", "import sak.teachers"),
+    "images import data": ("pipeline/images/planted.py", "import pipeline.data"),
+    "cache imports training": ("pipeline/cache/planted.py", "import pipeline.training"),
+    "a stage imports a stage": ("pipeline/doctor.py", "import pipeline.extract"),
+    "zarr in sak": ("sak/losses/planted.py", "import zarr"),
+    "dask in sak": ("sak/losses/planted.py", "import dask"),
+    "open_clip outside sak.teachers": ("pipeline/images/planted.py", "import open_clip"),
+    "segment_anything in the student": ("sak/student/planted.py", "import segment_anything"),
+    "typer below the command line": ("pipeline/images/planted.py", "import typer"),
+}
+
+
+@pytest.mark.parametrize("rule", PLANTED)
+def test_a_planted_violation_is_caught(rule: str, tmp_path: Path):
+    for folder in ("sak", "pipeline"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "pipeline/extract.py").touch()
+    path, line = PLANTED[rule]
+    with (tmp_path / path).open("a") as file:
+        file.write(f"\n{line}\n")
+    linter = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run([linter, "--no-cache"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "BROKEN" in result.stdout
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_nothing_imports_the_command_line():
+    modules = [path for folder in ("sak", "pipeline", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert [path for path in modules if "cli" in _imports(path)] == []
+
+
+def test_the_command_line_imports_nothing_heavy_at_its_top():
+    tree = ast.parse((ROOT / "cli.py").read_text())
+    top = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert top <= {"collections", "os", "sys", "traceback", "typing", "typer", "sak", "pathlib", "json"}
+
+
+def test_the_project_speaks_of_itself_alone():
+    """Tracked text names no data folder but the two defaults, and no path of a machine."""
+    result = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = [ROOT / name for name in result.stdout.splitlines() if (ROOT / name).is_file()]
+    if not files:
+        pytest.skip("not a git checkout: which files are the project's cannot be told")
+    words = ("/work/" + "main", "shared/ARCH", "shared/METHOD", "shared/CACHE", "/root/")
+    texts = {path: path.read_bytes() for path in files}
+    assert [(path, word) for path, text in texts.items() for word in words if word.encode() in text] == []

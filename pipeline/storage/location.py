@@ -1,0 +1,153 @@
+"""`Location`: one folder, local or remote, and everything the project does with the files in it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pipeline.storage.errors import StorageError
+
+SCRATCH_SUFFIX = ".part"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file found by `walk`: its path inside the location, bytes, and seconds since the epoch (None if unknown)."""
+
+    path: str
+    bytes: int
+    modified: float | None
+
+
+@dataclass(frozen=True)
+class Location(ABC):
+    """A folder; every path given to it is relative, `/`-separated, and cannot leave it.
+
+    `url` is an absolute local path or an fsspec URL without a final slash. Settings of remote stores (endpoint,
+    credentials) come from fsspec's own configuration and the environment. Holds no connection, so it may be pickled
+    and cross a fork. Errors are `StorageError`, a missing file `MissingFileError`.
+    """
+
+    url: str
+
+    @staticmethod
+    def parse(place: "str | Path | Location") -> "Location":
+        """A local folder for a path or `file://` URL, a remote one for any other URL; the folder need not exist."""
+        from pipeline.storage.local import LocalFolder
+        from pipeline.storage.remote import RemoteFolder
+
+        if isinstance(place, Location):
+            return place
+        text = str(place)
+        if text.startswith(("file://", "local://")):
+            text = text.split("://", 1)[1]
+        elif "://" in text:
+            return RemoteFolder(text.rstrip("/"))
+        if not text:
+            raise StorageError("an empty path names no folder; give a folder or a URL")
+        return LocalFolder(str(Path(text).expanduser().absolute()))
+
+    def __truediv__(self, path: str) -> Self:
+        return type(self)(self.at(path))
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.url.rsplit("/", 1)[-1]
+
+    def at(self, path: str) -> str:
+        """The full path or URL of `path`, for messages; `path` empty is the folder itself.
+
+        Raises StorageError where `path` is absolute, or has empty, `.` or `..` parts.
+        """
+        if not path:
+            return self.url
+        if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+            raise StorageError(f"{self.url}: {path!r} must be a relative path inside this folder; change the name")
+        return f"{self.url.rstrip('/')}/{path}"
+
+    @property
+    @abstractmethod
+    def is_remote(self) -> bool:
+        """Whether reaching a file takes the network."""
+
+    @abstractmethod
+    def exists(self, path: str = "") -> bool:
+        """Whether a file or folder is there."""
+
+    @abstractmethod
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+
+    @abstractmethod
+    def list(self, path: str = "") -> list[str]:
+        """Sorted names of the files and folders in a folder, scratch files left out; empty if it is not there."""
+
+    @abstractmethod
+    def walk(self, path: str = "") -> Iterator[Entry]:
+        """Every file under a folder, by path, scratch files left out."""
+
+    @abstractmethod
+    def read_bytes(self, path: str) -> bytes:
+        """A whole file."""
+
+    @abstractmethod
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> tuple[bytes, ...]:
+        """The bytes of each (offset, length); StorageError where the file ends before one does."""
+
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`; StorageError where the file ends before."""
+        return self.read_ranges(path, [(offset, length)])[0]
+
+    @abstractmethod
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write or replace a file, whole or not at all; makes the folders it needs.
+
+        Local: a scratch file beside it, fsync, rename, fsync of the folder. Remote: one upload, seen when complete.
+        """
+
+    @abstractmethod
+    def create_exclusive(self, path: str, data: bytes) -> bool:
+        """Write a file that must not exist yet, whole; False where somebody was first.
+
+        Local: a hard link of a finished scratch file, atomic on NFS too. Remote: the store's conditional upload
+        (S3 `If-None-Match: *`, GCS `ifGenerationMatch=0`); an upload that is repeated after a lost answer finds its
+        own bytes and counts as created, so let the data name its writer. Stores without conditional uploads only
+        check first.
+        """
+
+    @abstractmethod
+    def scratch(self, path: str) -> Path:
+        """A new local file name to write `path` under before `publish`: in the same folder where that is local."""
+
+    @abstractmethod
+    def publish(self, scratch: Path, path: str) -> None:
+        """Make a finished local scratch file appear as `path`, durable, and remove the scratch (rename or upload)."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+
+    @abstractmethod
+    def delete_tree(self, path: str) -> None:
+        """Remove a folder and all in it; nothing happens where there is none."""
+
+    @abstractmethod
+    def remove_scratch(self, older_than: float) -> int:
+        """Remove scratch files that dead writers left, not touched for `older_than` seconds; returns their bytes."""
+
+    @abstractmethod
+    def local_path(self, path: str = "") -> Path | None:
+        """Where a file lies on this machine; None where it is remote."""
+
+    @abstractmethod
+    def stage(self, path: str, folder: Path) -> Path:
+        """A whole local copy of a remote file in `folder`, made once per version of the file; local files stay put."""
+
+    @abstractmethod
+    def free_space(self) -> int | None:
+        """Bytes that may still be written here; None where the store does not say."""

@@ -1,0 +1,156 @@
+"""The Dask cluster that extraction runs on: a local one by default, any running scheduler by its address."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from distributed import Client, Nanny, Scheduler, SpecCluster
+
+from sak.errors import SakError, UsageError
+
+# Preemption is not a fault of the job: a block may lose its worker this often before it counts as one.
+ALLOWED_WORKER_LOSSES = 100
+BLOCKS_IN_FLIGHT = 2
+CONNECT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where extraction runs.
+
+    `scheduler`: address of a running Dask scheduler, None for a cluster of this machine. `device`: `cuda`, `cpu`, or
+    `auto`, which takes CUDA where there is a device. `workers`: None for one per visible GPU, or one on the CPU.
+    `threads`: CPU threads each worker computes with, None to share out the cores.
+    """
+
+    scheduler: str | None = None
+    device: str = "cuda"
+    workers: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected client, the device type its workers compute on, and what to tell the user about them."""
+
+    client: Client
+    device: str
+    workers: int
+    threads: int
+    dashboard: str | None
+
+
+def resolve_device(wanted: str) -> str:
+    """`cuda` or `cpu`; UsageError where CUDA was asked for and there is none."""
+    import torch
+
+    if wanted not in ("cuda", "cpu", "auto"):
+        raise UsageError(f"device {wanted!r} is not one of cuda, cpu, auto")
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UsageError(
+            "no CUDA device is visible to torch; ask for the CPU with --device cpu (slow), or run on a GPU"
+        )
+    if wanted == "auto":
+        return "cuda" if available else "cpu"
+    return wanted
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES writes them."""
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return tuple(name.strip() for name in listed.split(",") if name.strip() not in ("", "-1"))
+    return tuple(str(index) for index in range(torch.cuda.device_count()))
+
+
+@contextmanager
+def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
+    """Connect to the scheduler asked for, or start a cluster of this machine that ends with the block."""
+    if config.scheduler is not None:
+        with _connect(config.scheduler) as client:
+            yield _running_cluster(client, config)
+        return
+    device = resolve_device(config.device)
+    environments = _worker_environments(config, device)
+    with dask.config.set(_DASK_SETTINGS), SpecCluster(**_local_spec(environments)) as local, Client(local) as client:
+        threads = int(environments[0]["OMP_NUM_THREADS"])
+        yield Cluster(client, device, len(environments), threads, local.dashboard_link or None)
+
+
+_DASK_SETTINGS: dict[str, Any] = {
+    "distributed.scheduler.allowed-failures": ALLOWED_WORKER_LOSSES,
+    "distributed.worker.memory.target": False,  # blocks stream through; spilling results to disk would only slow them
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.comm.timeouts.connect": "30s",
+}
+
+
+def _worker_environments(config: ClusterConfig, device: str) -> list[dict[str, str]]:
+    """What each worker's process is started with: its GPU (before torch is imported) and its CPU threads."""
+    if config.workers is not None and config.workers < 1:
+        raise UsageError(f"--workers must be at least 1, got {config.workers}")
+    gpus = visible_gpus() if device == "cuda" else ()
+    count = config.workers or max(len(gpus), 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(config.threads or max(cores // count, 1))
+    common = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
+    if device == "cpu":
+        return [{**common, "CUDA_VISIBLE_DEVICES": ""} for _ in range(count)]
+    return [{**common, "CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(count)]
+
+
+def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
+    workers = {
+        number: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": BLOCKS_IN_FLIGHT,
+                "memory_limit": 0,
+                "silence_logs": logging.ERROR,
+                "env": environment,
+                "config": {"distributed.nanny.pre-spawn-environ": environment},
+            },
+        }
+        for number, environment in enumerate(environments)
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}}
+    return {"workers": workers, "scheduler": scheduler, "silence_logs": logging.ERROR}
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise SakError(f"no Dask scheduler answers at {address} ({reason}); start one with `dask scheduler`") from error
+
+
+def _running_cluster(client: Client, config: ClusterConfig) -> Cluster:
+    client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    devices = set(client.run(_device_of_worker, config.device).values())
+    if len(devices) != 1:
+        raise SakError(
+            f"the workers at {config.scheduler} differ in device ({sorted(devices)}); name one with --device"
+        )
+    info = client.scheduler_info()["workers"]
+    threads = set(client.run(_threads_of_worker).values())
+    return Cluster(client, devices.pop(), len(info), max(threads), client.dashboard_link)
+
+
+def _device_of_worker(wanted: str) -> str:
+    return resolve_device(wanted)
+
+
+def _threads_of_worker() -> int:
+    import torch
+
+    return torch.get_num_threads()

@@ -1,0 +1,203 @@
+"""Counts of one image, their sum over a data set, and the numbers drawn from it: ODS, OIS, AP."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sak.metrics.boundary.matching import match
+from sak.metrics.boundary.thin import thin
+
+Protocol = Literal["seism", "bsds"]
+
+THRESHOLDS = np.arange(1, 100) / 100
+MAX_DISTANCE = {"pascal-context": 0.0075, "bsds": 0.0075, "nyud": 0.011}
+
+
+@dataclass(frozen=True)
+class BoundaryCounts:
+    """Exact counts of one image or of many, int64 (T,) each, by threshold.
+
+    `matched_truth` of `truth` ground-truth pixels (summed over annotators) and `matched_prediction` of `prediction`
+    thinned predicted pixels found a partner.
+    """
+
+    matched_truth: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    matched_prediction: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+
+    def __add__(self, other: "BoundaryCounts") -> "BoundaryCounts":
+        """Counts of both."""
+        pairs = zip(self._arrays(), other._arrays(), strict=True)
+        return BoundaryCounts(*(mine + theirs for mine, theirs in pairs))
+
+    def _arrays(self) -> tuple[NDArray[np.int64], ...]:
+        return (self.matched_truth, self.truth, self.matched_prediction, self.prediction)
+
+    def __getitem__(self, index: int) -> "BoundaryCounts":
+        """The counts at one threshold, arrays of length 1."""
+        return BoundaryCounts(*(array[index : index + 1] for array in self._arrays()))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision and recall by threshold, float64 (T,)."""
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+    @property
+    def f_measure(self) -> NDArray[np.float64]:
+        """2PR / (P + R); 0 where both are 0."""
+        total = self.precision + self.recall
+        return np.where(total > 0, 2 * self.precision * self.recall / np.where(total > 0, total, 1), 0.0)
+
+
+def curve(counts: BoundaryCounts, *, protocol: Protocol = "seism") -> Curve:
+    """Precision and recall of counts.
+
+    Where a sum is empty the protocols differ. `seism`: nothing predicted is P 1, R 0; no ground truth to what was
+    predicted is R 1. `bsds`: any ratio over nothing is 0.
+    """
+    if protocol == "bsds":
+        nothing = np.zeros(counts.truth.shape)
+        return Curve(
+            _ratio(counts.matched_prediction, counts.prediction, nothing),
+            _ratio(counts.matched_truth, counts.truth, nothing),
+        )
+    predicted = (counts.prediction > 0).astype(np.float64)
+    return Curve(
+        _ratio(counts.matched_prediction, counts.prediction, 1 - predicted),
+        _ratio(counts.matched_truth, counts.truth, predicted),
+    )
+
+
+@dataclass(frozen=True)
+class BoundaryScore:
+    """The data set's numbers; F, precision and recall as fractions, the threshold that ODS was found at."""
+
+    ods: float
+    ods_precision: float
+    ods_recall: float
+    ods_threshold: float
+    ois: float
+    ap: float
+    images: int
+
+
+def count(
+    prediction: NDArray[np.uint8],
+    truths: Sequence[NDArray[np.bool_]],
+    *,
+    max_distance: float,
+    thresholds: NDArray[np.float64] = THRESHOLDS,
+) -> BoundaryCounts:
+    """Counts of one image: (H, W) uint8 prediction after suppression against thin ground truths of its annotators.
+
+    `max_distance` is a fraction of the image's diagonal. A threshold t selects u8 / 255.0 >= t, in float64.
+    """
+    if prediction.dtype != np.uint8 or prediction.ndim != 2:
+        raise ValueError(f"a prediction is (H, W) uint8, got {prediction.shape} {prediction.dtype}")
+    selected_from = np.searchsorted(np.arange(256) / 255.0, thresholds, side="left")
+    masks = (prediction >= grey for grey in selected_from)
+    return count_masks(masks, truths, max_distance=max_distance, same_as_before=_repeats(prediction, selected_from))
+
+
+def count_masks(
+    masks: Iterable[NDArray[np.bool_]],
+    truths: Sequence[NDArray[np.bool_]],
+    *,
+    max_distance: float,
+    same_as_before: Sequence[bool] | None = None,
+) -> BoundaryCounts:
+    """Counts of one image by binary predictions, one a threshold, each thinned here; for predictions not in uint8."""
+    total_truth = sum(int(truth.sum()) for truth in truths)
+    rows: list[tuple[int, int, int]] = []
+    for number, mask in enumerate(masks):
+        if same_as_before is not None and same_as_before[number]:
+            rows.append(rows[-1])
+        else:
+            rows.append(_count_mask(thin(mask), truths, max_distance))
+    columns = np.array(rows, np.int64).reshape(len(rows), 3)
+    truth = np.full(len(rows), total_truth, np.int64)
+    return BoundaryCounts(columns[:, 0], truth, columns[:, 1], columns[:, 2])
+
+
+def _repeats(prediction: NDArray[np.uint8], selected_from: NDArray[np.int64]) -> list[bool]:
+    """Where a threshold selects the very pixels that the one before it did."""
+    histogram = np.bincount(prediction.ravel(), minlength=257)
+    below = np.concatenate([[0], np.cumsum(histogram)])
+    selected = below[selected_from]
+    return [False, *(selected[1:] == selected[:-1])]
+
+
+def _count_mask(
+    mask: NDArray[np.bool_], truths: Sequence[NDArray[np.bool_]], max_distance: float
+) -> tuple[int, int, int]:
+    radius = max_distance * float(np.hypot(*mask.shape))
+    hit = np.zeros(mask.shape, bool)
+    matched_truth = 0
+    for truth in truths:
+        matching = match(mask, truth, radius)
+        matched_truth += matching.size
+        hit |= matching.prediction
+    return matched_truth, int(hit.sum()), int(mask.sum())
+
+
+def score(
+    images: Sequence[BoundaryCounts],
+    *,
+    thresholds: NDArray[np.float64] = THRESHOLDS,
+    protocol: Protocol = "seism",
+) -> BoundaryScore:
+    """ODS, OIS and AP over images.
+
+    ODS is the largest F of the summed counts: at the thresholds themselves (`seism`) or also between them (`bsds`,
+    linear in P and R). OIS sums each image's counts at its own best threshold.
+    """
+    if not images:
+        raise ValueError("no images to score")
+    total = sum(images[1:], start=images[0])
+    own_best = [image[int(np.argmax(curve(image, protocol=protocol).f_measure))] for image in images]
+    ois = curve(sum(own_best[1:], start=own_best[0]), protocol=protocol)
+    whole = curve(total, protocol=protocol)
+    best, threshold = _best(whole, thresholds, between=protocol == "bsds")
+    return BoundaryScore(
+        ods=float(best.f_measure[0]),
+        ods_precision=float(best.precision[0]),
+        ods_recall=float(best.recall[0]),
+        ods_threshold=threshold,
+        ois=float(ois.f_measure[0]),
+        ap=average_precision(whole),
+        images=len(images),
+    )
+
+
+def _best(whole: Curve, thresholds: NDArray[np.float64], *, between: bool) -> tuple[Curve, float]:
+    """The point of largest F as a curve of length 1, and its threshold; `between` takes 100 steps a threshold."""
+    if between:
+        knots = np.arange(len(thresholds))
+        steps = np.linspace(0, len(thresholds) - 1, 100 * (len(thresholds) - 1) + 1)
+        whole = Curve(np.interp(steps, knots, whole.precision), np.interp(steps, knots, whole.recall))
+        thresholds = np.interp(steps, knots, thresholds)
+    best = int(np.argmax(whole.f_measure))
+    return Curve(whole.precision[best : best + 1], whole.recall[best : best + 1]), float(thresholds[best])
+
+
+def average_precision(whole: Curve) -> float:
+    """P at R = 0, 0.01 .. 1, interpolated over unique R (first threshold of equal R; 0 outside), summed / 100.
+
+    A curve of one recall value has no area.
+    """
+    recall, first = np.unique(whole.recall, return_index=True)
+    if recall.size < 2:
+        return 0.0
+    grid = np.arange(101) / 100
+    return float(np.interp(grid, recall, whole.precision[first], left=0.0, right=0.0).sum() / 100)
+
+
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64], where_empty: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(whole > 0, part / np.maximum(whole, 1), where_empty)

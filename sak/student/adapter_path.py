@@ -1,0 +1,89 @@
+"""Teacher-Specific Adapter Paths (TSAP, equations 2 and 3): one per teacher beside the stem, evaluated together."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Adapter(nn.Module):
+    """Equation 3: u + scale * W_up GELU(W_down u); weights truncated normal std 0.02, biases 0, scale 1."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, width)
+        for linear in (self.down, self.up):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return tokens + self.scale * self.up(F.gelu(self.down(tokens)))
+
+
+class AdapterPaths(nn.ModuleDict):
+    """L+1 adapters per teacher: R_l = a_l(R_{l-1} + Z_l), R_0 = a_0(Z_0).
+
+    Each teacher keeps adapters of its own, so state dict, optimiser and gradients stay per teacher; `forward` stacks
+    their weights and evaluates all teachers in two batched products per block. `stacked = False` evaluates one adapter
+    after another, to the same numbers.
+    """
+
+    def __init__(
+        self, teachers: Sequence[str], *, width: int, depth: int, hidden: int, gradient_checkpointing: bool = False
+    ) -> None:
+        super().__init__(
+            {teacher: nn.ModuleList(Adapter(width, hidden) for _ in range(depth + 1)) for teacher in teachers}
+        )
+        self.stacked = True
+        self.gradient_checkpointing = gradient_checkpointing
+
+    def forward(self, stem_tokens: Sequence[Tensor], levels: Sequence[int]) -> tuple[Tensor, ...]:
+        """R_l of every teacher at the given levels: L+1 x (B, 1+n, C) -> len(levels) x (N, B, 1+n, C)."""
+        paths: Tensor | None = None
+        tapped: dict[int, Tensor] = {}
+        for block, tokens in enumerate(stem_tokens):
+            paths = self._run(block, paths, tokens)
+            if block in levels:
+                tapped[block] = paths
+        return tuple(tapped[level] for level in levels)
+
+    def step(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
+        """R_block of every teacher (N, B, T, C) from R_{block-1} (None before the first) and Z_block (B, T, C)."""
+        entering = tokens.expand(len(self), *tokens.shape) if paths is None else paths + tokens
+        if not self.stacked:
+            return torch.stack([adapter(entering[i]) for i, adapter in enumerate(self._adapters(block))])
+        return _apply_stacked(self._adapters(block), entering)
+
+    def _run(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(self.step, block, paths, tokens, use_reentrant=False)
+        return self.step(block, paths, tokens)
+
+    def _adapters(self, block: int) -> list[Adapter]:
+        return [path[block] for path in self.values()]  # type: ignore[index]  # a ModuleList of Adapters
+
+
+def _apply_stacked(adapters: Sequence[Adapter], entering: Tensor) -> Tensor:
+    """Every teacher's adapter at once: (N, B, T, C) -> (N, B, T, C).
+
+    The scale goes into W_up, where it costs nothing, and the sum stays outside the products: under autocast the
+    residual keeps float32.
+    """
+    scale = torch.stack([adapter.scale for adapter in adapters]).unsqueeze(-1)  # (N, 1, 1)
+    down, down_bias = _stacked_linear([adapter.down for adapter in adapters])
+    up, up_bias = _stacked_linear([adapter.up for adapter in adapters])
+    tokens = entering.flatten(1, 2)
+    hidden = F.gelu(torch.baddbmm(down_bias, tokens, down.mT))
+    change = torch.baddbmm(scale * up_bias, hidden, (scale * up).mT)
+    return entering + change.view_as(entering)
+
+
+def _stacked_linear(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weights (N, out, in) and biases (N, 1, out)."""
+    weight = torch.stack([linear.weight for linear in linears])
+    return weight, torch.stack([linear.bias for linear in linears]).unsqueeze(1)

@@ -1,0 +1,189 @@
+"""What a student is made of: a frozen description that goes into its checkpoint as JSON."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from sak.errors import UsageError, nearest
+from sak.features import default_levels
+from sak.student.sizes import PATCH, StemSize, stem_size
+
+Fusion = Literal["mor", "sum", "none"]
+GateNoise = Literal["image", "pixel"]
+Freeze = Literal["none", "stem", "all-but-routers"]
+LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_RESERVED = frozenset(dir(nn.ModuleDict()))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank updates of the stem's linear layers: W + alpha / rank * up @ down; the stem itself is frozen."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[LoraTarget, ...] = ("qkv", "proj")
+
+    def __post_init__(self) -> None:
+        """Refuse ranks and targets that mean nothing."""
+        if self.rank < 1:
+            raise UsageError(f"lora.rank must be at least 1, got {self.rank}")
+        object.__setattr__(self, "targets", tuple(self.targets))
+        for target in self.targets:
+            _check_choice("lora.targets", target, get_args(LoraTarget))
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The student's parts and options; errors are `UsageError` and name the field, the value and the way out.
+
+    Attributes:
+        image_size: (height, width) in pixels, multiples of 16; the position embedding has one row per patch.
+        stem: a timm ViT with patch 16 and class token, or a size of its own.
+        weights: where the stem starts from: `pretrained` (timm), a file of a timm ViT, or `random:SEED`.
+        teachers: name -> channels of the teacher's maps (None: the student's own width), in the routers' order.
+        tasks: name -> output channels.
+        levels: tapped blocks counted from 1, the last one the stem's last; None: L/4, L/2, 3L/4, L.
+        adapters: one adapter path per teacher; False is the many-to-one student, which has linear aligners alone.
+        down_ratio: the adapters' hidden width is the stem's width divided by this.
+        aligners: one switch for all teachers and levels; None: on where any teacher's width differs, or no adapters.
+        fusion: what a head reads: `mor` the routers' mixture, `sum` the teachers' paths added together (Table 3, row
+            2; the stem is in every path and is not added again), `none` the stem alone.
+        gate_noise: one draw per image and expert (the paper), or one per pixel too (published code).
+        freeze: `stem`, or `all-but-routers`; frozen parts also stay in eval mode.
+        lora: low-rank updates of the stem, which they freeze.
+        gradient_checkpointing: recompute stem blocks and adapters in the backward pass instead of keeping them.
+    """
+
+    image_size: tuple[int, int]
+    stem: str | StemSize = "vit_base_patch16_384.augreg_in21k_ft_in1k"
+    weights: str = "pretrained"
+    teachers: Mapping[str, int | None] = field(default_factory=dict)
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    levels: tuple[int, ...] | None = None
+    adapters: bool = True
+    down_ratio: int = 4
+    aligners: bool | None = None
+    fusion: Fusion = "mor"
+    gate_noise: GateNoise = "image"
+    freeze: Freeze = "none"
+    lora: Lora | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Check all of it; what follows from the rest (`tapped`, `teacher_widths`, `aligned`) is not filled in here."""
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        object.__setattr__(self, "levels", None if self.levels is None else tuple(self.levels))
+        size = self.size
+        self._check_sizes(size)
+        self._check_names()
+        self._check_parts(size)
+
+    def _check_sizes(self, size: StemSize) -> None:
+        if len(self.image_size) != 2 or any(side < PATCH or side % PATCH for side in self.image_size):
+            raise UsageError(f"image_size must be (height, width) in multiples of {PATCH}, got {self.image_size}")
+        levels = self.tapped
+        if list(levels) != sorted(set(levels)) or not levels or levels[0] < 1 or levels[-1] != size.depth:
+            raise UsageError(
+                f"levels must be increasing block numbers from 1 that end with the last block, {size.depth} "
+                f"(deeper blocks would learn nothing), got {levels}"
+            )
+        if self.down_ratio < 1 or size.width % self.down_ratio:
+            raise UsageError(f"down_ratio must divide the stem's width {size.width}, got {self.down_ratio}")
+
+    def _check_names(self) -> None:
+        for kind, table in (("teacher", self.teacher_widths), ("task", self.tasks)):
+            for name, channels in table.items():
+                if not _NAME.fullmatch(name) or name in _RESERVED:
+                    raise UsageError(f"{kind} name {name!r} cannot be used: letters, digits, - and _ make a name")
+                if channels < 1:
+                    raise UsageError(f"{kind} {name!r} needs a positive number of channels, got {channels}")
+        _check_choice("fusion", self.fusion, get_args(Fusion))
+        _check_choice("gate_noise", self.gate_noise, get_args(GateNoise))
+        _check_choice("freeze", self.freeze, get_args(Freeze))
+
+    def _check_parts(self, size: StemSize) -> None:
+        other = [f"{name} ({width})" for name, width in self.teacher_widths.items() if width != size.width]
+        if other and not self.aligned:
+            raise UsageError(
+                f"teachers {', '.join(other)} differ from the student's width {size.width}: aligners: true"
+            )
+        if self.teachers and not self.adapters and not self.aligned:
+            raise UsageError("a student without adapters has linear aligners alone: aligners: true")
+        if self.tasks and self.fusion != "none" and not (self.teachers and self.adapters):
+            raise UsageError(f"fusion {self.fusion!r} mixes adapter paths and this student has none: fusion: none")
+        if self.lora is not None and self.freeze == "all-but-routers":
+            raise UsageError("freeze all-but-routers would freeze LoRA too: leave lora out, or freeze the stem alone")
+
+    @property
+    def size(self) -> StemSize:
+        """Width, depth and heads of the stem."""
+        return stem_size(self.stem)
+
+    @property
+    def tapped(self) -> tuple[int, ...]:
+        """The levels, filled in."""
+        return default_levels(self.size.depth) if self.levels is None else self.levels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W) of every map, in patches."""
+        return self.image_size[0] // PATCH, self.image_size[1] // PATCH
+
+    @property
+    def teacher_widths(self) -> dict[str, int]:
+        """Teachers and their widths, filled in, in order."""
+        return {name: self.size.width if width is None else width for name, width in self.teachers.items()}
+
+    @property
+    def aligned(self) -> bool:
+        """Whether there are aligners, filled in."""
+        if self.aligners is not None:
+            return self.aligners
+        return bool(self.teachers) and (not self.adapters or set(self.teacher_widths.values()) != {self.size.width})
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The routers' experts in the order of the gates: `TAS`, then the teachers."""
+        return ("TAS", *self.teachers)
+
+    def resolved(self) -> "StudentConfig":
+        """The same student with everything that follows from the rest spelled out, as checkpoints keep it."""
+        return replace(self, teachers=self.teacher_widths, levels=self.tapped, aligners=self.aligned)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value; teachers and tasks are lists of pairs, because their order is meant."""
+        plain: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        plain["image_size"] = list(self.image_size)
+        plain["levels"] = None if self.levels is None else list(self.levels)
+        for name in ("teachers", "tasks"):
+            plain[name] = [list(pair) for pair in plain[name].items()]
+        plain["stem"] = self.stem if isinstance(self.stem, str) else vars(self.stem) | {}
+        plain["lora"] = None if self.lora is None else vars(self.lora) | {"targets": list(self.lora.targets)}
+        return plain
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "StudentConfig":
+        """The inverse of `to_json`; mappings are taken for teachers and tasks too. Unknown keys are errors."""
+        known = [entry.name for entry in fields(cls)]
+        for name in value:
+            if name not in known:
+                raise UsageError(f"student: no option {name!r}{nearest(name, known)}")
+        plain = dict(value)
+        for name in {"teachers", "tasks"} & plain.keys():
+            plain[name] = dict(plain[name])
+        if isinstance(plain.get("stem"), Mapping):
+            plain["stem"] = StemSize(**plain["stem"])
+        if plain.get("lora") is not None:
+            plain["lora"] = Lora(**plain["lora"])
+        return cls(**plain)
+
+
+def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    known = tuple(known)
+    if value not in known:
+        raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")

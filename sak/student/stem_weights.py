@@ -1,0 +1,110 @@
+"""Where a stem starts from: timm's pretrained weights, a file of a timm ViT, or random numbers that were asked for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from sak.errors import SakError, UsageError
+from sak.student.sizes import StemSize
+from sak.student.stem import Stem
+
+_UNUSED = ("norm.", "fc_norm.", "head.")
+
+
+def parse_random(weights: str) -> int | None:
+    """The seed of `random:SEED`, None for anything else; `UsageError` where the seed is no whole number."""
+    kind, colon, seed = weights.partition(":")
+    if kind != "random":
+        return None
+    if not colon or not seed.isdecimal():
+        raise UsageError(f"weights {weights!r}: random weights are asked for as random:SEED, such as random:0")
+    return int(seed)
+
+
+def load_stem_weights(stem: Stem, name: str | StemSize, weights: str) -> None:
+    """Fill the stem from `pretrained` or a file; `SakError` where they are missing or do not fit.
+
+    The position embedding is resampled bicubically with antialias where the stem has another grid, as timm does.
+    """
+    if weights == "pretrained":
+        _fill(stem, _pretrained(name), source=f"pretrained {name}")
+    else:
+        _fill(stem, read_tensors(Path(weights)), source=weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors or PyTorch file, in the file's order, never unpickling objects.
+
+    A PyTorch file may hold them inside `model`, `state_dict` or `model_state_dict`; `module.` prefixes are dropped.
+    """
+    if not path.is_file():
+        raise SakError(f"{path}: no such weights file; give a .safetensors or .pth file, or random:SEED")
+    try:
+        value: Any = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
+    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise SakError(f"{path}: not a readable weights file ({str(error).splitlines()[0]}); copy it again") from error
+    for container in ("model", "state_dict", "model_state_dict"):
+        if isinstance(value, Mapping) and isinstance(value.get(container), Mapping):
+            value = value[container]
+    tensors = {key.removeprefix("module."): tensor for key, tensor in value.items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        raise SakError(f"{path}: holds no tensors; give a state dict")
+    return tensors
+
+
+def _load_torch(path: Path) -> Mapping[str, object]:
+    try:
+        value: object = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError("it holds objects other than tensors, which are never loaded") from error
+    if not isinstance(value, Mapping):
+        raise ValueError(f"it holds a {type(value).__name__}, not a state dict")
+    return value
+
+
+def _pretrained(name: str | StemSize) -> dict[str, Tensor]:
+    if isinstance(name, StemSize):
+        raise UsageError(f"there are no pretrained weights for {name}; name a timm stem, a file, or random:SEED")
+    if "." not in name:
+        raise UsageError(f"stem {name!r}: spell out the weights' tag, as in {name}.augreg_in21k_ft_in1k")
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except OSError as error:  # the hub's errors for no network, no such file and offline mode are all of this kind
+        raise SakError(
+            f"weights of {name} are neither in the Hugging Face cache nor to be had ({str(error).splitlines()[0]}); "
+            "fetch them once with a network, give a file, or random:SEED"
+        ) from error
+    except RuntimeError as error:
+        raise UsageError(f"stem {name!r}: {str(error).splitlines()[0]}") from error
+    return model.state_dict()
+
+
+def _fill(stem: Stem, state: Mapping[str, Tensor], *, source: str) -> None:
+    own = stem.vit.state_dict()
+    given = {key: tensor for key, tensor in state.items() if not key.startswith(_UNUSED)}
+    differing = sorted(set(own) ^ set(given))
+    if differing:
+        raise SakError(f"{source}: keys do not fit the stem, such as {', '.join(differing[:3])}; is it another model?")
+    given["pos_embed"] = _resampled(given["pos_embed"], stem, source)
+    for key, tensor in given.items():
+        if tensor.shape != own[key].shape:
+            raise SakError(f"{source}: {key} is {tuple(tensor.shape)}, the stem needs {tuple(own[key].shape)}")
+    stem.vit.load_state_dict(given)
+
+
+def _resampled(pos_embed: Tensor, stem: Stem, source: str) -> Tensor:
+    count = pos_embed.shape[1] - 1
+    if count == stem.vit.pos_embed.shape[1] - 1:
+        return pos_embed
+    side = round(count**0.5)
+    if side * side != count:
+        raise SakError(f"{source}: pos_embed has {count} patches, no square grid, so it cannot be resampled")
+    return resample_abs_pos_embed(pos_embed, list(stem.vit.patch_embed.grid_size), num_prefix_tokens=1)

@@ -1,0 +1,122 @@
+"""What both stores do: keep one column's encoded arrays in blocks of samples, and give random samples back fast."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.layout import ColumnLayout
+from pipeline.storage import Location
+from sak.errors import SakError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+REMEDY = "run `sak-cli cache verify --deep` to see how far it goes and `sak-cli cache repair` to make it again"
+
+
+class DamageError(SakError):
+    """Stored bytes that cannot be what was written: a lost, cut or changed file."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a finished block: path inside the column, bytes, and `crc32c:` with the whole file's checksum.
+
+    The checksum is put together from those of the file's parts, which are needed anyway, so it costs no second
+    pass; it finds any damage of up to 32 neighbouring bits with certainty, and object stores report the same one.
+    """
+
+    path: str
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing wrong with a file, and the sample it strikes where that is known."""
+
+    path: str
+    problem: str
+    sample: int | None = None
+
+
+class BlockWriter(Protocol):
+    """Writes the samples of one block; nothing of it is seen before `finish`.
+
+    As a context manager it aborts where the body raises, or where it ends without `finish`.
+    """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *error: object) -> None: ...
+
+    def append(self, positions: Sequence[int] | NDArray[np.integer[Any]], arrays: Arrays) -> None:
+        """Add samples by their positions in the block, each once; every array of the layout, (n, *shape).
+
+        Samples that are never added stay absent. ValueError for a shape, dtype or position that does not fit.
+        """
+
+    def finish(self) -> tuple[FileRecord, ...]:
+        """Make the block's files durable and visible; replaces what an earlier attempt left."""
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+
+
+class ColumnStore(Protocol):
+    """One column on a local folder or a remote one. Safe to share between threads, fork and pickle."""
+
+    location: Location
+    layout: ColumnLayout
+
+    def prepare(self, views: int) -> None:
+        """Write the metadata for at least `views` views, before any block; more views append, never fewer."""
+
+    def open_block(self, view: int, block: int) -> BlockWriter:
+        """A writer for one block of one view."""
+
+    def read(
+        self,
+        views: int | NDArray[np.integer[Any]],
+        samples: Sequence[int] | NDArray[np.integer[Any]],
+        names: Sequence[str],
+        out: Arrays | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """The arrays `names` of any samples, in the order asked: name -> (n, *shape).
+
+        `views` is one number or one for each sample. Absent samples hold the layout's fill. The bytes go straight
+        into `out` where given: C-contiguous arrays of exactly these shapes and dtypes (views of pinned memory too),
+        best page-aligned as `allocate` makes them. Everything is read and checked in one call without the GIL.
+        Raises DamageError naming file and sample, and IndexError for samples or views out of range.
+        """
+
+    def read_block(self, view: int, block: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """All samples of a block in order; absent ones hold the fill."""
+
+    def present(self, view: int, block: int) -> NDArray[np.bool_]:
+        """Which of the block's samples were written, for every array; DamageError where the files disagree."""
+
+    def files(self, view: int, block: int) -> tuple[str, ...]:
+        """Paths inside the column of all files that hold this block."""
+
+    def check(self, view: int, block: int, records: Sequence[FileRecord], *, deep: bool = False) -> tuple[Damage, ...]:
+        """What is wrong with a block's files, compared with its records; empty where all is well.
+
+        Shallow: existence, sizes and indices. Deep: every byte.
+        """
+
+    def forget(self) -> None:
+        """Close files and drop indices held; the next read opens them again."""
+
+
+def allocate(layout: ColumnLayout, names: Sequence[str], n: int) -> dict[str, NDArray[Any]]:
+    """Buffers for `ColumnStore.read` of `n` samples, page-aligned: copies out of the page cache are fastest so."""
+    return {name: _aligned((n, *layout[name].shape), np.dtype(layout[name].dtype)) for name in names}
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.empty(count + 4096, np.uint8)
+    start = -memory.ctypes.data % 4096
+    return memory[start : start + count].view(dtype).reshape(shape)

@@ -50,14 +50,14 @@ class ViewPolicy(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_random(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the file held
+    def _fill_random(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("kind") == "random_resized_crop":
             return _RANDOM_DEFAULTS | {name: value for name, value in values.items() if value is not None}
         return values
 
     @field_validator("size", mode="before")
     @classmethod
-    def _square(cls, size: Any) -> Any:  # noqa: ANN401 - whatever the file held
+    def _square(cls, size: Any) -> Any:
         return (size, size) if isinstance(size, int) else size
 
     @model_validator(mode="after")

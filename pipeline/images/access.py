@@ -1,0 +1,147 @@
+"""Random access to image bytes where they lie: positioned reads inside tars, nothing unpacked."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any
+
+from pipeline.images.errors import ShardError
+from pipeline.images.index import Place, ShardIndex
+from pipeline.storage.errors import explain
+
+_NEAR = 64 << 10
+_LONGEST = 32 << 20
+
+
+class ImageAccess:
+    """Reads the images of an index, from any thread; safe to pickle and to fork, as no descriptor crosses either.
+
+    At most `open_files` local shards are open at a time, besides those being read. `verify` compares the SHA-256 of
+    every image read with the index.
+    """
+
+    def __init__(self, index: ShardIndex, *, verify: bool = False, open_files: int = 128) -> None:
+        self.index, self.verify, self.open_files = index, verify, max(1, open_files)
+        self._opened = _Opened()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _opened=_Opened())
+
+    def read(self, sample: int) -> bytes:
+        """The image file's bytes.
+
+        ShardError where the shard no longer holds them (with `verify`, where any bit differs), StorageError where it
+        cannot be read.
+        """
+        place, root = self.index.place(sample), self.index.root
+        if self.index.kind != "tars":
+            data = root.read_bytes(place.file)
+        elif root.is_remote:
+            data = root.read_range(place.file, place.offset, place.size) if place.size else b""
+        else:
+            data = self._pread(place)
+        return self._proved(sample, place, data)
+
+    def read_many(self, samples: Iterable[int]) -> list[bytes]:
+        """Several images, in the order asked for; neighbours in a remote shard come in one request."""
+        wanted = [int(sample) for sample in samples]
+        if self.index.kind != "tars" or not self.index.root.is_remote:
+            return [self.read(sample) for sample in wanted]
+        by_shard: dict[str, list[int]] = {}
+        for sample in dict.fromkeys(wanted):
+            by_shard.setdefault(self.index.place(sample).file, []).append(sample)
+        found: dict[int, bytes] = {}
+        for shard, group in by_shard.items():
+            found |= self._read_near(shard, group)
+        return [found[sample] for sample in wanted]
+
+    def close(self) -> None:
+        """Close the shards; reading opens them again."""
+        self._opened = _Opened()
+
+    def _read_near(self, shard: str, samples: list[int]) -> dict[int, bytes]:
+        """Samples of one remote shard, in as few ranges as leave little between them."""
+        places = sorted(((self.index.place(sample), sample) for sample in samples), key=lambda each: each[0].offset)
+        spans: list[list[int]] = []
+        for place, _ in places:
+            end = place.offset + place.size
+            if spans and place.offset - spans[-1][1] <= _NEAR and end - spans[-1][0] <= _LONGEST:
+                spans[-1][1] = end
+            else:
+                spans.append([place.offset, end])
+        parts = self.index.root.read_ranges(shard, [(start, max(1, end - start)) for start, end in spans])
+        found: dict[int, bytes] = {}
+        for place, sample in places:
+            number = next(n for n, (_, end) in enumerate(spans) if end >= place.offset + place.size)
+            start = place.offset - spans[number][0]
+            found[sample] = self._proved(sample, place, parts[number][start : start + place.size])
+        return found
+
+    def _pread(self, place: Place) -> bytes:
+        file = self._file(place.file)
+        try:
+            data = os.pread(file.descriptor, place.size, place.offset)
+            while len(data) < place.size:
+                more = os.pread(file.descriptor, place.size - len(data), place.offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise explain(error, self.index.root.at(place.file)) from error
+        return data
+
+    def _file(self, shard: str) -> "_File":
+        opened = self._opened
+        # A forked child must not touch its parent's lock, which a thread that is not there any more may hold.
+        if opened.process != os.getpid():
+            self._opened = opened = _Opened()
+        with opened.lock:
+            file = opened.files.get(shard)
+            if file is None:
+                file = opened.files[shard] = _File(self.index.root.at(shard))
+            opened.files.move_to_end(shard)
+            while len(opened.files) > self.open_files:
+                opened.files.popitem(last=False)
+        return file
+
+    def _proved(self, sample: int, place: Place, data: bytes) -> bytes:
+        if len(data) != place.size:
+            fault = f"{len(data)} of {place.size} bytes are there"
+        elif self.verify and sha256(data).digest() != self.index.digest(sample):
+            fault = "its SHA-256 is not the one indexed"
+        else:
+            return data
+        file = self.index.root.at(place.file)
+        raise ShardError(f"{file}: {self.index.key(sample)}: {fault}; the data changed, index it again")
+
+
+class _File:
+    """A descriptor that is closed with its last user: one that is dropped while another thread reads stays open."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = -1
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise explain(error, path) from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class _Opened:
+    """The open shards of one process, the last used at the end."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.lock = threading.Lock()
+        self.files: OrderedDict[str, _File] = OrderedDict()

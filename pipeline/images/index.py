@@ -1,0 +1,230 @@
+"""The shard index: where every image of a data set lies, and what it is, without unpacking anything."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.images.columns import Columns, Rows
+from pipeline.images.errors import ShardError, StaleIndexError
+from pipeline.images.index_file import IndexHeader, read_index, write_index
+from pipeline.images.source import Kind, Source, Stamp, find_images
+from pipeline.storage import Location
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image's bytes lie: `size` of them from `offset` in `file`, a path below the index's root."""
+
+    file: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """An index in a few numbers, for listings; `labels` counts distinct ones, `formats` images by extension."""
+
+    data: str
+    kind: Kind
+    samples: int
+    shards: int
+    bytes: int
+    labels: int
+    unlabelled: int
+    formats: dict[str, int]
+    data_key: str
+
+
+class ShardIndex:
+    """N samples of a data set, in an order that depends on names alone.
+
+    `data` is where it was found (absolute path, URL or pattern), `shards` the names of the tars or folders below
+    `root`, sorted. Made by `build_index`, kept by `save`, opened again by `open` through a memory map. Nothing changes
+    after it is made; threads and processes may share it. Pickled by its file's path where it was opened from one.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        data: str,
+        kind: Kind,
+        root: Location,
+        shards: tuple[str, ...],
+        stamps: tuple[Stamp, ...],
+        suffixes: tuple[str, ...],
+    ) -> None:
+        self.columns, self.data, self.kind, self.root = columns, data, kind, root
+        self.shards, self.stamps, self.suffixes = shards, stamps, suffixes
+        self._file: tuple[str, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def __repr__(self) -> str:
+        return f"ShardIndex({len(self)} samples in {len(self.shards)} shards of {self.data})"
+
+    def key(self, sample: int) -> str:
+        """The key of one sample."""
+        return self.columns.key(self._checked(sample))
+
+    def keys(self, samples: ArrayLike | None = None) -> list[str]:
+        """The keys of some samples, or of all."""
+        if samples is None:
+            return self.columns.keys()
+        return [self.key(row) for row in np.asarray(samples, np.int64).reshape(-1).tolist()]
+
+    def label(self, sample: int) -> int:
+        """The class number; -1 where the data has none."""
+        return int(self.columns.label[self._checked(sample)])
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """All class numbers, (N,), -1 for none."""
+        return self.columns.label
+
+    def digest(self, sample: int) -> bytes:
+        """SHA-256 of the image's bytes, 32 of them."""
+        return self.columns.digest[self._checked(sample)].tobytes()
+
+    def place(self, sample: int) -> Place:
+        """Where the image of one sample lies: in its tar, or a file of its own."""
+        columns, row = self.columns, self._checked(sample)
+        if self.kind == "tars":
+            file = self.shards[int(columns.shard[row])]
+        else:
+            file = columns.key(row) + self.suffixes[int(columns.suffix[row])]
+        return Place(file, int(columns.offset[row]), int(columns.size[row]))
+
+    def find(self, key: str) -> int:
+        """The number of the sample with this key; ShardError where there is none."""
+        row = self.columns.find(key)
+        if row is None:
+            raise ShardError(f"{self.data}: no sample {key!r} among {len(self)}; is it the data the key comes from?")
+        return row
+
+    def locate(self, keys: Iterable[str]) -> Rows:
+        """The number of each key's sample, (n,); -1 for unknown keys."""
+        rows = (self.columns.find(key) for key in keys)
+        return np.fromiter((-1 if row is None else row for row in rows), np.int64)
+
+    def smallest_hashes(self, count: int) -> Rows:
+        """The `count` samples with the smallest SHA-256 of their key (all, if there are fewer), smallest first."""
+        return self.columns.order[:count].astype(np.int64)
+
+    def subset(self, samples: ArrayLike) -> "ShardIndex":
+        """These samples alone, in this order; each at most once."""
+        rows = np.asarray(samples, np.int64).reshape(-1)
+        if len(np.unique(rows)) != len(rows) or (len(rows) and not 0 <= rows.min() <= rows.max() < len(self)):
+            raise ValueError(f"a subset takes different sample numbers from 0 to {len(self) - 1}")
+        return self._with(self.columns.take(rows))
+
+    def limit(self, count: int) -> "ShardIndex":
+        """The first `count` samples; the index itself where it has no more."""
+        return self if count >= len(self) else self.subset(np.arange(max(0, count)))
+
+    def data_key(self) -> str:
+        r"""SHA-256, hex, of the ordered (sample key, image SHA-256).
+
+        Of `sak data key 1\0`, the number of samples (8 bytes), the end of each key in the bytes of all keys (8 bytes
+        each), those bytes, and the 32 bytes of each image's digest, integers little-endian.
+        """
+        return self._data_key
+
+    @cached_property
+    def _data_key(self) -> str:
+        return self.columns.data_key()
+
+    def save(self, path: Path | str) -> None:
+        """Write the index as one file, whole or not at all; a local path or an fsspec URL."""
+        header = IndexHeader(self.data, self.kind, self.root.url, self.shards, self.stamps, self.suffixes)
+        write_index(path, header, self.columns)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "ShardIndex":
+        """Open a saved index, its checksum proved; IndexFileError where it is damaged, cut, or newer than this code."""
+        header, columns, checksum = read_index(path)
+        opened = cls(
+            columns,
+            header.data,
+            header.kind,
+            Location.parse(header.root),
+            header.shards,
+            header.stamps,
+            header.suffixes,
+        )
+        opened._file = (str(path), checksum)
+        return opened
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._file is not None:
+            return _reopen, self._file
+        names = (self.data, self.kind, self.root, self.shards, self.stamps, self.suffixes)
+        return ShardIndex, (self.columns, *names)
+
+    def relocated(self, data: str) -> "ShardIndex":
+        """The same samples, read from a copy of the data at `data`; times of change are no longer compared.
+
+        StaleIndexError where the copy's shards have other names or sizes.
+        """
+        source = find_images(data)
+        moved = self._with(self.columns)
+        moved.data, moved.root = source.data, source.root
+        moved.stamps = tuple(replace(stamp, modified=None) for stamp in self.stamps)
+        moved._compare(source)
+        return moved
+
+    def check_shards(self) -> None:
+        """Compare names, sizes and times of change with what is there; StaleIndexError names the first difference."""
+        self._compare(find_images(self.data))
+
+    def _compare(self, source: Source) -> None:
+        remedy = f"index {source.data} again, or bring the data back"
+        if source.shards != self.shards:
+            name = sorted(set(source.shards).symmetric_difference(self.shards))[0]
+            state = "is new" if name in source.shards else "is gone"
+            raise StaleIndexError(f"{self.root}: {name or '.'} {state} since it was indexed; {remedy}")
+        for name, then, now in zip(self.shards, self.stamps, source.stamps, strict=True):
+            if then.bytes != now.bytes:
+                change = f"had {then.bytes} bytes when it was indexed and has {now.bytes}"
+            elif None not in (then.modified, now.modified) and then.modified != now.modified:
+                change = "was written since it was indexed"
+            else:
+                continue
+            raise StaleIndexError(f"{self.root}: {name or '.'} {change}; {remedy}")
+
+    def _with(self, columns: Columns) -> "ShardIndex":
+        return ShardIndex(columns, self.data, self.kind, self.root, self.shards, self.stamps, self.suffixes)
+
+    def _checked(self, sample: int) -> int:
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} of {len(self)}")
+        return sample
+
+
+def index_summary(index: ShardIndex) -> IndexSummary:
+    """What a listing shows of an index."""
+    columns = index.columns
+    counts = Counter(dict(enumerate(np.bincount(columns.suffix, minlength=len(index.suffixes)).tolist())))
+    return IndexSummary(
+        data=index.data,
+        kind=index.kind,
+        samples=len(index),
+        shards=len(index.shards),
+        bytes=int(columns.size.sum()),
+        labels=len(np.unique(columns.label[columns.label >= 0])),
+        unlabelled=int((columns.label < 0).sum()),
+        formats={index.suffixes[number].lower().lstrip("."): count for number, count in counts.items() if count},
+        data_key=index.data_key(),
+    )
+
+
+def _reopen(path: str, checksum: int) -> ShardIndex:
+    index = ShardIndex.open(path)
+    if index._file != (path, checksum):
+        raise StaleIndexError(f"{path}: another index took its place while it was in use; start again")
+    return index

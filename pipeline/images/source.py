@@ -1,0 +1,193 @@
+"""Where images lie: shards named by a folder, a pattern or a URL; a folder of images; a folder of class folders."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from pipeline.images.errors import ShardError
+from pipeline.storage import Entry, Location, MissingFileError
+from pipeline.storage.errors import explain
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+"""What names an image, in any case; a member `key.seg.png` is not the image of `key`."""
+
+Kind = Literal["tars", "images", "classes"]
+
+_MOST_NAMES = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells a changed shard: bytes, and seconds since the epoch of its last change where the store says.
+
+    For a folder: the sum over its images, and the newest of them.
+    """
+
+    bytes: int
+    modified: float | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images found: `shards` (tars, or folders of images) relative to `root`, sorted, a stamp for each.
+
+    `files` has the images of every folder, sorted; it is empty for tars.
+    """
+
+    data: str
+    kind: Kind
+    root: Location
+    shards: tuple[str, ...]
+    stamps: tuple[Stamp, ...]
+    files: tuple[tuple[Entry, ...], ...] = field(default=(), repr=False)
+
+
+def find_images(data: str) -> Source:
+    """Find shards or image folders.
+
+    `data`: a tar; a folder of tars; a pattern of tars with `{0000..0127}`, `{a,b}`, `*`, `?` or `[..]`; a folder of
+    images; a folder of class folders. A local path or any fsspec URL. ShardError where there are none, or a mixture.
+    """
+    folder = Location.parse(data)
+    plain = not any(sign in data for sign in "{*?[") or folder.exists()
+    if plain and not data.endswith(".tar"):
+        return _in_folder(folder)
+    first, root = _literal_start(folder.url) if not plain else (folder.name, folder.url[: -len(folder.name) - 1])
+    base = Location.parse(root or "/")
+    return _tars(folder.url, base, _expand(first, base) if not plain else [first])
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's last extension names an image; hidden files are none."""
+    return not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "." in name
+
+
+def _literal_start(pattern: str) -> tuple[str, str]:
+    """(pattern below, folder above) the first part that is not literal."""
+    cut = pattern.rindex("/", 0, min(pattern.index(sign) for sign in "{*?[" if sign in pattern))
+    if pattern[:cut].endswith(("/", ":")) and "://" in pattern:
+        raise ShardError(f"{pattern}: the host or bucket must be spelled out; put the pattern into the path")
+    return pattern[cut + 1 :], pattern[:cut]
+
+
+def _expand(pattern: str, root: Location) -> list[str]:
+    """Every name the pattern stands for; names with a glob are looked up."""
+    names = list(_braces(pattern, pattern))
+    globs = [name.split("/") for name in names if any(sign in name for sign in "*?[")]
+    found = {name for name in names if not any(sign in name for sign in "*?[")}
+    if globs:
+        found |= {entry.path for entry in root.walk() if any(_matches(entry.path, each) for each in globs)}
+    if not found:
+        raise ShardError(f"{root.at('')}/{pattern}: no file matches")
+    return sorted(found)
+
+
+def _matches(path: str, pattern: list[str]) -> bool:
+    parts = path.split("/")
+    return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+
+
+def _braces(text: str, whole: str) -> Iterator[str]:
+    """Brace expansion: `{a,b}` and `{003..010}` (zeros kept), several and nested."""
+    found = _BRACES.search(text)
+    if not found:
+        if "{" in text or "}" in text:
+            raise ShardError(f"{whole}: braces do not match; write {{0000..0127}} or {{a,b}}")
+        yield text
+        return
+    inside = found[1]
+    if bounds := _RANGE.fullmatch(inside):
+        first, last = int(bounds[1]), int(bounds[2])
+        if not first <= last < first + _MOST_NAMES:
+            raise ShardError(f"{whole}: {{{inside}}} must rise, over at most {_MOST_NAMES} names")
+        width = len(bounds[1]) if bounds[1].startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    else:
+        choices = inside.split(",")
+    for choice in choices:
+        yield from _braces(text[: found.start()] + choice + text[found.end() :], whole)
+
+
+def _tars(data: str, root: Location, names: list[str]) -> Source:
+    entries = _local_entries(root, names) if not root.is_remote else _remote_entries(root, names)
+    stamps = tuple(Stamp(entry.bytes, entry.modified) for entry in entries)
+    return Source(data, "tars", root, tuple(names), stamps)
+
+
+def _local_entries(root: Location, names: list[str]) -> list[Entry]:
+    entries = []
+    for name in names:
+        path = Path(root.at(name))
+        if not path.is_file():
+            raise ShardError(f"{path}: no such shard")
+        status = path.stat()
+        entries.append(Entry(name, status.st_size, status.st_mtime))
+    return entries
+
+
+def _remote_entries(root: Location, names: list[str]) -> list[Entry]:
+    """One listing for each folder; stores that cannot list (plain HTTP) are asked for each size."""
+    folders = sorted({name.rpartition("/")[0] for name in names})
+    listed = {entry.path: entry for folder in folders for entry in root.walk(folder)}
+    entries = []
+    for name in names:
+        try:
+            entries.append(listed.get(name) or Entry(name, root.size(name), None))
+        except MissingFileError as error:
+            raise ShardError(f"{root.at(name)}: no such shard") from error
+    return entries
+
+
+def _in_folder(folder: Location) -> Source:
+    """Whatever one folder holds: tars, images or class folders."""
+    names = [name for name in folder.list() if not name.startswith(".")]
+    tars = [name for name in names if name.endswith(".tar")]
+    if tars and any(map(is_image, names)):
+        raise ShardError(f"{folder}: holds both tars and images; give a pattern of the tars, or move one kind away")
+    if tars:
+        return _tars(folder.url, folder, tars)
+    found = folder.walk() if folder.is_remote else _walk(Path(folder.url))
+    entries = [
+        entry for entry in found if is_image(entry.path.rpartition("/")[2]) and f"/{entry.path}".count("/.") == 0
+    ]
+    by_folder: dict[str, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda each: each.path):
+        by_folder.setdefault(entry.path.rpartition("/")[0], []).append(entry)
+    if not by_folder:
+        raise ShardError(f"{folder}: no tar shards and no images here; give their folder, or a pattern of shards")
+    if len(by_folder) > 1 and "" in by_folder:
+        raise ShardError(f"{folder}: holds images both beside and inside of folders; give one kind")
+    if deep := next((name for name in by_folder if "/" in name), None):
+        raise ShardError(f"{folder}: images two folders down, in {deep}; give the folder that holds the class folders")
+    files = tuple(tuple(each) for each in by_folder.values())
+    kind: Kind = "images" if "" in by_folder else "classes"
+    return Source(folder.url, kind, folder, tuple(by_folder), tuple(map(_folder_stamp, files)), files)
+
+
+def _walk(folder: Path) -> Iterator[Entry]:
+    """The images in a local folder and two levels below, through links to folders too, as data sets' subsets have."""
+
+    def refuse(error: OSError) -> None:
+        raise explain(error, str(error.filename or folder)) from error
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        below = Path(parent).relative_to(folder)
+        if len(below.parts) == 2:
+            folders.clear()
+        for name in filter(is_image, names):
+            try:
+                status = Path(parent, name).stat()
+            except OSError as error:
+                raise explain(error, str(Path(parent, name))) from error
+            yield Entry((below / name).as_posix(), status.st_size, status.st_mtime)
+
+
+def _folder_stamp(files: tuple[Entry, ...]) -> Stamp:
+    times = [entry.modified for entry in files if entry.modified is not None]
+    return Stamp(sum(entry.bytes for entry in files), max(times, default=None))

@@ -1,0 +1,190 @@
+"""A user's own data: a folder of images and one folder of labels a task, described by a small YAML file.
+
+images: images
+splits: {train: train.txt, val: val.txt}
+tasks:
+  semseg: {folder: labels, classes: [road, car, tree]}
+  depth: {folder: depth, scale: 0.001}
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.data.files import nearest_size, read_lines, read_png, read_rgb
+from pipeline.data.pascal_context import decode_normals, plane
+from pipeline.data.sample import DataError, TaskSample, select_tasks
+from sak import tasks as table
+from sak.errors import UsageError, nearest
+from sak.metrics.boundary.ground_truth import from_boundary_map
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+ROWS = {task.name: task for dataset in (table.PASCAL_CONTEXT, table.NYUD) for task in dataset}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FolderTask(_Frozen):
+    """Labels of one task: `<folder>/<id><suffix>`.
+
+    PNG values are class numbers (255 ignored), 0/255 masks (sal, edge), or 2 * png / 255 - 1 (normals); depth is .npy
+    metres, or a 16-bit PNG times `scale`. `classes` names semseg's classes; `weight` replaces the table's.
+    """
+
+    folder: str
+    suffix: str = ".png"
+    classes: tuple[str, ...] = ()
+    scale: float = Field(default=1.0, gt=0)
+    weight: float | None = Field(default=None, gt=0)
+
+
+class FolderSpec(_Frozen):
+    """What the YAML file says; paths are relative to the data folder."""
+
+    images: str
+    splits: dict[str, str] = Field(min_length=1)
+    tasks: dict[str, FolderTask] = Field(min_length=1)
+    input_size: tuple[int, int] = (512, 512)
+    name: str = "folder"
+
+    @classmethod
+    def load(cls, path: Path) -> "FolderSpec":
+        """Read and check a file; UsageError names the key that is wrong."""
+        try:
+            read = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read as YAML: {error}") from error
+        try:
+            spec = cls.model_validate(read)
+        except ValidationError as error:
+            raise UsageError(f"{path}: {_first(error)}") from error
+        for task in spec.tasks:
+            if task not in ROWS:
+                raise UsageError(f"{path}: tasks: unknown task {task!r}{nearest(task, ROWS)}")
+        if "semseg" in spec.tasks and len(spec.tasks["semseg"].classes) < 2:
+            raise UsageError(
+                f"{path}: tasks.semseg.classes must name at least two classes, in the order of their numbers"
+            )
+        return spec.model_copy(update={"name": path.stem} if spec.name == "folder" else {})
+
+    def table(self) -> table.Dataset:
+        """The task rows of this folder: the paper's, with these classes and weights."""
+        rows = []
+        for name, task in self.tasks.items():
+            row = ROWS[name]
+            if task.weight is not None:
+                row = replace(row, weight=task.weight)
+            if name == "semseg":
+                colours = table.voc_palette(len(task.classes))
+                row = replace(row, channels=len(task.classes), classes=task.classes, palette=colours)
+            rows.append(row)
+        return table.Dataset(self.name, self.input_size, tuple(rows))
+
+
+def _first(error: ValidationError) -> str:
+    # an unknown key first: what is then missing is most often what it was meant to be
+    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = FolderSpec.model_fields if len(problem["loc"]) == 1 else FolderTask.model_fields
+        return f"unknown key {place}{nearest(str(problem['loc'][-1]), known)}"
+    return f"{place}: {problem['msg']}"
+
+
+class FolderDataset:
+    """A split of a described folder; a task whose label file is missing is an error, never skipped."""
+
+    def __init__(self, spec: FolderSpec, root: Path, split: str, tasks: Sequence[str] | None = None) -> None:
+        """`tasks` None takes all that the file describes."""
+        if split not in spec.splits:
+            raise UsageError(f"{spec.name} has no split {split!r}; its splits are {', '.join(spec.splits)}")
+        self.spec = spec
+        self.root = root
+        self.dataset = spec.name
+        self.tasks = select_tasks(tasks, tuple(spec.tasks), spec.name)
+        self.names = read_lines(inside(root, spec.splits[split]))
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """The line of the split's list: a file name without its suffix."""
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> TaskSample:
+        """Image and labels; a label of another size than its image is brought to it by nearest neighbour."""
+        name = self.names[index]
+        image = read_rgb(self._image(name)).astype(np.float32)
+        size = (image.shape[0], image.shape[1])
+        labels = {task: nearest_size(self._label(task, name), size) for task in self.tasks}
+        return TaskSample(name, image, labels, size)
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Every file that image `name` needs for the tasks of this split."""
+        return (self._image(name), *(self._file(task, name) for task in self.tasks))
+
+    def boundary_truth(self, index: int) -> NDArray[np.bool_]:
+        """The edge labels, doubled and thinned as NYUD-v2's protocol has it."""
+        if "edge" not in self.spec.tasks:
+            raise DataError(f"{self.dataset} has no edge labels, so no boundary ground truth")
+        return from_boundary_map(read_png(self._file("edge", self.names[index])))
+
+    def _image(self, name: str) -> Path:
+        places = [inside(self.root, self.spec.images, f"{name}{suffix}") for suffix in IMAGE_SUFFIXES]
+        return next((path for path in places if path.is_file()), places[0])
+
+    def _file(self, task: str, name: str) -> Path:
+        described = self.spec.tasks[task]
+        return inside(self.root, described.folder, f"{name}{described.suffix}")
+
+    def _label(self, task: str, name: str) -> NDArray[np.float32]:
+        path = self._file(task, name)
+        if task == "normals":
+            return decode_normals(path)
+        if task == "depth":
+            return plane(_depth(path) * np.float32(self.spec.tasks[task].scale))
+        values = read_png(path)
+        if task in ("sal", "edge"):
+            return plane((values > 127).astype(np.float32))
+        _check_classes(path, values, ROWS[task].channels if task != "semseg" else len(self.spec.tasks[task].classes))
+        return plane(values)
+
+
+def inside(root: Path, *parts: str) -> Path:
+    """`root/parts...`; DataError where the parts would leave `root`."""
+    path = root.joinpath(*parts)
+    if any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):
+        raise DataError(
+            f"{path} is outside {root}; names in the list and the YAML file are relative to the data folder"
+        )
+    return path
+
+
+def _check_classes(path: Path, values: NDArray[np.uint8], classes: int) -> None:
+    wrong = values[(values >= classes) & (values != table.IGNORE)]
+    if wrong.size:
+        raise DataError(
+            f"{path} holds class {int(wrong[0])}, but there are {classes} classes; 255 marks pixels to ignore"
+        )
+
+
+def _depth(path: Path) -> NDArray[np.float32]:
+    try:
+        if path.suffix == ".npy":
+            values: Any = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                values = np.array(image)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as depth ({error})") from error
+    return values.astype(np.float32)

@@ -1,0 +1,135 @@
+"""MATLAB label files, parsed once: scipy takes tens of milliseconds a file, so what was parsed is kept per user.
+
+A parsed file is found again by the SHA-256 of the .mat file's bytes, so a changed file is parsed anew.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from pipeline.data.sample import DataError
+
+PERSON = 15
+PARSER_REVISION = 1
+PART_NAMES: Mapping[int, tuple[str, ...]] = {
+    1: ("hair", "head", "lear", "rear", "lebrow", "rebrow", "leye", "reye", "mouth", "nose"),
+    2: ("neck", "torso"),
+    3: ("luarm", "ruarm"),
+    4: ("llarm", "rlarm", "lhand", "rhand"),
+    5: ("luleg", "ruleg"),
+    6: ("llleg", "rlleg", "lfoot", "rfoot"),
+}
+PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
+
+Parser = Callable[[dict[str, Any]], NDArray[Any]]
+
+
+def label_cache_folder() -> Path:
+    """SAK_LABEL_CACHE, else sak/labels in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sak" / "labels"
+    return Path(os.environ.get("SAK_LABEL_CACHE", default))
+
+
+def label_map(path: Path) -> NDArray[np.int32]:
+    """`LabelMap` of a PASCAL-Context .mat: (H, W) class numbers."""
+    return _parsed(path, "label_map", lambda mat: np.asarray(mat["LabelMap"], np.int32))
+
+
+def human_parts(path: Path) -> NDArray[np.uint8]:
+    """Parts of all persons of a PASCAL-Part .mat as (H, W), 0 background and 1-6; zeros where nobody has parts.
+
+    The union over persons; where parts overlap, the later in the file wins.
+    """
+    return _parsed(path, "human_parts", _merge_parts)
+
+
+def persons(path: Path) -> int:
+    """How many persons a PASCAL-Part .mat lists, with or without parts."""
+    return int(_parsed(path, "persons", _count_persons)[()])
+
+
+def boundaries(path: Path) -> NDArray[np.uint8]:
+    """`groundTruth{1}.Boundaries` of a NYUD-v2 or BSDS .mat: (H, W), 1 on boundaries."""
+    return _parsed(path, "boundaries", _first_boundaries)
+
+
+def _merge_parts(mat: dict[str, Any]) -> NDArray[np.uint8]:
+    objects = mat["anno"]["objects"][0, 0]
+    merged: NDArray[np.uint8] | None = None
+    for index in range(objects.shape[1]):
+        instance = objects[0, index]
+        if merged is None:
+            merged = np.zeros(instance["mask"].shape, np.uint8)
+        if int(instance["class_ind"].squeeze()) == PERSON and instance["parts"].size:
+            _add_parts(merged, instance["parts"])
+    if merged is None:
+        raise KeyError("anno.objects is empty")
+    return merged
+
+
+def _count_persons(mat: dict[str, Any]) -> NDArray[np.int64]:
+    objects = mat["anno"]["objects"][0, 0]
+    classes = [int(objects[0, index]["class_ind"].squeeze()) for index in range(objects.shape[1])]
+    return np.asarray(classes.count(PERSON), np.int64)
+
+
+def _add_parts(merged: NDArray[np.uint8], parts: NDArray[Any]) -> None:
+    for index in range(parts.shape[1]):
+        name = str(parts[0, index]["part_name"][0])
+        if name in PART_OF:
+            merged[parts[0, index]["mask"] > 0] = PART_OF[name]
+
+
+def _first_boundaries(mat: dict[str, Any]) -> NDArray[np.uint8]:
+    return (np.asarray(mat["groundTruth"][0, 0]["Boundaries"][0, 0]) > 0).astype(np.uint8)
+
+
+def _parsed(path: Path, kind: str, parse: Parser) -> NDArray[Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); check the tree with `sak-cli data check`"
+        ) from error
+    kept = label_cache_folder() / f"{kind}-{PARSER_REVISION}" / f"{hashlib.sha256(data).hexdigest()}.npz"
+    found = _read_kept(kept)
+    if found is not None:
+        return found
+    try:
+        values = parse(loadmat(cast(Any, BytesIO(data))))
+    except (MatReadError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+        what = kind.replace("_", " ")
+        raise DataError(f"{path} is not a .mat file with {what} ({error}); copy it again") from error
+    _keep(kept, values)
+    return values
+
+
+def _read_kept(path: Path) -> NDArray[Any] | None:
+    """What was parsed before; None where there is nothing, or a file that cannot be read."""
+    try:
+        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return file["values"]
+    except (OSError, BadZipFile, ValueError, KeyError):
+        return None
+
+
+def _keep(path: Path, values: NDArray[Any]) -> None:
+    """Keep a parsed array; a cache that cannot be written costs time, never a run."""
+    scratch = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("wb") as file:
+            np.savez_compressed(file, values=values)
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)

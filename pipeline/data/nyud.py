@@ -1,0 +1,82 @@
+"""NYUD-v2 with four tasks, in the on-disk layout of the multi-task releases."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import mat
+from pipeline.data.files import nearest_size, read_lines, read_png, read_rgb
+from pipeline.data.pascal_context import dataset_folder, decode_normals, plane
+from pipeline.data.sample import DataError, TaskSample, select_tasks
+from sak.metrics.boundary.ground_truth import from_boundary_map
+
+TASKS = ("semseg", "normals", "edge", "depth")
+IGNORE = 255
+FOLDERS = {"semseg": "segmentation", "normals": "normals", "edge": "edge", "depth": "depth"}
+
+
+class Nyud:
+    """`NYUDv2/` below or at `root`; `split` is `train` or `val`."""
+
+    dataset = "nyud"
+
+    def __init__(self, root: Path, split: str, tasks: Sequence[str] | None = None) -> None:
+        """`tasks` None takes all four."""
+        self.root = dataset_folder(root, "NYUDv2")
+        self.split = split
+        self.tasks = select_tasks(tasks, TASKS, self.dataset)
+        self.names = read_lines(self.root / "gt_sets" / f"{split}.txt")
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """Such as `0001`."""
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> TaskSample:
+        """Image and labels; a label of another size than its image is brought to it by nearest neighbour."""
+        name = self.names[index]
+        image = read_rgb(self.root / "images" / f"{name}.png").astype(np.float32)
+        size = (image.shape[0], image.shape[1])
+        labels = {task: nearest_size(self._label(task, name), size) for task in self.tasks}
+        return TaskSample(name, image, labels, size)
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Every file that image `name` needs for the tasks of this split."""
+        return (self.root / "images" / f"{name}.png", *(self._file(task, name) for task in self.tasks))
+
+    def boundary_truth(self, index: int) -> NDArray[np.bool_]:
+        """The boundary map of `edge_mat/`, doubled and thinned as the protocol has it."""
+        return from_boundary_map(mat.boundaries(self.root / "edge_mat" / f"{self.names[index]}.mat"))
+
+    def _file(self, task: str, name: str) -> Path:
+        return self.root / FOLDERS[task] / f"{name}.{'npy' if task == 'depth' else 'png'}"
+
+    def _label(self, task: str, name: str) -> NDArray[np.float32]:
+        path = self._file(task, name)
+        if task == "semseg":
+            return plane(shift_classes(read_png(path)))
+        if task == "edge":
+            return plane(read_png(path).astype(np.float32) / np.float32(255))
+        if task == "depth":
+            return plane(_read_depth(path))
+        return decode_normals(path)
+
+
+def shift_classes(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Class 0 of the files is "no label": stored - 1, with 0 becoming 255 (ignore)."""
+    return np.where(stored == 0, IGNORE, stored - np.uint8(1)).astype(np.uint8)
+
+
+def _read_depth(path: Path) -> NDArray[np.float32]:
+    try:
+        depth = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not an array of metres ({error}); copy it again") from error
+    if depth.ndim == 3 and depth.shape[2] == 1:
+        depth = depth[:, :, 0]
+    return depth.astype(np.float32)

@@ -40,12 +40,3 @@ def read_lines(path: Path) -> tuple[str, ...]:
         return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); it lists the images of a split, one id a line") from error
-
-
-def nearest_size(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """`values` (h, w, C) brought to (H, W) by nearest neighbour, source index floor(i * h / H)."""
-    if values.shape[:2] == size:
-        return values
-    rows = np.minimum((np.arange(size[0]) * (values.shape[0] / size[0])).astype(np.int64), values.shape[0] - 1)
-    columns = np.minimum((np.arange(size[1]) * (values.shape[1] / size[1])).astype(np.int64), values.shape[1] - 1)
-    return values[rows][:, columns]

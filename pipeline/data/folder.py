@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.data.files import nearest_size, read_lines, read_png, read_rgb
+from pipeline.data.files import read_lines, read_png, read_rgb
 from pipeline.data.pascal_context import decode_normals, plane
-from pipeline.data.sample import DataError, TaskSample, select_tasks
+from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak import tasks as table
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary.ground_truth import from_boundary_map
@@ -122,11 +122,11 @@ class FolderDataset:
         return self.names[index]
 
     def __getitem__(self, index: int) -> TaskSample:
-        """Image and labels; a label of another size than its image is brought to it by nearest neighbour."""
+        """Image and labels; DataError names a file that is missing, damaged, or of another size than its image."""
         name = self.names[index]
         image = read_rgb(self._image(name)).astype(np.float32)
         size = (image.shape[0], image.shape[1])
-        labels = {task: nearest_size(self._label(task, name), size) for task in self.tasks}
+        labels = {task: check_size(self._label(task, name), size, self._file(task, name)) for task in self.tasks}
         return TaskSample(name, image, labels, size)
 
     def files(self, name: str) -> tuple[Path, ...]:
@@ -152,12 +152,12 @@ class FolderDataset:
         if task == "normals":
             return decode_normals(path)
         if task == "depth":
-            return plane(_depth(path) * np.float32(self.spec.tasks[task].scale))
+            return plane(_depth(path) * np.float32(self.spec.tasks[task].scale), path)
         values = read_png(path)
         if task in ("sal", "edge"):
-            return plane((values > 127).astype(np.float32))
-        _check_classes(path, values, ROWS[task].channels if task != "semseg" else len(self.spec.tasks[task].classes))
-        return plane(values)
+            return plane((values > 127).astype(np.float32), path)
+        classes = len(self.spec.tasks[task].classes) if task == "semseg" else ROWS[task].channels
+        return plane(check_classes(values, classes, path), path)
 
 
 def inside(root: Path, *parts: str) -> Path:
@@ -168,14 +168,6 @@ def inside(root: Path, *parts: str) -> Path:
             f"{path} is outside {root}; names in the list and the YAML file are relative to the data folder"
         )
     return path
-
-
-def _check_classes(path: Path, values: NDArray[np.uint8], classes: int) -> None:
-    wrong = values[(values >= classes) & (values != table.IGNORE)]
-    if wrong.size:
-        raise DataError(
-            f"{path} holds class {int(wrong[0])}, but there are {classes} classes; 255 marks pixels to ignore"
-        )
 
 
 def _depth(path: Path) -> NDArray[np.float32]:

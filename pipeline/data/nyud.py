@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import mat
-from pipeline.data.files import nearest_size, read_lines, read_png, read_rgb
+from pipeline.data.files import read_lines, read_png, read_rgb
 from pipeline.data.pascal_context import dataset_folder, decode_normals, plane
-from pipeline.data.sample import DataError, TaskSample, select_tasks
+from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak.metrics.boundary.ground_truth import from_boundary_map
+from sak.tasks import IGNORE, NYUD_CLASSES
 
 TASKS = ("semseg", "normals", "edge", "depth")
-IGNORE = 255
 FOLDERS = {"semseg": "segmentation", "normals": "normals", "edge": "edge", "depth": "depth"}
 
 
@@ -38,11 +38,11 @@ class Nyud:
         return self.names[index]
 
     def __getitem__(self, index: int) -> TaskSample:
-        """Image and labels; a label of another size than its image is brought to it by nearest neighbour."""
+        """Image and labels; DataError names a file that is missing, damaged, or of another size than its image."""
         name = self.names[index]
         image = read_rgb(self.root / "images" / f"{name}.png").astype(np.float32)
         size = (image.shape[0], image.shape[1])
-        labels = {task: nearest_size(self._label(task, name), size) for task in self.tasks}
+        labels = {task: check_size(self._label(task, name), size, self._file(task, name)) for task in self.tasks}
         return TaskSample(name, image, labels, size)
 
     def files(self, name: str) -> tuple[Path, ...]:
@@ -59,17 +59,17 @@ class Nyud:
     def _label(self, task: str, name: str) -> NDArray[np.float32]:
         path = self._file(task, name)
         if task == "semseg":
-            return plane(shift_classes(read_png(path)))
+            return plane(shift_classes(check_classes(read_png(path), len(NYUD_CLASSES) + 1, path)), path)
         if task == "edge":
-            return plane(read_png(path).astype(np.float32) / np.float32(255))
+            return plane(read_png(path).astype(np.float32) / np.float32(255), path)
         if task == "depth":
-            return plane(_read_depth(path))
+            return plane(_read_depth(path), path)
         return decode_normals(path)
 
 
 def shift_classes(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Class 0 of the files is "no label": stored - 1, with 0 becoming 255 (ignore)."""
-    return np.where(stored == 0, IGNORE, stored - np.uint8(1)).astype(np.uint8)
+    """Class 0 of the files is "no label": stored - 1, with 0 (and 255) becoming 255, ignore."""
+    return np.where((stored == 0) | (stored == IGNORE), IGNORE, stored - np.uint8(1)).astype(np.uint8)
 
 
 def _read_depth(path: Path) -> NDArray[np.float32]:

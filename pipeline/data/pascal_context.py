@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import correlate
 
 from pipeline.data import mat
-from pipeline.data.files import nearest_size, read_lines, read_png, read_rgb
-from pipeline.data.sample import DataError, TaskSample, select_tasks
+from pipeline.data.files import read_lines, read_png, read_rgb
+from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak.metrics.boundary.ground_truth import from_label_map
 from sak.metrics.boundary.thin import thin
+from sak.tasks import VOC_CLASSES
 
 TASKS = ("semseg", "human_parts", "sal", "normals", "edge")
 # Surfaces that the normals were predicted for: NYU's classes, and the television under its PASCAL name.
@@ -42,11 +43,11 @@ class PascalContext:
         return self.names[index]
 
     def __getitem__(self, index: int) -> TaskSample:
-        """Image and labels; a label of another size than its image is brought to it by nearest neighbour."""
+        """Image and labels; DataError names a file that is missing, damaged, or of another size than its image."""
         name = self.names[index]
         image = read_rgb(self.root / "JPEGImages" / f"{name}.jpg").astype(np.float32)
         size = (image.shape[0], image.shape[1])
-        labels = {task: nearest_size(self._label(task, name), size) for task in self.tasks}
+        labels = {task: check_size(self._label(task, name), size, self._files(task, name)[0]) for task in self.tasks}
         return TaskSample(name, image, labels, size)
 
     def files(self, name: str) -> tuple[Path, ...]:
@@ -96,14 +97,14 @@ class PascalContext:
     def _label(self, task: str, name: str) -> NDArray[np.float32]:
         first = self._files(task, name)[0]
         if task == "semseg":
-            return plane(read_png(first))
+            return plane(check_classes(read_png(first), len(VOC_CLASSES), first), first)
         if task == "human_parts":
-            return plane(mat.human_parts(first))
+            return plane(mat.human_parts(first), first)
         if task == "sal":
-            return plane(read_png(first).astype(np.float32) / np.float32(255) > 0.5)
+            return plane(read_png(first).astype(np.float32) / np.float32(255) > 0.5, first)
         if task == "normals":
             return self._normals(name)
-        return plane(label_boundaries(mat.label_map(first)))
+        return plane(label_boundaries(mat.label_map(first)), first)
 
     def _normals(self, name: str) -> NDArray[np.float32]:
         label_file = self._label_map(name)
@@ -127,10 +128,10 @@ def dataset_folder(root: Path, name: str) -> Path:
     raise DataError(f"{root} is not a folder; give the folder that holds {name}/")
 
 
-def plane(values: NDArray[np.generic]) -> NDArray[np.float32]:
+def plane(values: NDArray[np.generic], path: Path) -> NDArray[np.float32]:
     """(H, W) values as a float32 label (H, W, 1)."""
     if values.ndim != 2:
-        raise DataError(f"a label is (H, W), this one is {values.shape}; it may have been saved as a colour picture")
+        raise DataError(f"{path} is {values.shape}, a label is (H, W); it may have been saved as a colour picture")
     return values.astype(np.float32)[:, :, None]
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sak.errors import SakError
+from sak.tasks import IGNORE
 
 Labels = Mapping[str, NDArray[np.float32]]
 
@@ -54,3 +56,20 @@ def select_tasks(wanted: Sequence[str] | None, known: tuple[str, ...], dataset: 
     if unknown:
         raise DataError(f"{dataset} has no task {sorted(unknown)[0]!r}; its tasks are {', '.join(known)}")
     return tuple(task for task in known if wanted is None or task in wanted)
+
+
+def check_size(label: NDArray[np.float32], size: tuple[int, int], path: Path) -> NDArray[np.float32]:
+    """The label (H, W, C) itself; DataError where it is not of its image's (H, W)."""
+    if label.shape[:2] != size:
+        raise DataError(f"{path} is {label.shape[:2]}, its image is {size}; one of the two belongs to another image")
+    return label
+
+
+def check_classes(stored: NDArray[np.uint8], allowed: int, path: Path) -> NDArray[np.uint8]:
+    """The stored class numbers themselves; DataError where one is neither below `allowed` nor 255."""
+    wrong = stored[(stored >= allowed) & (stored != IGNORE)]
+    if wrong.size:
+        raise DataError(
+            f"{path} holds class {int(wrong[0])}; classes are 0 to {allowed - 1}, and 255 to ignore a pixel"
+        )
+    return stored

@@ -37,6 +37,10 @@ def trees(golden, tmp_path):
     return tmp_path / "trees"
 
 
+def save(values, path):
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
 SETS = {"pascal": ("pascal-context", 3), "nyud": ("nyud", 2)}
 
 
@@ -141,6 +145,9 @@ def test_a_tree_check_lists_every_missing_file(trees):
         (lambda tree: (tree / "human_parts/2008_000001.mat").write_bytes(b"text"), "is not a .mat file"),
         (lambda tree: (tree / "sal_distill/2008_000001.png").unlink(), "is missing"),
         (lambda tree: (tree / "json/nyu_classes.json").write_text("{"), "maps class names"),
+        (lambda tree: save(np.zeros((5, 6)), tree / "sal_distill/2008_000001.png"), "belongs to another image"),
+        (lambda tree: save(np.full((40, 52), 77), tree / "semseg/VOC12/2008_000001.png"), "holds class 77"),
+        (lambda tree: save(np.zeros((40, 52, 3)), tree / "sal_distill/2008_000001.png"), "colour picture"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(trees, break_it, message):
@@ -241,7 +248,7 @@ def test_a_wrong_description_names_the_key(folder, old, new, message):
 
 def test_a_label_beyond_the_classes_is_named(folder):
     folder.write_text(folder.read_text().replace("[road, car, tree]", "[road, car]"))
-    with pytest.raises(DataError, match="holds class 2, but there are 2 classes"):
+    with pytest.raises(DataError, match="holds class 2; classes are 0 to 1"):
         open_dataset(str(folder), folder.parent / "own", "train")[0]
 
 

@@ -1,31 +1,36 @@
 """Building students: with a filled stem, and the paper's baselines as configurations of the same parts."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from sak.errors import UsageError, nearest
 from sak.student.config import StudentConfig
-from sak.student.stem import Stem
+from sak.student.lora import merge_lora
 from sak.student.stem_weights import load_stem_weights, parse_random
 from sak.student.student import Student
 
 
-def build_student(config: StudentConfig, *, seed: int = 0) -> Student:
-    """A student on the CPU whose stem holds `config.weights` and whose other parts are drawn from `seed`.
-
-    A stem of `random:SEED` is drawn from its own seed. The global generators are left as they were.
-    """
-    stem_seed = parse_random(config.weights)
+def new_student(config: StudentConfig, *, seed: int = 0) -> Student:
+    """A student on the CPU with all its parts drawn from `seed`, the stem too; global generators are left alone."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        student = Student(config)
-        if stem_seed is not None:
-            torch.manual_seed(stem_seed)
-            student.stem.load_state_dict(Stem(config.size, config.image_size).state_dict(), strict=config.lora is None)
+        return Student(config)
+
+
+def build_student(config: StudentConfig, *, seed: int = 0) -> Student:
+    """A student whose stem starts from `config.weights` and whose other parts are drawn from `seed`, on the CPU.
+
+    A stem of `random:SEED` is drawn from its own seed. `SakError` where the stem's weights are missing or do not fit.
+    """
+    stem_seed = parse_random(config.weights)
+    student = new_student(config, seed=seed)
     if stem_seed is None:
         load_stem_weights(student.stem, config.stem, config.weights)
+    else:
+        plain = replace(config, teachers={}, tasks={}, lora=None, aligners=False, freeze="none")
+        stem = new_student(plain, seed=stem_seed).stem
+        student.stem.load_state_dict(stem.state_dict(), strict=config.lora is None)
     return student
 
 
@@ -39,17 +44,20 @@ def multi_task_baseline(config: StudentConfig) -> StudentConfig:
     return replace(config, teachers={}, adapters=False, aligners=False, fusion="none")
 
 
-def single_task_baselines(config: StudentConfig) -> Mapping[str, StudentConfig]:
-    """Task -> a stem and head of its own."""
-    shared = multi_task_baseline(config)
-    return {task: replace(shared, tasks={task: channels}) for task, channels in config.tasks.items()}
-
-
 def single_task_baseline(config: StudentConfig, task: str) -> StudentConfig:
     """One task's stem and head; `UsageError` where the configuration has no such task."""
     if task not in config.tasks:
         raise UsageError(f"no task {task!r} in this student{nearest(task, config.tasks)}")
-    return single_task_baselines(config)[task]
+    return replace(multi_task_baseline(config), tasks={task: config.tasks[task]})
+
+
+def without_lora(student: Student) -> Student:
+    """The student with its LoRA layers merged into plain ones, in place; the stem stays frozen or not as it was."""
+    if student.config.lora is not None:
+        merge_lora(student.stem)
+        student.config = replace(student.config, lora=None, freeze="stem")
+    student.stem.requires_grad_(student.config.freeze == "none")
+    return student
 
 
 def parameter_counts(student: Student) -> dict[str, int]:

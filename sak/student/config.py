@@ -44,7 +44,8 @@ class StudentConfig:
     Attributes:
         image_size: (height, width) in pixels, multiples of 16; the position embedding has one row per patch.
         stem: a timm ViT with patch 16 and class token, or a size of its own.
-        weights: where the stem starts from: `pretrained` (timm), a file of a timm ViT, or `random:SEED`.
+        weights: where the stem starts from: `pretrained` (timm), a file of a timm ViT, or `random:SEED`;
+            `checkpoint` where a checkpoint alone says what the student holds.
         teachers: name -> channels of the teacher's maps (None: the student's own width), in the routers' order.
         tasks: name -> output channels.
         levels: tapped blocks counted from 1, the last one the stem's last; None: L/4, L/2, 3L/4, L.

@@ -34,6 +34,8 @@ def load_stem_weights(stem: Stem, name: str | StemSize, weights: str) -> None:
 
     The position embedding is resampled bicubically with antialias where the stem has another grid, as timm does.
     """
+    if weights == "checkpoint":
+        raise UsageError("this student came from a checkpoint and starts nowhere else: load it, or name other weights")
     if weights == "pretrained":
         _fill(stem, _pretrained(name), source=f"pretrained {name}")
     else:

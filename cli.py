@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,6 +62,37 @@ def doctor(
     report = examine(tuple(places or ()))
     typer.echo(report.to_json() if as_json else report.to_text())
     raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def boundary(
+    predictions: Annotated[Path, typer.Argument(help="Folder of <id>.png: 8-bit grey, 255 a certain boundary.")],
+    truth: Annotated[Path, typer.Argument(help="The data set's folder; for bsds the folder of its .mat files.")],
+    dataset: Annotated[str, typer.Option(help="pascal-context, nyud or bsds.")],
+    split: Annotated[str, typer.Option(help="The split whose images count.")] = "val",
+    nms: Annotated[bool, typer.Option(help="Non-maximum suppression first, as for raw network outputs.")] = True,
+    protocol: Annotated[str, typer.Option(help="seism, or bsds: interpolates between thresholds.")] = "seism",
+    max_dist: Annotated[float | None, typer.Option(help="Matching distance as a share of the diagonal.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Worker processes; all cores by default.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Score what is there, and say how much is not.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for boundary.json and precision_recall.png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score boundary predictions made anywhere: odsF, OIS, AP, without MATLAB.
+
+    Example: [cyan]sak-cli boundary ./edges /data/NYUDv2 --dataset nyud --out ./edges-report[/cyan]
+    """
+    from pipeline.boundary import BoundaryConfig, evaluate_boundaries, parse_protocol, write_report
+    from pipeline.progress import progress_bar
+
+    config = BoundaryConfig(
+        predictions, truth, dataset, split, nms, parse_protocol(protocol), max_dist, processes, partial
+    )
+    with progress_bar("images") as progress:
+        report = evaluate_boundaries(config, progress=progress)
+    if out is not None:
+        write_report(report, out)
+    typer.echo(report.to_json() if as_json else report.to_text())
 
 
 def _usage_line(error: Exception) -> str:

@@ -63,6 +63,16 @@ def boundaries(path: Path) -> NDArray[np.uint8]:
     return _parsed(path, "boundaries", _first_boundaries)
 
 
+def segmentations(path: Path) -> NDArray[np.int32]:
+    """`groundTruth{k}.Segmentation` of a BSDS .mat: (annotators, H, W) segment numbers."""
+    return _parsed(path, "segmentations", _stack_segmentations)
+
+
+def _stack_segmentations(mat: dict[str, Any]) -> NDArray[np.int32]:
+    annotators = mat["groundTruth"][0]
+    return np.stack([np.asarray(one["Segmentation"][0, 0], np.int32) for one in annotators])
+
+
 def _merge_parts(mat: dict[str, Any]) -> NDArray[np.uint8]:
     objects = mat["anno"]["objects"][0, 0]
     merged: NDArray[np.uint8] | None = None

@@ -39,7 +39,8 @@ def orientation(smooth: NDArray[np.float32]) -> NDArray[np.float32]:
     along_y, along_x = np.gradient(wide)
     xx = np.gradient(along_x, axis=1)
     yy, xy = np.gradient(along_y)
-    angle = np.arctan(yy * np.sign(-xy) / (xx + np.float32(1e-5)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        angle = np.arctan(yy * np.sign(-xy) / (xx + np.float32(1e-5)))
     return np.mod(angle, np.float32(np.pi))
 
 

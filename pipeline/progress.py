@@ -1,0 +1,79 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class Update(Protocol):
+    """Called with how much is done, of how much, and what else to show (`note`)."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show it."""
+
+
+@contextmanager
+def progress_bar(unit: str, *, stream: TextIO | None = None) -> Iterator[Update]:
+    """Show progress on `stream` (standard error by default) while the block runs; `unit` names what is counted."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield _Lines(unit, stream)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(file=stream)) as bar:
+        yield _Bar(unit, bar)
+
+
+class _Bar:
+    def __init__(self, unit: str, bar: Progress) -> None:
+        self.unit = unit
+        self.bar = bar
+        self.task = bar.add_task(unit, total=None, rate="", note="")
+        self.start = time.monotonic()
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        rate = done / max(time.monotonic() - self.start, 1e-9)
+        self.bar.update(self.task, completed=done, total=total, rate=f"{rate:,.1f} {self.unit}/s", note=note)
+
+
+class _Lines:
+    def __init__(self, unit: str, stream: TextIO) -> None:
+        self.unit = unit
+        self.stream = stream
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self.last < LINE_EVERY_SECONDS and done < total:
+            return
+        self.last = now
+        rate = done / max(now - self.start, 1e-9)
+        left = f", {duration((total - done) / rate)} left" if rate > 0 and done < total else ""
+        note = f", {note}" if note else ""
+        self.stream.write(f"{done:,} of {total:,} {self.unit}, {rate:,.1f}/s{left}{note}\n")
+        self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Such as `42 s`, `3 min 20 s`, `5 h 10 min`, `12 d 4 h`."""
+    whole = round(seconds)
+    for unit, size, smaller, step in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // step} {smaller}"
+    return f"{whole} s"

@@ -56,7 +56,7 @@ class Columns:
     def keys(self) -> list[str]:
         """All keys."""
         text, ends = self.key_bytes.tobytes(), self.key_ends.tolist()
-        return [text[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return [text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
 
     def find(self, key: str) -> int | None:
         """The sample with this key."""

@@ -55,7 +55,7 @@ def find_images(data: str) -> Source:
     images; a folder of class folders. A local path or any fsspec URL. ShardError where there are none, or a mixture.
     """
     folder = Location.parse(data)
-    plain = not any(sign in data for sign in "{*?[") or folder.exists()
+    plain = not any(sign in data for sign in "{*?[") or (not folder.is_remote and folder.exists())
     if plain and not data.endswith(".tar"):
         return _in_folder(folder)
     first, root = _literal_start(folder.url) if not plain else (folder.name, folder.url[: -len(folder.name) - 1])

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
 
@@ -87,6 +87,8 @@ class StudentConfig:
     def _check_sizes(self, size: StemSize) -> None:
         if len(self.image_size) != 2 or any(side < PATCH or side % PATCH for side in self.image_size):
             raise UsageError(f"image_size must be (height, width) in multiples of {PATCH}, got {self.image_size}")
+        if self.levels is None and size.depth % 4:
+            raise UsageError(f"a stem of {size.depth} blocks has no quarters: name the levels")
         levels = self.tapped
         if list(levels) != sorted(set(levels)) or not levels or levels[0] < 1 or levels[-1] != size.depth:
             raise UsageError(
@@ -170,18 +172,29 @@ class StudentConfig:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "StudentConfig":
         """The inverse of `to_json`; mappings are taken for teachers and tasks too. Unknown keys are errors."""
-        known = [entry.name for entry in fields(cls)]
-        for name in value:
-            if name not in known:
-                raise UsageError(f"student: no option {name!r}{nearest(name, known)}")
         plain = dict(value)
         for name in {"teachers", "tasks"} & plain.keys():
             plain[name] = dict(plain[name])
         if isinstance(plain.get("stem"), Mapping):
-            plain["stem"] = StemSize(**plain["stem"])
-        if plain.get("lora") is not None:
-            plain["lora"] = Lora(**plain["lora"])
-        return cls(**plain)
+            plain["stem"] = _construct(StemSize, plain["stem"], "stem")
+        if isinstance(plain.get("lora"), Mapping):
+            plain["lora"] = _construct(Lora, plain["lora"], "lora")
+        return _construct(cls, plain, "student")
+
+
+T = TypeVar("T", StudentConfig, StemSize, Lora)
+
+
+def _construct(kind: type[T], value: Mapping[str, Any], where: str) -> T:
+    """The dataclass from a mapping; `UsageError` names options that are unknown or missing."""
+    known = [entry.name for entry in fields(kind)]
+    for name in value:
+        if name not in known:
+            raise UsageError(f"{where}: no option {name!r}{nearest(name, known)}")
+    for entry in fields(kind):
+        if entry.default is MISSING and entry.default_factory is MISSING and entry.name not in value:
+            raise UsageError(f"{where}: {entry.name} is missing")
+    return kind(**value)
 
 
 def _check_choice(name: str, value: str, known: Iterable[str]) -> None:

@@ -28,8 +28,12 @@ class Router(nn.Module):
         )
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Patch tokens (B, n, C) -> (B, 2E): E clean logits h, then E raw noise e, each the mean over the tokens."""
-        return self.net(tokens).mean(dim=1)
+        """Patch tokens (B, n, C) -> (B, 2E): E clean logits h, then E raw noise e, each the mean over the tokens.
+
+        At least float32 from the mean on, also under autocast.
+        """
+        raw = self.net(tokens)
+        return raw.to(torch.promote_types(raw.dtype, torch.float32)).mean(dim=1)
 
     def forward(self, tokens: Tensor, noise: Tensor | None = None) -> Tensor:
         """Gates that sum to one over the experts (equation 4); without noise softmax(h), as in evaluation.

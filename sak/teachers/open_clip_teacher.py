@@ -1,0 +1,163 @@
+"""Teachers from open_clip: its vision towers, without the text tower."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import Tensor, nn
+
+from sak.errors import UsageError, nearest
+from sak.teachers.hub import OPEN_CLIP_FILES, HubFiles, PublishedFile, UrlFile
+from sak.teachers.names import ModelName
+from sak.teachers.positions import grid_of, resample_tokens
+from sak.teachers.preprocess import Normalization, Size
+from sak.teachers.timm_teacher import TimmBlueprint, check_architecture
+from sak.teachers.tower import Blueprint, Tower, TowerRequest, first_eps
+from sak.teachers.weights import State, WeightsError
+
+OVERRIDES = ("embed_dim", "depth", "num_heads")
+_UNUSED = ("ln_post", "proj", "attn_pool", "attn_pool_contrastive")
+_OPENAI = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+class OpenClipTower(Tower):
+    """open_clip's own VisionTransformer; `forward_intermediates` leaves out the class token and the final norm."""
+
+    model: Any
+
+    def forward(self, images: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
+        """See Tower."""
+        indices = [level - 1 for level in levels]
+        taps = self.model.forward_intermediates(images, indices=indices, stop_early=True, intermediates_only=True)
+        return taps["image_intermediates"]
+
+    def keep_blocks(self, count: int) -> None:
+        """See Tower."""
+        self.model.transformer.resblocks = self.model.transformer.resblocks[:count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipBlueprint(Blueprint):
+    """A model whose vision tower is open_clip's own VisionTransformer."""
+
+    vision: CLIPVisionCfg
+    quick_gelu: bool
+    source: PublishedFile | None
+
+    def draw(self, size: Size) -> OpenClipTower:
+        """See Blueprint."""
+        with torch.device("meta"):
+            model = _build_vision_tower(self.vision.width, replace(self.vision, image_size=size), self.quick_gelu)
+        model.ln_post, model.proj, model.attn_pool = nn.Identity(), None, None
+        return OpenClipTower(
+            model,
+            width=self.vision.width,
+            depth=len(model.transformer.resblocks),
+            patch=model.patch_size[0],
+            layer_norm_eps=first_eps(model.transformer.resblocks[0]),
+        )
+
+    def published(self) -> PublishedFile:
+        """See Blueprint."""
+        if self.source is None:
+            raise WeightsError(f"{self.request.name.text} has no published weights; pass weights=FILE")
+        return self.source
+
+    def rename(self, state: State) -> State:
+        """The `visual.` part of a whole model, or a file that holds the vision tower alone."""
+        visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+        return {key: value for key, value in (visual or state).items() if key.split(".", 1)[0] not in _UNUSED}
+
+    def grid_tensors(self, tower: Tower) -> tuple[str, ...]:
+        """See Blueprint."""
+        del tower
+        return ("positional_embedding",)
+
+    def resample(self, state: State, tower: Tower) -> State:
+        """See Blueprint."""
+        model: Any = tower.model
+        embedding = state["positional_embedding"]
+        native = (self.native_size[0] // tower.patch, self.native_size[1] // tower.patch)
+        old = grid_of(embedding.shape[0] - 1, native, self.request.name.text)
+        resampled = resample_tokens(embedding[None], prefix=1, old=old, new=model.grid_size)[0]
+        return {**state, "positional_embedding": resampled}
+
+
+def open_clip_blueprint(request: TowerRequest) -> Blueprint:
+    """The blueprint of `open_clip/<arch>/<tag>`; UsageError for what open_clip does not have or no teacher can be."""
+    name = request.name
+    config = _model_config(name)
+    pretrained = _pretrained_config(name, config)
+    vision = CLIPVisionCfg(**config["vision_cfg"])
+    common: dict[str, Any] = {
+        "request": request,
+        "input_size": request.input_size or request.image_size,
+        "native_size": _pair(vision.image_size),
+        "normalization": _normalization(pretrained),
+        "licence": "unknown",
+        "source": _source(pretrained),
+    }
+    if vision.timm_model_name:
+        check_architecture(vision.timm_model_name, name.text)
+        return TimmBlueprint(architecture=vision.timm_model_name, **common)
+    if not isinstance(vision.layers, int):
+        raise UsageError(f"{name.text}: {name.architecture} is a ResNet; teachers are plain ViTs")
+    quick_gelu = bool(config.get("quick_gelu"))
+    return OpenClipBlueprint(vision=_sized(vision, request), quick_gelu=quick_gelu, **common)
+
+
+def _model_config(name: ModelName) -> dict[str, Any]:
+    known = open_clip.list_models()
+    if name.architecture not in known:
+        raise UsageError(
+            f"{name.text}: open_clip has no model {name.architecture!r}{nearest(name.architecture, known)}"
+        )
+    return open_clip.get_model_config(name.architecture)
+
+
+def _pretrained_config(name: ModelName, config: dict[str, Any]) -> dict[str, Any]:
+    """What open_clip says of a tag; a tag trained with QuickGELU is refused for an architecture without it."""
+    tags = list_pretrained_tags_by_model(name.architecture)
+    if not name.tag and tags:
+        raise UsageError(f"{name.text}: the weights tag must be spelled out; known: {', '.join(tags)}")
+    if name.tag and name.tag not in tags:
+        raise UsageError(f"{name.text}: {name.architecture} has no weights {name.tag!r}{nearest(name.tag, tags)}")
+    pretrained = get_pretrained_cfg(name.architecture, name.tag) if name.tag else {}
+    if pretrained.get("quick_gelu") and not config.get("quick_gelu"):
+        raise UsageError(
+            f"{name.text}: these weights were trained with QuickGELU, this model has GELU; "
+            f"use open_clip/{name.architecture}-quickgelu/{name.tag}"
+        )
+    return pretrained
+
+
+def _normalization(pretrained: dict[str, Any]) -> Normalization:
+    if "mean" not in pretrained or "std" not in pretrained:
+        return _OPENAI
+    return Normalization(tuple(pretrained["mean"]), tuple(pretrained["std"]))
+
+
+def _pair(size: int | tuple[int, int]) -> Size:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _sized(vision: CLIPVisionCfg, request: TowerRequest) -> CLIPVisionCfg:
+    """The vision tower's sizes with the overrides, under timm's names for them."""
+    overrides = request.overrides
+    width = overrides.get("embed_dim", vision.width)
+    heads = overrides.get("num_heads", vision.width // vision.head_width)
+    return replace(vision, width=width, layers=overrides.get("depth", vision.layers), head_width=width // heads)
+
+
+def _source(pretrained: dict[str, Any]) -> PublishedFile | None:
+    """open_clip writes `owner/name/file`, or `owner/name/` for its default files."""
+    repository, _, filename = pretrained.get("hf_hub", "").rpartition("/")
+    if repository and filename:
+        stem = filename.rsplit(".", 1)[0]
+        return HubFiles(repository, (f"{stem}.safetensors", filename))
+    if repository:
+        return HubFiles(repository, OPEN_CLIP_FILES)
+    return UrlFile(pretrained["url"]) if pretrained.get("url") else None

@@ -35,56 +35,67 @@ def offsets_within(radius: float) -> NDArray[np.int64]:
     return np.stack([dy[order], dx[order]], axis=1).astype(np.int64)
 
 
-def match(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], radius: float) -> Matching:
-    """Pair as many pixels of two (H, W) maps as can be, each at most once and at most `radius` pixels apart."""
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction {prediction.shape} and ground truth {truth.shape} differ in size")
-    ys, xs = np.nonzero(prediction)
-    starts, edges, truth_ys, truth_xs = _candidates(ys, xs, truth, offsets_within(radius))
-    partner = _hopcroft_karp(starts, edges, truth_ys.size)
-    return Matching(_scatter(prediction.shape, ys, xs, partner), _scatter_truth(truth, truth_ys, truth_xs, partner))
+@dataclass(frozen=True)
+class Reach:
+    """For every pixel of an image, the ground-truth pixels within a distance, nearest first; made once per image.
+
+    The numbers `edges[starts[p]:starts[p + 1]]` are those that pixel p (row by row) reaches, into `ys`, `xs`.
+    """
+
+    shape: tuple[int, int]
+    starts: NDArray[np.int64]
+    edges: NDArray[np.int64]
+    ys: NDArray[np.int64]
+    xs: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, truth: NDArray[np.bool_], radius: float) -> "Reach":
+        """The pixels within `radius` of those set in a (H, W) map."""
+        ys, xs = np.nonzero(truth)
+        starts, edges = _reach(ys, xs, truth.shape[0], truth.shape[1], offsets_within(radius))
+        return cls((truth.shape[0], truth.shape[1]), starts, edges, ys, xs)
 
 
-def _scatter(shape: tuple[int, ...], ys: Any, xs: Any, partner: NDArray[np.int64]) -> NDArray[np.bool_]:
-    matched = np.zeros(shape, bool)
-    matched[ys[partner >= 0], xs[partner >= 0]] = True
-    return matched
-
-
-def _scatter_truth(truth: NDArray[np.bool_], ys: Any, xs: Any, partner: NDArray[np.int64]) -> NDArray[np.bool_]:
-    matched = np.zeros(truth.shape, bool)
+def match(prediction: NDArray[np.bool_], reach: Reach) -> Matching:
+    """Pair as many set pixels of a (H, W) map with ground truth in reach as can be, each at most once."""
+    if prediction.shape != reach.shape:
+        raise ValueError(f"prediction {prediction.shape} and ground truth {reach.shape} differ in size")
+    pixels = np.flatnonzero(prediction)
+    partner = _hopcroft_karp(reach.starts[pixels], reach.starts[pixels + 1], reach.edges, reach.ys.size)
+    matched = np.zeros(prediction.size, bool)
+    matched[pixels[partner >= 0]] = True
+    truth = np.zeros(reach.shape, bool)
     chosen = partner[partner >= 0]
-    matched[ys[chosen], xs[chosen]] = True
-    return matched
+    truth[reach.ys[chosen], reach.xs[chosen]] = True
+    return Matching(matched.reshape(reach.shape), truth)
 
 
 @numba.njit(cache=True)
-def _candidates(ys: Any, xs: Any, truth: Any, offsets: Any) -> Any:
-    """CSR lists of the ground-truth pixels within reach of every predicted one, nearest first."""
-    height, width = truth.shape
-    index = np.full((height, width), -1, np.int64)
-    truth_ys, truth_xs = np.nonzero(truth)
-    for i in range(truth_ys.size):
-        index[truth_ys[i], truth_xs[i]] = i
-    starts = np.zeros(ys.size + 1, np.int64)
-    edges = np.empty(max(ys.size * 8, 64), np.int64)
-    count = 0
+def _reach(ys: Any, xs: Any, height: int, width: int, offsets: Any) -> Any:
+    """CSR lists by pixel; going through the offsets nearest first leaves every list nearest first."""
+    starts = np.zeros(height * width + 1, np.int64)
     for i in range(ys.size):
-        if count + offsets.shape[0] > edges.size:
-            edges = np.concatenate((edges, np.empty(edges.size + offsets.shape[0], np.int64)))
         for k in range(offsets.shape[0]):
             y, x = ys[i] + offsets[k, 0], xs[i] + offsets[k, 1]
-            if 0 <= y < height and 0 <= x < width and index[y, x] >= 0:
-                edges[count] = index[y, x]
-                count += 1
-        starts[i + 1] = count
-    return starts, edges[:count], truth_ys, truth_xs
+            if 0 <= y < height and 0 <= x < width:
+                starts[y * width + x + 1] += 1
+    starts = np.cumsum(starts)
+    filled = starts[:-1].copy()
+    edges = np.empty(starts[-1], np.int64)
+    for k in range(offsets.shape[0]):
+        for i in range(ys.size):
+            y, x = ys[i] + offsets[k, 0], xs[i] + offsets[k, 1]
+            if 0 <= y < height and 0 <= x < width:
+                pixel = y * width + x
+                edges[filled[pixel]] = i
+                filled[pixel] += 1
+    return starts, edges
 
 
 @numba.njit(cache=True)
-def _greedy(starts: Any, edges: Any, partner: Any, owner: Any) -> None:
+def _greedy(starts: Any, ends: Any, edges: Any, partner: Any, owner: Any) -> None:
     for left in range(partner.size):
-        for e in range(starts[left], starts[left + 1]):
+        for e in range(starts[left], ends[left]):
             if owner[edges[e]] < 0:
                 owner[edges[e]] = left
                 partner[left] = edges[e]
@@ -92,12 +103,12 @@ def _greedy(starts: Any, edges: Any, partner: Any, owner: Any) -> None:
 
 
 @numba.njit(cache=True)
-def _layers(starts: Any, edges: Any, partner: Any, owner: Any, depth: Any, queue: Any) -> bool:
+def _layers(starts: Any, ends: Any, edges: Any, partner: Any, owner: Any, depth: Any, queue: Any) -> bool:
     """Breadth-first distances from free left vertices; True where some free right vertex can be reached."""
     head = tail = 0
     for left in range(partner.size):
         depth[left] = -1
-        if partner[left] < 0 and starts[left + 1] > starts[left]:
+        if partner[left] < 0 and ends[left] > starts[left]:
             depth[left] = 0
             queue[tail] = left
             tail += 1
@@ -105,7 +116,7 @@ def _layers(starts: Any, edges: Any, partner: Any, owner: Any, depth: Any, queue
     while head < tail:
         left = queue[head]
         head += 1
-        for e in range(starts[left], starts[left + 1]):
+        for e in range(starts[left], ends[left]):
             follower = owner[edges[e]]
             if follower < 0:
                 reached = True
@@ -117,13 +128,13 @@ def _layers(starts: Any, edges: Any, partner: Any, owner: Any, depth: Any, queue
 
 
 @numba.njit(cache=True)
-def _augment(root: int, starts: Any, edges: Any, partner: Any, owner: Any, depth: Any, cursor: Any, path: Any) -> bool:
+def _augment(root: int, ends: Any, edges: Any, partner: Any, owner: Any, depth: Any, cursor: Any, path: Any) -> bool:
     """Depth-first search for an augmenting path along the layers, without recursion."""
     path[0] = root
     length = 1
     while length > 0:
         left = path[length - 1]
-        if cursor[left] == starts[left + 1]:
+        if cursor[left] == ends[left]:
             depth[left] = -1  # a dead end for this phase
             length -= 1
             continue
@@ -143,18 +154,18 @@ def _augment(root: int, starts: Any, edges: Any, partner: Any, owner: Any, depth
 
 
 @numba.njit(cache=True)
-def _hopcroft_karp(starts: Any, edges: Any, rights: int) -> Any:
+def _hopcroft_karp(starts: Any, ends: Any, edges: Any, rights: int) -> Any:
     """The partner of every left vertex in a maximum matching, -1 where it has none."""
-    lefts = starts.size - 1
+    lefts = starts.size
     partner = np.full(lefts, -1, np.int64)
     owner = np.full(rights, -1, np.int64)
-    _greedy(starts, edges, partner, owner)
+    _greedy(starts, ends, edges, partner, owner)
     depth = np.empty(lefts, np.int64)
     queue = np.empty(lefts, np.int64)
     path = np.empty(lefts + 1, np.int64)
-    while _layers(starts, edges, partner, owner, depth, queue):
-        cursor = starts[:-1].copy()
+    while _layers(starts, ends, edges, partner, owner, depth, queue):
+        cursor = starts.copy()
         for left in range(lefts):
             if partner[left] < 0 and depth[left] == 0:
-                _augment(left, starts, edges, partner, owner, depth, cursor, path)
+                _augment(left, ends, edges, partner, owner, depth, cursor, path)
     return partner

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sak.metrics.boundary.matching import match
+from sak.metrics.boundary.matching import Reach, match
 from sak.metrics.boundary.thin import thin
 
 Protocol = Literal["seism", "bsds"]
@@ -115,12 +115,13 @@ def count_masks(
 ) -> BoundaryCounts:
     """Counts of one image by binary predictions, one a threshold, each thinned here; for predictions not in uint8."""
     total_truth = sum(int(truth.sum()) for truth in truths)
+    reaches = [Reach.of(truth, max_distance * float(np.hypot(*truth.shape))) for truth in truths]
     rows: list[tuple[int, int, int]] = []
     for number, mask in enumerate(masks):
         if same_as_before is not None and same_as_before[number]:
             rows.append(rows[-1])
         else:
-            rows.append(_count_mask(thin(mask), truths, max_distance))
+            rows.append(_count_mask(thin(mask), reaches))
     columns = np.array(rows, np.int64).reshape(len(rows), 3)
     truth = np.full(len(rows), total_truth, np.int64)
     return BoundaryCounts(columns[:, 0], truth, columns[:, 1], columns[:, 2])
@@ -134,14 +135,11 @@ def _repeats(prediction: NDArray[np.uint8], selected_from: NDArray[np.int64]) ->
     return [False, *(selected[1:] == selected[:-1])]
 
 
-def _count_mask(
-    mask: NDArray[np.bool_], truths: Sequence[NDArray[np.bool_]], max_distance: float
-) -> tuple[int, int, int]:
-    radius = max_distance * float(np.hypot(*mask.shape))
+def _count_mask(mask: NDArray[np.bool_], reaches: Sequence[Reach]) -> tuple[int, int, int]:
     hit = np.zeros(mask.shape, bool)
     matched_truth = 0
-    for truth in truths:
-        matching = match(mask, truth, radius)
+    for reach in reaches:
+        matching = match(mask, reach)
         matched_truth += matching.size
         hit |= matching.prediction
     return matched_truth, int(hit.sum()), int(mask.sum())

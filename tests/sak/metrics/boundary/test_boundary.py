@@ -9,13 +9,18 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from skimage.morphology import thin as reference_thin
 
 from sak.metrics.boundary import ground_truth, suppress
-from sak.metrics.boundary.matching import match, offsets_within
+from sak.metrics.boundary.matching import Matching, Reach, offsets_within
+from sak.metrics.boundary.matching import match as match_in_reach
 from sak.metrics.boundary.score import BoundaryCounts, count, score
 from sak.metrics.boundary.thin import thin
 
 
 def masks(seed: int, density: float, size: int = 24) -> np.ndarray:
     return np.random.default_rng(seed).random((size, size)) < density
+
+
+def match(prediction: np.ndarray, truth: np.ndarray, radius: float) -> Matching:
+    return match_in_reach(prediction, Reach.of(truth, radius))
 
 
 @given(seed=st.integers(0, 10**6), density=st.floats(0.05, 0.95))

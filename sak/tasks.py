@@ -1,7 +1,7 @@
 """The task table: what each task of each data set is, as rows; no code elsewhere asks for a task by name.
 
-Channels, losses, weights, metrics and directions are the paper's (section 4.1 and appendix); names and colours are those
-of PASCAL VOC and of NYUD-v2's forty classes. Imports no torch, so that the command line may list it at once.
+Channels, losses, weights, metrics and directions are the paper's; names and colours those of PASCAL VOC and of
+NYUD-v2's forty classes. Imports no torch, so that the command line may list it at once.
 """
 
 from collections.abc import Iterable, Iterator

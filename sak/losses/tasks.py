@@ -1,0 +1,132 @@
+"""The losses of the downstream tasks: a prediction (B, K, H, W) against labels of its size, pixels of 255 left out.
+
+All are computed in float32 (float64 where the prediction is float64) whatever autocast says, and divided by the valid
+pixels of the whole batch, at least 1. A departure from the published code: where a batch has no valid pixel, every loss
+here is 0 with gradient 0; there edge gives NaN and saliency an error.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sak.errors import UsageError
+from sak.tasks import IGNORE, Dataset, Task
+
+EDGE_POSITIVE_WEIGHT = 0.95
+"""Weight of boundary pixels in the edge loss; the others have the rest."""
+
+SHORTEST_NORMAL = 1e-12
+"""A shorter predicted normal is divided by this."""
+
+
+def cross_entropy(prediction: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, K, H, W) with classes (B, 1, H, W), the sum over valid pixels / their number."""
+    classes = _classes(label)
+    loss = F.cross_entropy(_wide(prediction), classes, ignore_index=IGNORE, reduction="sum")
+    return loss / _at_least_one(classes != IGNORE)
+
+
+def balanced_cross_entropy(prediction: Tensor, label: Tensor) -> Tensor:
+    """Two-class cross-entropy, each class weighted by the batch's share of the other; sum / valid pixels.
+
+    The weights do not cancel in the quotient: it is divided by pixels, not by weights. Labels are 0, 1 or 255.
+    """
+    prediction, classes = _wide(prediction), _classes(label)
+    valid = _at_least_one(classes != IGNORE)
+    counts = torch.stack([(classes == 1).sum(), (classes == 0).sum()])
+    weights = counts.to(prediction) / valid
+    return F.cross_entropy(prediction, classes, weight=weights, ignore_index=IGNORE, reduction="sum") / valid
+
+
+def balanced_bce(prediction: Tensor, label: Tensor) -> Tensor:
+    """Binary cross-entropy of logits (B, 1, H, W), positives times 0.95 and negatives times 0.05; mean over valid."""
+    prediction, label = _wide(prediction), label.to(_wide(prediction))
+    valid = label != IGNORE
+    label = label * valid
+    weight = EDGE_POSITIVE_WEIGHT * label + (1 - EDGE_POSITIVE_WEIGHT) * (1 - label)
+    loss = F.binary_cross_entropy_with_logits(prediction, label, weight=weight * valid, reduction="sum")
+    return loss / _at_least_one(valid)
+
+
+def normals_l1(prediction: Tensor, label: Tensor) -> Tensor:
+    """L1 between the normalised prediction and the label as decoded, (B, 3, H, W); summed over channels / valid pixels.
+
+    The label is not normalised. A pixel with 255 in any channel is invalid.
+    """
+    return _l1(F.normalize(_wide(prediction), dim=1, eps=SHORTEST_NORMAL), label)
+
+
+def l1(prediction: Tensor, label: Tensor) -> Tensor:
+    """L1 between prediction and label, (B, K, H, W); summed over channels / valid pixels."""
+    return _l1(_wide(prediction), label)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "balanced_cross_entropy": balanced_cross_entropy,
+    "balanced_bce": balanced_bce,
+    "normals_l1": normals_l1,
+    "l1": l1,
+}
+"""By the names used in the task table."""
+
+
+@dataclass(frozen=True)
+class TaskLosses:
+    """The weighted sum over tasks, and each task's loss before its weight; scalars."""
+
+    total: Tensor
+    tasks: dict[str, Tensor]
+
+
+def task_losses(dataset: Dataset, predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> TaskLosses:
+    """The fine-tuning loss without its distillation part: the sum over the data set's tasks of weight * loss.
+
+    Predictions are (B, channels, H, W) at the labels' size, labels (B, 1 or 3, H, W) of any dtype with 255 where they
+    do not count. UsageError where one is missing, or a size does not fit.
+    """
+    losses = {}
+    for task in dataset:
+        if task.name not in predictions or task.name not in labels:
+            side = "prediction" if task.name not in predictions else "label"
+            raise UsageError(f"{dataset.name}: no {side} for {task.name}; train with the tasks that there is data for")
+        prediction, label = predictions[task.name], labels[task.name]
+        _check(task, prediction, label)
+        with torch.autocast(prediction.device.type, enabled=False):
+            losses[task.name] = LOSSES[task.loss](prediction, label)
+    weighted = [dataset.weights[name] * loss for name, loss in losses.items()]
+    return TaskLosses(torch.stack(weighted).sum(), losses)
+
+
+def _check(task: Task, prediction: Tensor, label: Tensor) -> None:
+    channels = 1 if task.classes else task.channels
+    expected = (prediction.shape[0], channels, *prediction.shape[2:])
+    if prediction.shape[1] != task.channels or tuple(label.shape) != expected:
+        raise UsageError(
+            f"{task.name}: a prediction of {task.channels} channels needs labels {expected}, "
+            f"got {tuple(prediction.shape)} and {tuple(label.shape)}"
+        )
+
+
+def _l1(prediction: Tensor, label: Tensor) -> Tensor:
+    """Over pixels none of whose label channels is 255."""
+    valid = (label != IGNORE).all(dim=1, keepdim=True)
+    difference = (prediction - torch.where(valid, label.to(prediction), prediction.detach())).abs()
+    return (difference * valid).sum() / _at_least_one(valid)
+
+
+def _classes(label: Tensor) -> Tensor:
+    """Class numbers of (B, 1, H, W) labels of any dtype, int64 (B, H, W)."""
+    return label.squeeze(1).long()
+
+
+def _at_least_one(valid: Tensor) -> Tensor:
+    """How many are valid, at least 1."""
+    return valid.sum().clamp(min=1)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

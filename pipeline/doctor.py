@@ -156,8 +156,7 @@ def _disk(place: str) -> Disk:
 
 
 def _weights_at_hand() -> dict[str, bool]:
-    from sak.teachers.registry import list_teachers
-    from sak.teachers.weights import weights_available
+    from sak.teachers.registry import list_teachers, weights_available
 
     return {teacher.name: weights_available(teacher) for teacher in list_teachers()}
 

@@ -51,7 +51,7 @@ def test_a_missing_package_is_fatal(monkeypatch, report):
     def version(name):
         if name == "zarr":
             raise metadata.PackageNotFoundError
-        return "999.0" if name != "torch" else "1.0"
+        return "9999.0" if name != "torch" else "1.0"
 
     monkeypatch.setattr(metadata, "version", version)
     _, findings = doctor._installed_packages()

@@ -1,6 +1,7 @@
 """Every key, shape and parameter count of the real sizes, on the meta device."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ STAGES = {
 }
 
 
+@cache
 def student_of(case) -> Student:
     width, stem, stage = CASES[case]
     image_size, tasks = STAGES[stage]

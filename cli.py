@@ -3,6 +3,7 @@
 Nothing imports this module, and `--help` imports neither torch nor a stage.
 """
 
+import json
 import os
 import sys
 import traceback
@@ -62,6 +63,34 @@ def doctor(
     report = examine(tuple(places or ()))
     typer.echo(report.to_json() if as_json else report.to_text())
     raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def teachers(as_json: AsJson = False) -> None:
+    """List the named teachers: library, exact weights, licence, width, grid of a 384 view, parameters.
+
+    Example: [cyan]sak-cli teachers --json[/cyan]
+    """
+    from sak.teachers.registry import list_teachers
+
+    if as_json:
+        typer.echo(json.dumps([teacher.as_dict() for teacher in list_teachers()], indent=2))
+        return
+    from pipeline.tables import text_table
+
+    rows = [
+        {
+            "name": teacher.name,
+            "model": teacher.model,
+            "licence": teacher.licence,
+            "width": teacher.width,
+            "depth": teacher.depth,
+            "grid": "{}x{}".format(*teacher.grid),
+            "parameters": f"{teacher.parameters / 1e6:,.1f} M",
+        }
+        for teacher in list_teachers()
+    ]
+    typer.echo(text_table(rows))
 
 
 @app.command()

@@ -43,3 +43,8 @@ def stage2(golden: Path) -> Reference:
 @pytest.fixture(scope="module")
 def weights_moved(golden: Path) -> Reference:
     return read(golden, "06a_update_weights")
+
+
+@pytest.fixture(scope="module")
+def trajectory(golden: Path) -> Reference:
+    return read(golden, "09a_s1_trajectory")

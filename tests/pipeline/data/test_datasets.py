@@ -256,3 +256,38 @@ def test_a_list_cannot_lead_outside_the_folder(folder):
     (folder.parent / "own/train.txt").write_text("../../etc/passwd\n")
     with pytest.raises(DataError, match="outside"):
         open_dataset(str(folder), folder.parent / "own", "train")[0]
+
+
+def test_the_real_nyud_frame_goes_through_the_reader(test_data, tmp_path):
+    frame = test_data / "nyuv2/rgbd_1407"
+    tree = tmp_path / "NYUDv2"
+    for folder in ("images", "depth", "gt_sets"):
+        (tree / folder).mkdir(parents=True)
+    shutil.copyfile(frame / "images.png", tree / "images/1407.png")
+    with Image.open(frame / "depth.png") as image:
+        metres = np.array(image).astype(np.float32) / 1000
+    np.save(tree / "depth/1407.npy", metres)
+    (tree / "gt_sets/val.txt").write_text("1407\n")
+    dataset = open_dataset("nyud", tmp_path, "val", ["depth"])
+    found = dataset[0]
+    assert found.image.shape == (425, 560, 3)
+    np.testing.assert_array_equal(found.labels["depth"][:, :, 0], metres)
+    assert 1 < metres.min() < metres.max() < 10
+    prepared = for_evaluation(found, (448, 576))
+    assert prepared.image.shape == (3, 448, 576)
+    top, left, height, width = prepared.window
+    inside = prepared.labels["depth"][0, top : top + height, left : left + width]
+    np.testing.assert_array_equal(inside.numpy(), metres)
+
+
+def test_the_real_part_images_go_through_the_reader(test_data, tmp_path):
+    source, tree = test_data / "pascal-part", tmp_path / "PASCALContext"
+    shutil.copytree(source / "images", tree / "JPEGImages", copy_function=shutil.copyfile)
+    shutil.copytree(source / "annotations", tree / "human_parts", copy_function=shutil.copyfile)
+    (tree / "ImageSets/Context").mkdir(parents=True)
+    names = sorted(path.stem for path in (source / "images").glob("*.jpg"))
+    (tree / "ImageSets/Context/val.txt").write_text("\n".join(names))
+    dataset = open_dataset("pascal-context", tmp_path, "val", ["human_parts"])
+    shown = [set(np.unique(dataset[index].labels["human_parts"]).astype(int)) for index in range(len(dataset))]
+    assert sum(bool(parts - {0}) for parts in shown) == 8
+    assert set().union(*shown) == {0, 1, 2, 3, 4, 5, 6}

@@ -207,7 +207,10 @@ def prepare(sample: TaskSample, size: tuple[int, int]) -> Prepared:
 
 def normalise(image: Image) -> Image:
     """0..255 to ImageNet's mean 0 and deviation 1."""
-    return (image / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
+    scaled = image / np.float32(255)
+    scaled -= IMAGENET_MEAN
+    scaled /= IMAGENET_STD
+    return scaled
 
 
 def _around(have: int, want: int) -> tuple[int, int]:
@@ -216,6 +219,8 @@ def _around(have: int, want: int) -> tuple[int, int]:
 
 
 def _pad(values: Image, rows: tuple[int, int], columns: tuple[int, int], fill: float) -> Image:
+    if not any((*rows, *columns)):
+        return values
     return np.pad(values, (rows, columns, (0, 0)), constant_values=np.float32(fill))
 
 
@@ -223,12 +228,15 @@ def mark_ignored(labels: Mapping[str, Image]) -> dict[str, Image]:
     """255 where there is nothing to learn: zero-length normals, zero depth, parts of an image that shows none."""
     marked = dict(labels)
     if "normals" in marked:
-        nothing = (marked["normals"] == 0).all(axis=2, keepdims=True)
-        marked["normals"] = np.where(nothing, np.float32(IGNORE), marked["normals"])
+        x, y, z = (marked["normals"][:, :, component] for component in range(3))
+        nothing = (x == 0) & (y == 0) & (z == 0)
+        marked["normals"] = np.where(nothing[:, :, None], np.float32(IGNORE), marked["normals"])
     if "depth" in marked:
         marked["depth"] = np.where(marked["depth"] == 0, np.float32(IGNORE), marked["depth"])
-    if "human_parts" in marked and np.isin(marked["human_parts"], (0, IGNORE)).all():
-        marked["human_parts"] = np.full_like(marked["human_parts"], IGNORE)
+    if "human_parts" in marked:
+        parts = marked["human_parts"]
+        if not ((parts != 0) & (parts != IGNORE)).any():
+            marked["human_parts"] = np.full_like(parts, IGNORE)
     return marked
 
 

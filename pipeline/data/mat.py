@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
+from scipy.ndimage import correlate
 
 from pipeline.data.sample import DataError
+from sak.metrics.boundary.thin import thin
 
 PERSON = 15
 PARSER_REVISION = 1
@@ -43,6 +45,17 @@ def label_cache_folder() -> Path:
 def label_map(path: Path) -> NDArray[np.int32]:
     """`LabelMap` of a PASCAL-Context .mat: (H, W) class numbers."""
     return _parsed(path, "label_map", lambda mat: np.asarray(mat["LabelMap"], np.int32))
+
+
+def training_boundaries(path: Path) -> NDArray[np.bool_]:
+    """Where the Laplacian of a PASCAL-Context LabelMap is not 0, thinned: (H, W)."""
+    return _parsed(path, "training_boundaries", lambda mat: label_boundaries(np.asarray(mat["LabelMap"], np.int32)))
+
+
+def label_boundaries(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Where the Laplacian of (H, W) labels (cross kernel, border mirrored) is not 0, thinned to one pixel."""
+    cross = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.int64)
+    return thin(correlate(labels.astype(np.int64), cross, mode="mirror") != 0)
 
 
 def human_parts(path: Path) -> NDArray[np.uint8]:

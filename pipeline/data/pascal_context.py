@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate
 
 from pipeline.data import mat
 from pipeline.data.files import read_lines, read_png, read_rgb
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak.metrics.boundary.ground_truth import from_label_map
-from sak.metrics.boundary.thin import thin
 from sak.tasks import VOC_CLASSES
 
 TASKS = ("semseg", "human_parts", "sal", "normals", "edge")
@@ -104,7 +102,7 @@ class PascalContext:
             return plane(read_png(first).astype(np.float32) / np.float32(255) > 0.5, first)
         if task == "normals":
             return self._normals(name)
-        return plane(label_boundaries(mat.label_map(first)), first)
+        return plane(mat.training_boundaries(first), first)
 
     def _normals(self, name: str) -> NDArray[np.float32]:
         label_file = self._label_map(name)
@@ -141,12 +139,6 @@ def decode_normals(path: Path) -> NDArray[np.float32]:
     if values.ndim != 3 or values.shape[2] != 3:
         raise DataError(f"{path}: normals are an RGB PNG, this one is {values.shape}")
     return np.float32(2) * values.astype(np.float32) / np.float32(255) - np.float32(1)
-
-
-def label_boundaries(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Training boundaries: where the Laplacian of the LabelMap (cross kernel, border mirrored) is not 0, thinned."""
-    cross = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.int64)
-    return thin(correlate(labels.astype(np.int64), cross, mode="mirror") != 0)
 
 
 def _read_classes(path: Path) -> dict[str, int]:

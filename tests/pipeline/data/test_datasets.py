@@ -12,7 +12,6 @@ from scipy.io import loadmat, savemat
 from pipeline.data import mat
 from pipeline.data.augment import for_evaluation, for_training
 from pipeline.data.datasets import check_tree, describe, fraction_of, open_dataset, task_table
-from pipeline.data.pascal_context import label_boundaries
 from pipeline.data.sample import DataError
 from sak.errors import UsageError
 
@@ -82,7 +81,7 @@ def test_people_and_normal_classes_are_the_reference_ones(golden):
 
 @pytest.mark.parametrize("number", range(4))
 def test_training_boundaries_are_the_reference_ones(arrays, number):
-    found = label_boundaries(arrays[f"edge.{number}.labelmap"])
+    found = mat.label_boundaries(arrays[f"edge.{number}.labelmap"])
     np.testing.assert_array_equal(found, arrays[f"edge.{number}.thin"] > 0)
 
 

@@ -38,7 +38,7 @@ class Task:
         channels: of the head's output.
         loss: a key of `sak.losses.tasks.LOSSES`.
         weight: of the loss in the sum over tasks.
-        metric: what the task is judged by: mIoU, maxF, mErr, odsF, RMSE.
+        metric: what the task is judged by: mIoU, parts mIoU, maxF, mErr, odsF, RMSE.
         unit: of the metric as reported.
         lower_is_better: the metric's direction, and the sign in delta_m.
         colouring: how a prediction becomes a picture: palette, grey, normals or colormap.
@@ -137,7 +137,7 @@ _HUMAN_PARTS = Task(
     channels=len(PART_CLASSES),
     loss="cross_entropy",
     weight=2.0,
-    metric="mIoU",
+    metric="parts mIoU",
     unit="%",
     lower_is_better=False,
     colouring="palette",

@@ -1,0 +1,82 @@
+"""Mean intersection over union (semantic segmentation)."""
+
+from dataclasses import dataclass
+from math import nan
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sak.metrics.streaming import StreamingMetric, check_classes
+from sak.tasks import IGNORE
+
+Absent = Literal["zero", "skip"]
+
+
+@dataclass(frozen=True)
+class IoUResult:
+    """Intersection over union of a data set, in percent.
+
+    Attributes:
+        value: the mean by the convention asked for; NaN where no pixel counted.
+        absent_as: that convention: `zero` (published code) takes an absent class as 0, `skip` leaves it out.
+        value_all: the mean over all classes, absent ones as 0.
+        value_present: the mean over the classes that occur.
+        per_class: by class number; NaN for an absent one.
+        absent: numbers of the classes that occur in no valid label and no prediction there.
+        pixels: that counted.
+        accuracy: share of them that is right.
+    """
+
+    value: float
+    absent_as: Absent
+    value_all: float
+    value_present: float
+    per_class: tuple[float, ...]
+    absent: tuple[int, ...]
+    pixels: int
+    accuracy: float
+
+
+class MeanIoU(StreamingMetric):
+    """tp / (tp + fp + fn) of the whole data set, the mean over classes; pixels labelled 255 are left out.
+
+    State: `confusion`, int64 (classes, classes), rows are labels, columns predictions.
+    """
+
+    def __init__(self, classes: int, *, absent: Absent = "zero", device: torch.device | str = "cpu") -> None:
+        super().__init__(confusion=torch.zeros(classes, classes, dtype=torch.int64, device=device))
+        self.classes = classes
+        self.absent: Absent = absent
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Class numbers of any dtype and shape, both alike; SakError for unknown classes or differing sizes."""
+        prediction, label = self._take(prediction, label)
+        valid = label != IGNORE
+        label, prediction = label[valid], prediction[valid]
+        check_classes(label, self.classes, "a label (255 apart)")
+        check_classes(prediction, self.classes, "a prediction")
+        label, prediction = label.long(), prediction.long()
+        pairs = torch.bincount(label * self.classes + prediction, minlength=self.classes**2)
+        self.state["confusion"] += pairs.reshape(self.classes, self.classes)
+
+    def result(self) -> IoUResult:
+        """The scores so far."""
+        confusion = self.state["confusion"].cpu()
+        right, pixels = confusion.diagonal(), int(confusion.sum())
+        union = confusion.sum(0) + confusion.sum(1) - right
+        present = union > 0
+        shares = 100 * right[present].double() / union[present]
+        per_class = torch.full((self.classes,), nan, dtype=torch.float64).masked_scatter(present, shares)
+        over_all = float(shares.sum()) / self.classes if pixels else nan
+        over_present = float(shares.mean()) if pixels else nan
+        return IoUResult(
+            value=over_all if self.absent == "zero" else over_present,
+            absent_as=self.absent,
+            value_all=over_all,
+            value_present=over_present,
+            per_class=tuple(per_class.tolist()),
+            absent=tuple((~present).nonzero().flatten().tolist()),
+            pixels=pixels,
+            accuracy=100 * int(right.sum()) / pixels if pixels else nan,
+        )

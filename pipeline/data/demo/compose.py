@@ -1,0 +1,126 @@
+"""From a seed to a scene worth looking at: compose, look at it coarsely, and try again if it shows too little."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.data.demo.classes import CLASSES, SUBJECTS
+from pipeline.data.demo.labels import STUFF, prominence
+from pipeline.data.demo.materials import Palette
+from pipeline.data.demo.outdoors import OUTDOOR_SUBJECTS, outdoors
+from pipeline.data.demo.render import RenderedScene, cast, render
+from pipeline.data.demo.rooms import INDOOR_SUBJECTS, room
+from pipeline.data.demo.scene import Scene, pack
+from pipeline.data.demo.seeds import generator
+from sak.errors import UsageError, nearest
+
+ATTEMPTS = 8
+ENOUGH = 0.75
+GLANCE = 28
+"""Pixels on the longer side of the coarse look."""
+
+SETTINGS = ("any", "indoors", "outdoors")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a coarse look at a scene found: points, and the most prominent class."""
+
+    points: float
+    subject: str
+
+
+def render_scene(
+    seed: int,
+    size: int | tuple[int, int],
+    *,
+    stream: str = "training",
+    index: int = 0,
+    setting: str = "any",
+    subject: str | None = None,
+) -> RenderedScene:
+    """Scene number `index` of a stream, rendered at `size` pixels (square, or (height, width)), with every label.
+
+    The same arguments give the same scene bit for bit; the demo on disk never uses the stream `training`. `setting`
+    is any, indoors or outdoors; `subject` (one of `classes.SUBJECTS`) aims the camera at a thing of that class.
+    Raises UsageError for an unknown word or a size below 16.
+    """
+    shape = (size, size) if isinstance(size, int) else size
+    if min(shape) < 16:
+        raise UsageError(f"a scene of {shape[1]} x {shape[0]} pixels shows nothing: give at least 16")
+    if setting not in SETTINGS:
+        raise UsageError(f"no setting is called {setting!r}{nearest(setting, SETTINGS)}")
+    if subject is not None and subject not in SUBJECTS:
+        raise UsageError(f"no subject is called {subject!r}{nearest(subject, SUBJECTS)}")
+    scene = compose(seed, shape, stream=stream, index=index, setting=setting, subject=subject)
+    return render(scene, shape, generator(stream, seed, index, "sensor"))
+
+
+def compose(
+    seed: int, size: tuple[int, int], *, stream: str, index: int, setting: str, subject: str | None
+) -> Scene:
+    """The first of ATTEMPTS scenes that shows enough, or the best of them."""
+    best: Scene | None = None
+    most = -1.0
+    for attempt in range(ATTEMPTS):
+        p = Palette(generator(stream, seed, index, f"attempt {attempt}"))
+        scene = _maker(p, setting, subject)(p, people=_people(p, stream, subject), subject=subject)
+        verdict = judge(scene, size)
+        if verdict.points > most:
+            best, most = replace(scene, subject=subject or verdict.subject), verdict.points
+        if most >= ENOUGH:
+            break
+    assert best is not None
+    return best
+
+
+def _maker(p: Palette, setting: str, subject: str | None) -> Callable[..., Scene]:
+    inside = setting != "outdoors" and (subject is None or subject in INDOOR_SUBJECTS)
+    outside = setting != "indoors" and (subject is None or subject in OUTDOOR_SUBJECTS)
+    if inside == outside:
+        return room if p.chance(0.5) else outdoors
+    return room if inside else outdoors
+
+
+def _people(p: Palette, stream: str, subject: str | None) -> int:
+    """How many persons to add; rooms of the NYUD kind and pictures of one thing have fewer."""
+    if subject is not None or stream == "nyud":
+        return int(p.rng.choice(3, p=(0.7, 0.2, 0.1)))
+    return int(p.rng.choice(5, p=(0.18, 0.32, 0.25, 0.15, 0.1)))
+
+
+def judge(scene: Scene, size: tuple[int, int]) -> Verdict:
+    """Look at the scene in few pixels: 1 or more points if it is varied and its subject, if any, stands out."""
+    scale = GLANCE / max(size)
+    coarse = (max(round(size[0] * scale), 4), max(round(size[1] * scale), 4))
+    packed = pack(scene.placed)
+    seen = cast(scene, packed, coarse)
+    semantic, instances = seen.of_shapes(packed.semantic), seen.of_shapes(packed.instance)
+    share = np.bincount(instances.ravel(), minlength=len(scene.placed) + 1) / instances.size
+    scores = prominence(semantic, instances)
+    first = int(scores.argmax())
+    name = scene.placed[first - 1].thing.name if first else CLASSES[int(np.bincount(semantic.ravel()).argmax())].name
+    things = [number for number in np.flatnonzero(share > 0.008) if not STUFF[_semantic_of(scene, number)]]
+    near = float((seen.hits.distance < 0.4 * min(1.0, _reach(scene))).mean())
+    if scene.subject:
+        return Verdict(_subject_points(scene, share, name) - near, name)
+    varied = min(len(things) / 4, 1.0)
+    crowding = max(float(share.max()) - 0.6, 0.0) + max(float(share[first]) - 0.4, 0.0)
+    persons_cut = float(len(things) == 0)
+    return Verdict(varied - crowding - 2 * near - persons_cut + 0.05, name)
+
+
+def _semantic_of(scene: Scene, number: int) -> int:
+    return 0 if number == 0 else next(i for i, row in enumerate(CLASSES) if row.name == scene.placed[number - 1].thing.name)
+
+
+def _reach(scene: Scene) -> float:
+    """Distance from the camera to what it aims at, in metres."""
+    return float(np.linalg.norm(np.array(scene.camera.position) - np.array(scene.camera.target)))
+
+
+def _subject_points(scene: Scene, share: np.ndarray, most_prominent: str) -> float:
+    own = sum(float(share[n]) for n, item in enumerate(scene.placed, start=1) if item.thing.name == scene.subject)
+    size = min(own / 0.08, 1.0) - max(own - 0.65, 0.0) * 2
+    return size - 0.3 * (most_prominent != scene.subject) + 0.02

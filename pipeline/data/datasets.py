@@ -64,12 +64,19 @@ def task_table(name: str) -> table.Dataset:
     return table.dataset(name)
 
 
-def check_tree(name: str, data: str | Path, split: str, tasks: Sequence[str] | None = None) -> TreeCheck:
-    """Look for every file that a split needs; takes under a second for ten thousand images on a local disk."""
+def check_tree(
+    name: str, data: str | Path, split: str, tasks: Sequence[str] | None = None, *, boundaries: bool = False
+) -> TreeCheck:
+    """Look for every file that a split needs; takes under a second for ten thousand images on a local disk.
+
+    `boundaries` looks for the ground truth of boundary evaluation too, which training does not read.
+    """
     dataset = open_dataset(name, data, split, tasks)
     if not isinstance(dataset, PascalContext | Nyud | FolderDataset):
         raise TypeError(f"{type(dataset).__name__} cannot list its files")
     wanted = [path for image in dataset.names for path in dataset.files(image)]
+    if boundaries and "edge" in dataset.tasks:
+        wanted += [path for image in dataset.names for path in dataset.boundary_files(image)]
     return TreeCheck(name, split, len(dataset), len(wanted), tuple(path for path in wanted if not path.is_file()))
 
 

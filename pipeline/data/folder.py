@@ -133,6 +133,10 @@ class FolderDataset:
         """Every file that image `name` needs for the tasks of this split."""
         return (self._image(name), *(self._file(task, name) for task in self.tasks))
 
+    def boundary_files(self, name: str) -> tuple[Path, ...]:
+        """What boundary evaluation reads of image `name`."""
+        return (self._file("edge", name),)
+
     def boundary_truth(self, index: int) -> NDArray[np.bool_]:
         """The edge labels, doubled and thinned as NYUD-v2's protocol has it."""
         if "edge" not in self.spec.tasks:

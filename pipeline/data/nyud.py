@@ -49,6 +49,10 @@ class Nyud:
         """Every file that image `name` needs for the tasks of this split."""
         return (self.root / "images" / f"{name}.png", *(self._file(task, name) for task in self.tasks))
 
+    def boundary_files(self, name: str) -> tuple[Path, ...]:
+        """What boundary evaluation reads of image `name`."""
+        return (self.root / "edge_mat" / f"{name}.mat",)
+
     def boundary_truth(self, index: int) -> NDArray[np.bool_]:
         """The boundary map of `edge_mat/`, doubled and thinned as the protocol has it."""
         return from_boundary_map(mat.boundaries(self.root / "edge_mat" / f"{self.names[index]}.mat"))

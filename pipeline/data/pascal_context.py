@@ -55,6 +55,10 @@ class PascalContext:
             wanted += self._files(task, name)
         return tuple(dict.fromkeys(wanted))
 
+    def boundary_files(self, name: str) -> tuple[Path, ...]:
+        """What boundary evaluation reads of image `name`."""
+        return (self._label_map(name),)
+
     def boundary_truth(self, index: int) -> NDArray[np.bool_]:
         """Boundaries between 4-connected components of the LabelMap, thinned."""
         return from_label_map(mat.label_map(self._label_map(self.names[index])))

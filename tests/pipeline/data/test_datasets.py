@@ -12,6 +12,7 @@ from scipy.io import loadmat, savemat
 from pipeline.data import mat
 from pipeline.data.augment import for_evaluation, for_training
 from pipeline.data.datasets import check_tree, describe, fraction_of, open_dataset, task_table
+from pipeline.data.demo import write_demo_data
 from pipeline.data.sample import DataError
 from sak.errors import UsageError
 
@@ -135,6 +136,12 @@ def test_a_tree_check_lists_every_missing_file(trees):
     with pytest.raises(DataError, match=r"2 of \d+ files are missing"):
         check.raise_if_incomplete()
     assert not check_tree("pascal-context", trees, "val", ["semseg", "edge"]).missing
+
+
+def test_a_tree_check_for_evaluation_looks_for_boundary_ground_truth_too(trees):
+    assert not check_tree("nyud", trees, "val").missing
+    missing = check_tree("nyud", trees, "val", boundaries=True).missing
+    assert {path.parent.name for path in missing} == {"edge_mat"}
 
 
 @pytest.mark.parametrize(
@@ -290,3 +297,17 @@ def test_the_real_part_images_go_through_the_reader(test_data, tmp_path):
     shown = [set(np.unique(dataset[index].labels["human_parts"]).astype(int)) for index in range(len(dataset))]
     assert sum(bool(parts - {0}) for parts in shown) == 8
     assert set().union(*shown) == {0, 1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("name", ["demo-pascal", "demo-nyud"])
+def test_the_demo_trees_are_read_unchanged(name, tmp_path):
+    write_demo_data(tmp_path / "demo", images=2, scenes=4, size=64, seed=3, processes=1)
+    for split, count in (("train", 3), ("val", 1)):
+        assert not check_tree(name, tmp_path / "demo", split, boundaries=True).missing
+        dataset = open_dataset(name, tmp_path / "demo", split)
+        assert len(dataset) == count
+        found = dataset[0]
+        assert set(found.labels) == set(task_table(name).names)
+        truth = dataset.boundary_truth(0)
+        assert truth.shape == found.size
+        assert 0 < truth.sum() < truth.size / 4

@@ -82,7 +82,7 @@ def demo_data(
     from pipeline.data.demo import write_demo_data
     from pipeline.progress import progress_bar
 
-    with progress_bar("scenes") as progress:
+    with progress_bar("images") as progress:
         manifest = write_demo_data(
             out,
             images=images,

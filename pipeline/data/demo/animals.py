@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.data.demo.materials import Material, Palette, tint
-from pipeline.data.demo.shapes import Shape, Thing, Vec, ball, block, limb, rod, thing, turn
+from pipeline.data.demo.shapes import Shape, Thing, Vec, ball, block, limb, rod, scaled, thing, turn
 
 EYE = Material("plain", (0.01, 0.01, 0.01), (0.01, 0.01, 0.01), gloss=0.7)
 
@@ -28,11 +28,39 @@ class Build:
 
 
 BUILDS = {
-    "dog": Build(0.5, 0.3, 0.12, 0.035, 0.2, 0.085, 0.1, 0.06, 0.25, ((0.08, 0.6, 0.6), (0.07, 0.3, 0.25), (0.1, 0.2, 0.85))),
-    "cat": Build(0.26, 0.18, 0.075, 0.022, 0.09, 0.06, 0.03, 0.035, 0.26, ((0.07, 0.7, 0.7), (0.0, 0.0, 0.2), (0.1, 0.1, 0.8))),
+    "dog": Build(
+        0.5, 0.3, 0.12, 0.035, 0.2, 0.085, 0.1, 0.06, 0.25, ((0.08, 0.6, 0.6), (0.07, 0.3, 0.25), (0.1, 0.2, 0.85))
+    ),
+    "cat": Build(
+        0.26, 0.18, 0.075, 0.022, 0.09, 0.06, 0.03, 0.035, 0.26, ((0.07, 0.7, 0.7), (0.0, 0.0, 0.2), (0.1, 0.1, 0.8))
+    ),
     "sheep": Build(0.66, 0.4, 0.24, 0.04, 0.2, 0.1, 0.1, 0.06, 0.08, ((0.1, 0.1, 0.85), (0.1, 0.15, 0.7)), wool=True),
-    "cow": Build(1.2, 0.75, 0.34, 0.075, 0.42, 0.17, 0.2, 0.1, 0.6, ((0.05, 0.6, 0.4), (0.0, 0.0, 0.9), (0.08, 0.4, 0.6)), horns=True),
-    "horse": Build(1.35, 0.75, 0.29, 0.065, 0.75, 0.15, 0.26, 0.08, 0.65, ((0.05, 0.7, 0.4), (0.0, 0.0, 0.2), (0.1, 0.15, 0.85)), mane=True),
+    "cow": Build(
+        1.2,
+        0.75,
+        0.34,
+        0.075,
+        0.42,
+        0.17,
+        0.2,
+        0.1,
+        0.6,
+        ((0.05, 0.6, 0.4), (0.0, 0.0, 0.9), (0.08, 0.4, 0.6)),
+        horns=True,
+    ),
+    "horse": Build(
+        1.35,
+        0.75,
+        0.29,
+        0.065,
+        0.75,
+        0.15,
+        0.26,
+        0.08,
+        0.65,
+        ((0.05, 0.7, 0.4), (0.0, 0.0, 0.2), (0.1, 0.15, 0.85)),
+        mane=True,
+    ),
 }
 
 
@@ -42,13 +70,7 @@ def animal(name: str, p: Palette) -> Thing:
     coat = p.fur(*build.coats[int(p.uniform(0, len(build.coats)))])
     scale = p.uniform(0.85, 1.15)
     shapes = [*_body(build, coat, p), *_legs(build, coat, p), *_head(build, coat, p)]
-    return thing(name, [_scaled(shape, scale) for shape in shapes])
-
-
-def _scaled(shape: Shape, by: float) -> Shape:
-    return Shape(
-        shape.kind, shape.centre * by, shape.rotation, shape.size * by, shape.material, shape.parameters, shape.part
-    )
+    return thing(name, [scaled(shape, (scale, scale, scale)) for shape in shapes])
 
 
 def _body(b: Build, coat: Material, p: Palette) -> list[Shape]:
@@ -60,7 +82,11 @@ def _body(b: Build, coat: Material, p: Palette) -> list[Shape]:
     ]
     if b.wool:
         for _ in range(14):
-            place = (p.uniform(-0.6, 0.6) * b.girth, y + p.uniform(0.1, 0.75) * b.girth, p.uniform(-0.9, 0.85) * b.half_length)
+            place = (
+                p.uniform(-0.6, 0.6) * b.girth,
+                y + p.uniform(0.1, 0.75) * b.girth,
+                p.uniform(-0.9, 0.85) * b.half_length,
+            )
             shapes.append(ball(place, b.girth * p.uniform(0.45, 0.65), coat))
     droop = p.uniform(-0.5, 0.9) if b.shoulder < 0.6 else -0.9
     rump = (0.0, y + b.girth * 0.5, -b.half_length * 0.95)
@@ -98,10 +124,20 @@ def _head(b: Build, coat: Material, p: Palette) -> list[Shape]:
     shapes.append(ball(spot(0, -b.head * 0.15, b.head * 1.45 + b.muzzle * 0.72), b.head * 0.22, nose))
     for side in (-1, 1):
         shapes.append(ball(spot(side * b.head * 0.62, b.head * 0.35, b.head * 0.75), b.head * 0.17, EYE))
-        ear = (spot(side * b.head * 0.6, b.head * 0.6, -b.head * 0.1), spot(side * b.head * 0.95, b.head * 0.7 + b.ear, -b.head * 0.1))
+        ear = (
+            spot(side * b.head * 0.6, b.head * 0.6, -b.head * 0.1),
+            spot(side * b.head * 0.95, b.head * 0.7 + b.ear, -b.head * 0.1),
+        )
         shapes.append(rod(*ear, b.ear * 0.5, coat, taper=0.85))
         if b.horns:
-            shapes.append(limb(spot(side * b.head * 0.5, b.head * 0.8, 0), spot(side * b.head * 1.1, b.head * 1.7, 0), 0.025, p.stone()))
+            shapes.append(
+                limb(
+                    spot(side * b.head * 0.5, b.head * 0.8, 0),
+                    spot(side * b.head * 1.1, b.head * 1.7, 0),
+                    0.025,
+                    p.stone(),
+                )
+            )
     if b.mane:
         shapes.append(limb(start, (top[0], top[1] + b.head * 0.8, top[2] - b.head * 0.5), b.head * 0.4, nose))
     return shapes

@@ -1,7 +1,7 @@
 """Small things, on tables and floors, and what hangs on walls."""
 
 from pipeline.data.demo.materials import Material, Palette, tint
-from pipeline.data.demo.shapes import Shape, Thing, Vec, ball, block, limb, pillar, rod, thing, turn
+from pipeline.data.demo.shapes import Shape, Thing, Vec, ball, block, clear, limb, pillar, rod, thing, turn
 
 
 def bottle(p: Palette) -> Thing:
@@ -27,7 +27,12 @@ def cup(p: Palette) -> Thing:
     radius, height, glaze = p.uniform(0.035, 0.05), p.uniform(0.08, 0.11), p.vivid(0.5)
     shapes = [
         rod((0, 0, 0), (0, height, 0), radius, glaze, hole=0.85),
-        pillar((0, height * 0.35, 0), radius * 0.86, height * 0.34, Material("plain", (0.1, 0.05, 0.02), (0.1, 0.05, 0.02), gloss=0.4)),
+        pillar(
+            (0, height * 0.35, 0),
+            radius * 0.86,
+            height * 0.34,
+            Material("plain", (0.1, 0.05, 0.02), (0.1, 0.05, 0.02), gloss=0.4),
+        ),
         rod((radius * 1.2, height / 2, -0.006), (radius * 1.2, height / 2, 0.006), height * 0.32, glaze, hole=0.7),
     ]
     return thing("cup", shapes)
@@ -40,7 +45,9 @@ def toy_ball(p: Palette) -> Thing:
     other = p.vivid(0.4)
     pattern = p.pick(("stripes", "checker", "dots", "plain"))
     painted = Material(pattern, skin.first, other.first, radius * p.uniform(0.6, 1.1), 0.4, key=p.uniform(0, 100))
-    return thing("ball", [ball((0, radius, 0), radius, painted, rotation=turn(pitch=p.uniform(0, 3), roll=p.uniform(0, 3)))])
+    return thing(
+        "ball", [ball((0, radius, 0), radius, painted, rotation=turn(pitch=p.uniform(0, 3), roll=p.uniform(0, 3)))]
+    )
 
 
 def carton(p: Palette) -> Thing:
@@ -101,7 +108,11 @@ def _blades(height: float, scale: float, p: Palette) -> list[Shape]:
 def _crown(height: float, scale: float, p: Palette) -> list[Shape]:
     leaf, shapes = p.leaf(), [limb((0, height, 0), (0, height + 0.3 * scale, 0), 0.012 * scale, p.wood())]
     for _ in range(int(p.uniform(4, 8))):
-        centre = (scale * p.uniform(-0.13, 0.13), height + scale * p.uniform(0.18, 0.45), scale * p.uniform(-0.13, 0.13))
+        centre = (
+            scale * p.uniform(-0.13, 0.13),
+            height + scale * p.uniform(0.18, 0.45),
+            scale * p.uniform(-0.13, 0.13),
+        )
         shapes.append(ball(centre, scale * p.uniform(0.08, 0.15), leaf))
     return shapes
 
@@ -109,7 +120,10 @@ def _crown(height: float, scale: float, p: Palette) -> list[Shape]:
 def picture(p: Palette) -> Thing:
     """A framed picture; its back lies in the plane z = 0, its middle at the origin."""
     x, y, frame = p.uniform(0.2, 0.5), p.uniform(0.2, 0.4), (p.wood() if p.chance(0.6) else p.dark())
-    shapes = [block((0, 0, 0.012), (x, y, 0.012), frame), block((0, 0, 0.02), (x - 0.03, y - 0.03, 0.008), p.painting())]
+    shapes = [
+        block((0, 0, 0.012), (x, y, 0.012), frame),
+        block((0, 0, 0.02), (x - 0.03, y - 0.03, 0.008), p.painting()),
+    ]
     return thing("picture", shapes)
 
 
@@ -125,13 +139,7 @@ def window(half: tuple[float, float], p: Palette, *, sky: Vec) -> Thing:
         *[block((0, s * y, 0.025), (x + 0.04, 0.035, 0.03), frame) for s in (-1, 1)],
         *[block((s * x, 0, 0.025), (0.035, y, 0.03), frame) for s in (-1, 1)],
     ]
-    return thing("window", [_clear(shape) for shape in (pane, *bars)])
-
-
-def _clear(shape: Shape) -> Shape:
-    return Shape(
-        shape.kind, shape.centre, shape.rotation, shape.size, shape.material, shape.parameters, shape.part, casts=False
-    )
+    return thing("window", [clear(shape) for shape in (pane, *bars)])
 
 
 def curtain(half: tuple[float, float], p: Palette) -> Thing:
@@ -151,7 +159,9 @@ def door(p: Palette) -> Thing:
     """A door in a wall: its back in the plane z = 0, standing on the floor."""
     leaf = p.wood() if p.chance(0.6) else p.neutral(0.2)
     frame = p.neutral(0.1)
-    panels = [block((s * 0.19, y, 0.03), (0.14, h, 0.01), leaf) for s in (-1, 1) for y, h in ((0.55, 0.38), (1.5, 0.42))]
+    panels = [
+        block((s * 0.19, y, 0.03), (0.14, h, 0.01), leaf) for s in (-1, 1) for y, h in ((0.55, 0.38), (1.5, 0.42))
+    ]
     shapes = [
         block((0, 1.02, 0.01), (0.42, 1.02, 0.02), leaf),
         *panels,
@@ -168,6 +178,10 @@ def rug(p: Palette) -> Thing:
     wide = Material(cloth.pattern, cloth.first, cloth.second, p.uniform(0.15, 0.4), key=cloth.key)
     if p.chance(0.3):
         radius = p.uniform(0.6, 1.0)
-        return thing("rug", [pillar((0, 0.006, 0), radius, 0.006, edge), pillar((0, 0.008, 0), radius - 0.1, 0.006, wide)])
+        return thing(
+            "rug", [pillar((0, 0.006, 0), radius, 0.006, edge), pillar((0, 0.008, 0), radius - 0.1, 0.006, wide)]
+        )
     x, z = p.uniform(0.6, 1.2), p.uniform(0.5, 0.9)
-    return thing("rug", [block((0, 0.006, 0), (x, 0.006, z), edge), block((0, 0.008, 0), (x - 0.1, 0.006, z - 0.1), wide)])
+    return thing(
+        "rug", [block((0, 0.006, 0), (x, 0.006, z), edge), block((0, 0.008, 0), (x - 0.1, 0.006, z - 0.1), wide)]
+    )

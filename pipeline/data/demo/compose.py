@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.data.demo.classes import CLASSES, SUBJECTS
-from pipeline.data.demo.labels import STUFF, prominence
+from pipeline.data.demo.classes import CLASS_ID, CLASSES, PERSON, SUBJECTS
+from pipeline.data.demo.interiors import INDOOR_SUBJECTS, room
+from pipeline.data.demo.labels import prominence
 from pipeline.data.demo.materials import Palette
 from pipeline.data.demo.outdoors import OUTDOOR_SUBJECTS, outdoors
 from pipeline.data.demo.render import RenderedScene, cast, render
-from pipeline.data.demo.rooms import INDOOR_SUBJECTS, room
-from pipeline.data.demo.scene import Scene, pack
+from pipeline.data.demo.scene import Placed, Scene, pack
 from pipeline.data.demo.seeds import generator
 from sak.errors import UsageError, nearest
 
@@ -57,17 +57,20 @@ def render_scene(
     return render(scene, shape, generator(stream, seed, index, "sensor"))
 
 
-def compose(
-    seed: int, size: tuple[int, int], *, stream: str, index: int, setting: str, subject: str | None
-) -> Scene:
-    """The first of ATTEMPTS scenes that shows enough, or the best of them."""
+def compose(seed: int, size: tuple[int, int], *, stream: str, index: int, setting: str, subject: str | None) -> Scene:
+    """The first of ATTEMPTS scenes that shows enough, or the best of them.
+
+    Where it plays and how many people there are is decided before, so that the trying does not favour easy scenes.
+    """
+    wish = Palette(generator(stream, seed, index, "wish"))
+    make, people = _maker(wish, setting, subject), _people(wish, stream, subject)
     best: Scene | None = None
-    most = -1.0
+    most = -10.0
     for attempt in range(ATTEMPTS):
         p = Palette(generator(stream, seed, index, f"attempt {attempt}"))
-        scene = _maker(p, setting, subject)(p, people=_people(p, stream, subject), subject=subject)
-        verdict = judge(scene, size)
-        if verdict.points > most:
+        scene = make(p, people=people, subject=subject)
+        verdict = judge(scene, size, people=people)
+        if best is None or verdict.points > most:
             best, most = replace(scene, subject=subject or verdict.subject), verdict.points
         if most >= ENOUGH:
             break
@@ -87,40 +90,35 @@ def _people(p: Palette, stream: str, subject: str | None) -> int:
     """How many persons to add; rooms of the NYUD kind and pictures of one thing have fewer."""
     if subject is not None or stream == "nyud":
         return int(p.rng.choice(3, p=(0.7, 0.2, 0.1)))
-    return int(p.rng.choice(5, p=(0.18, 0.32, 0.25, 0.15, 0.1)))
+    return int(p.rng.choice(5, p=(0.15, 0.33, 0.25, 0.15, 0.12)))
 
 
-def judge(scene: Scene, size: tuple[int, int]) -> Verdict:
-    """Look at the scene in few pixels: 1 or more points if it is varied and its subject, if any, stands out."""
+def judge(scene: Scene, size: tuple[int, int], *, people: int) -> Verdict:
+    """Look at the scene in few pixels: about 1 point if it is varied and shows its subject and its people, if any."""
     scale = GLANCE / max(size)
     coarse = (max(round(size[0] * scale), 4), max(round(size[1] * scale), 4))
     packed = pack(scene.placed)
     seen = cast(scene, packed, coarse)
     semantic, instances = seen.of_shapes(packed.semantic), seen.of_shapes(packed.instance)
     share = np.bincount(instances.ravel(), minlength=len(scene.placed) + 1) / instances.size
-    scores = prominence(semantic, instances)
-    first = int(scores.argmax())
-    name = scene.placed[first - 1].thing.name if first else CLASSES[int(np.bincount(semantic.ravel()).argmax())].name
-    things = [number for number in np.flatnonzero(share > 0.008) if not STUFF[_semantic_of(scene, number)]]
+    by_class = np.bincount(semantic.ravel(), minlength=len(CLASSES)) / semantic.size
+    first = int(prominence(semantic, instances).argmax())
+    name = scene.placed[first - 1].thing.name if first else CLASSES[int(by_class.argmax())].name
     near = float((seen.hits.distance < 0.4 * min(1.0, _reach(scene))).mean())
     if scene.subject:
-        return Verdict(_subject_points(scene, share, name) - near, name)
-    varied = min(len(things) / 4, 1.0)
+        own = float(by_class[CLASS_ID[scene.subject]])
+        size_points = min(own / 0.08, 1.0) - 2 * max(own - 0.65, 0.0)
+        return Verdict(size_points - 0.3 * (name != scene.subject) - near, name)
+    things = [number for number, item in enumerate(scene.placed, start=1) if _is_seen_thing(item, share[number])]
     crowding = max(float(share.max()) - 0.6, 0.0) + max(float(share[first]) - 0.4, 0.0)
-    persons_cut = float(len(things) == 0)
-    return Verdict(varied - crowding - 2 * near - persons_cut + 0.05, name)
+    missing = float(people > 0 and by_class[PERSON] < 0.015)
+    return Verdict(min(len(things) / 4, 1.0) - crowding - 2 * near - missing, name)
 
 
-def _semantic_of(scene: Scene, number: int) -> int:
-    return 0 if number == 0 else next(i for i, row in enumerate(CLASSES) if row.name == scene.placed[number - 1].thing.name)
+def _is_seen_thing(item: Placed, share: float) -> bool:
+    return share > 0.008 and not CLASSES[CLASS_ID[item.thing.name]].stuff
 
 
 def _reach(scene: Scene) -> float:
     """Distance from the camera to what it aims at, in metres."""
     return float(np.linalg.norm(np.array(scene.camera.position) - np.array(scene.camera.target)))
-
-
-def _subject_points(scene: Scene, share: np.ndarray, most_prominent: str) -> float:
-    own = sum(float(share[n]) for n, item in enumerate(scene.placed, start=1) if item.thing.name == scene.subject)
-    size = min(own / 0.08, 1.0) - max(own - 0.65, 0.0) * 2
-    return size - 0.3 * (most_prominent != scene.subject) + 0.02

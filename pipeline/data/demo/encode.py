@@ -36,7 +36,7 @@ def npy(array: NDArray[np.float32]) -> bytes:
 def mat(variables: dict[str, Any]) -> bytes:
     """A compressed MATLAB 5 file; its header says what it is instead of when it was made."""
     buffer = BytesIO()
-    savemat(buffer, variables, do_compression=True)
+    savemat(buffer, variables, do_compression=True)  # type: ignore[arg-type] # takes open files, the stubs do not say so
     return MAT_HEADER.ljust(116) + buffer.getvalue()[116:]
 
 

@@ -10,8 +10,8 @@ from pipeline.data.demo.classes import CLASSES
 from pipeline.data.demo.compose import render_scene
 from pipeline.data.demo.render import RenderedScene
 from pipeline.data.demo.seeds import generator
-from pipeline.data.demo.sheet import Row, panels
 from pipeline.data.demo.shards import Picture
+from pipeline.data.demo.sheet import Row, panels
 
 FOLDERS = {"imagenet": "imagenet", "pascal-context": "PASCALContext", "nyud": "NYUDv2"}
 
@@ -46,9 +46,7 @@ class SceneDone:
 
 def run_picture(settings: Settings, picture: Picture) -> bytes:
     """The JPEG of one ImageNet-like image, square."""
-    scene = render_scene(
-        settings.seed, settings.size, stream="imagenet", index=picture.index, subject=picture.subject
-    )
+    scene = render_scene(settings.seed, settings.size, stream="imagenet", index=picture.index, subject=picture.subject)
     return encode.jpeg(scene.rgb)
 
 

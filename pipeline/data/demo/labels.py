@@ -33,7 +33,8 @@ def prominence(semantic: Ids, instances: Ids) -> NDArray[np.float64]:
     rows, columns = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
     weight = np.exp(-1.2 * (rows**2 + columns**2)) * ~STUFF[semantic]
     weight = weight * np.where(semantic == PERSON, 3.0, 1.0)
-    return np.bincount(instances.ravel(), weights=weight.ravel())
+    scores: NDArray[np.float64] = np.bincount(instances.ravel(), weights=weight.ravel()).astype(np.float64)
+    return scores
 
 
 def salient(semantic: Ids, instances: Ids) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ def colours(scene: Scene, packed: Packed, hits: Hits, directions: Array, opennes
     """
     result = sky_colours(scene.sky, directions)
     rows = np.flatnonzero(hits.shape >= 0)
-    seen = Hits(*(column[rows] for column in hits))
+    seen = hits.of(rows)
     towards = directions[rows]
     albedo = _albedo(packed, seen, towards, pixel)
     points = np.array(scene.camera.position) + towards * seen.distance[:, None]
@@ -140,13 +140,13 @@ def _around(normals: Array, local: Array) -> Array:
 
 
 def _smoothed(values: Array, normals: Array, hit: NDArray[np.bool_]) -> Array:
-    """Mean over 5 x 5 neighbours whose normals agree."""
+    """Mean over 4 x 4 neighbours whose normals agree: as many as there are directions in the pattern."""
     height, width = values.shape
-    padded = np.pad(values, 2, mode="edge")
-    around = np.pad(normals, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    padded = np.pad(values, ((2, 1), (2, 1)), mode="reflect")
+    around = np.pad(normals, ((2, 1), (2, 1), (0, 0)), mode="reflect")
     total, weight = np.zeros_like(values), np.full_like(values, 1e-9)
-    for row in range(5):
-        for column in range(5):
+    for row in range(4):
+        for column in range(4):
             window = (slice(row, row + height), slice(column, column + width))
             agrees = (dots(around[window], normals) > 0.9) & hit.reshape(values.shape)
             total += padded[window] * agrees
@@ -156,13 +156,13 @@ def _smoothed(values: Array, normals: Array, hit: NDArray[np.bool_]) -> Array:
 
 
 def sky_colours(sky: Sky, directions: Array) -> Array:
-    """The sky along unit directions (n, 3): from the horizon's colour to that above, with clouds."""
+    """The sky along unit directions (n, 3): from the horizon's colour to the zenith's, with clouds."""
     height = np.clip(directions[:, 1], 0.0, 1.0)[:, None]
-    gradient = np.array(sky.horizon) * (1 - height**0.5) + np.array(sky.above) * height**0.5
+    gradient = np.array(sky.horizon) * (1 - height**0.5) + np.array(sky.zenith) * height**0.5
     if sky.clouds <= 0.0:
         return gradient
     sheet = directions / np.maximum(directions[:, 1:2], 0.06)
     veil = fractal(np.stack([sheet[:, 0], sheet[:, 2], np.full(len(sheet), sky.key)], axis=1), 4)
     cover = np.clip((veil - 1.0 + sky.clouds) * 4.0, 0.0, 0.9)[:, None] * np.clip(height * 8.0, 0.0, 1.0)
-    clouded: Array = gradient * (1 - cover) + cover * np.array([0.95, 0.95, 0.97]) * max(sky.above)
+    clouded: Array = gradient * (1 - cover) + cover * np.array([0.95, 0.95, 0.97]) * max(sky.zenith)
     return clouded

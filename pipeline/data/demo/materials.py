@@ -55,6 +55,11 @@ def shade(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
+def dimmed(colour: Colour, by: float) -> Colour:
+    """Light of this colour, `by` times as strong; unlike a surface it may exceed 1."""
+    return colour[0] * by, colour[1] * by, colour[2] * by
+
+
 class Palette:
     """Draws materials from one generator; a scene has one, so that its things do not all clash."""
 

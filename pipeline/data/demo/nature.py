@@ -35,7 +35,9 @@ def bush(p: Palette) -> Thing:
     shapes = []
     for _ in range(int(p.uniform(4, 8))):
         radius = size * p.uniform(0.35, 0.6)
-        shapes.append(ball((size * p.uniform(-0.7, 0.7), radius * p.uniform(0.6, 1.0), size * p.uniform(-0.5, 0.5)), radius, leaf))
+        shapes.append(
+            ball((size * p.uniform(-0.7, 0.7), radius * p.uniform(0.6, 1.0), size * p.uniform(-0.5, 0.5)), radius, leaf)
+        )
     return thing("bush", shapes)
 
 
@@ -63,7 +65,13 @@ def house(p: Palette) -> Thing:
         roof = p.material("bricks", tint(p.uniform(0, 0.06), 0.6, 0.5), tint(0.03, 0.4, 0.25), 0.5)
         tall = p.uniform(0.8, 1.4)
         shapes.append(block((0, 2 * y + tall, 0), (x + 0.4, tall, z + 0.4), roof, taper=(0.0, 1.0)))
-        shapes.append(block((x * 0.5, 2 * y + 1.7 * tall, 0.4), (0.25, 0.8, 0.25), p.material("bricks", tint(0.02, 0.6, 0.5), (0.6, 0.6, 0.55), 0.25)))
+        shapes.append(
+            block(
+                (x * 0.5, 2 * y + 1.7 * tall, 0.4),
+                (0.25, 0.8, 0.25),
+                p.material("bricks", tint(0.02, 0.6, 0.5), (0.6, 0.6, 0.55), 0.25),
+            )
+        )
     else:
         shapes.append(block((0, 2 * y + 0.15, 0), (x + 0.1, 0.15, z + 0.1), p.stone()))
     return thing("building", shapes)

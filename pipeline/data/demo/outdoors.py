@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.data.demo import animals, clutter, furniture, nature, vehicles
-from pipeline.data.demo.materials import Colour, Material, Palette, shade, tint
+from pipeline.data.demo.materials import Material, Palette, dimmed, shade, tint
 from pipeline.data.demo.people import person
-from pipeline.data.demo.plan import Plan, portrait, seen_from
-from pipeline.data.demo.scene import Light, Placed, Scene, Sky
+from pipeline.data.demo.plan import Plan, portrait, seen_from, somebody
+from pipeline.data.demo.scene import Light, Scene, Sky
 from pipeline.data.demo.shapes import Thing, block, plane, thing
 
 Maker = Callable[[Palette], Thing]
@@ -69,15 +69,12 @@ def weather(p: Palette) -> tuple[tuple[Light, ...], Sky]:
     colour = (1.0, 0.72, 0.45) if low_sun else (1.0, 0.95, 0.86)
     grey = p.uniform(0.5, 0.8)
     blue = (grey, grey * 1.02, grey * 1.05) if overcast else tint(p.uniform(0.55, 0.62), p.uniform(0.35, 0.7), 0.95)
-    pale = shade(tint(0.58 if not low_sun else 0.07, 0.12 if not low_sun else 0.35, 0.97), 1.0)
-    below = (0.22, 0.2, 0.16)
-    sky = Sky(blue, below, pale, 0.0 if p.chance(0.2) else p.uniform(0.35, 0.75), p.uniform(0.0005, 0.004), p.uniform(0, 99))
+    pale = tint(0.07, 0.35, 0.97) if low_sun else tint(0.58, 0.12, 0.97)
+    ambient = (0.5 * blue[0] + 0.3, 0.5 * blue[1] + 0.3, 0.5 * blue[2] + 0.3)
+    clouds = 0.0 if p.chance(0.2) else p.uniform(0.35, 0.75)
+    sky = Sky(ambient, (0.22, 0.2, 0.16), pale, blue, clouds, p.uniform(0.0005, 0.004), p.uniform(0, 99))
     fill = Light((-sun[0], 0.5, -sun[2]), (0.08, 0.09, 0.11), sun=True, shadow=False)
-    return (Light(sun, _times(colour, strength), sun=True), fill), sky
-
-
-def _times(colour: Colour, by: float) -> Colour:
-    return colour[0] * by, colour[1] * by, colour[2] * by
+    return (Light(sun, dimmed(colour, strength), sun=True), fill), sky
 
 
 def _ground(p: Palette) -> tuple[str, Material]:
@@ -154,8 +151,11 @@ def outdoors(p: Palette, *, people: int, subject: str | None = None) -> Scene:
     plan.people(people, near)
     for maker in p.rng.permutation(len(LOOSE))[: int(p.uniform(3, 8))]:
         plan.scatter(LOOSE[int(maker)](p), near)
+    person = somebody(plan)
     if main is not None:
-        camera = portrait(p, main, plan, (60.0, 60.0))
+        camera = portrait(p, main, plan, plan.half, (0.42, 0.75))
+    elif person is not None:
+        camera = portrait(p, person, plan, plan.half, (0.15, 0.5))
     else:
         at = (p.uniform(-4, 4), p.uniform(1.0, 2.6), p.uniform(5.0, 8.0))
         camera = seen_from(p, at, (p.uniform(-2.0, 2.0), p.uniform(0.3, 1.3), -2.0), (0.75, 1.25))
@@ -169,7 +169,11 @@ def _park(plan: Plan, kind: str, back: float) -> None:
         plan.add(nature.fence(p, half), (p.uniform(-6, 6), 0.0, back))
     if p.chance(0.4):
         gravel = p.material("speckle", tint(0.1, 0.2, 0.7), tint(0.1, 0.2, 0.5), 0.08)
-        plan.add(thing("ground", [block((0, 0.004, 0), (40, 0.008, 0.8), gravel)]), (0, 0, p.uniform(-3, 1)), p.uniform(-0.6, 0.6))
+        plan.add(
+            thing("ground", [block((0, 0.004, 0), (40, 0.008, 0.8), gravel)]),
+            (0, 0, p.uniform(-3, 1)),
+            p.uniform(-0.6, 0.6),
+        )
     chosen: tuple[Maker, ...] = GRAZING if kind == "field" else PARKED
     for _ in range(int(p.uniform(1, 4))):
         plan.scatter(chosen[int(p.rng.integers(len(chosen)))](p), ((-6.0, 6.0), (-9.0, 0.0)))

@@ -6,27 +6,8 @@ import numpy as np
 
 from pipeline.data.demo.classes import PART_ID
 from pipeline.data.demo.materials import Material, Palette, tint
-from pipeline.data.demo.shapes import Array, Shape, Thing, Vec, ball, limb, reaches, thing, turn
-
-POSES = ("stand", "walk", "run", "wave", "reach", "cheer", "hips", "crouch", "bow")
-"""What a person may be doing on their feet."""
-
-
-@dataclass
-class Pose:
-    """Joint angles in radians, (left, right) where there are two; forward, outward and bent are positive."""
-
-    lean: float = 0.05
-    sway: float = 0.0
-    twist: float = 0.0
-    nod: float = 0.0
-    look: float = 0.0
-    arm: tuple[float, float] = (0.05, 0.05)
-    spread: tuple[float, float] = (0.15, 0.15)
-    elbow: tuple[float, float] = (0.25, 0.25)
-    hip: tuple[float, float] = (0.05, -0.05)
-    straddle: tuple[float, float] = (0.08, 0.08)
-    knee: tuple[float, float] = (0.05, 0.1)
+from pipeline.data.demo.poses import POSES, Pose, pose
+from pipeline.data.demo.shapes import Array, Shape, Thing, Vec, ball, limb, moved, reaches, thing, turn
 
 
 @dataclass(frozen=True)
@@ -41,44 +22,6 @@ class Outfit:
     sleeve: Material
     shin: Material
     long_hair: bool
-
-
-def pose(activity: str, p: Palette) -> Pose:
-    """The named pose (one of POSES, or `sit`), loosely taken."""
-    stride = p.uniform(0.3, 0.6) * (1 if p.chance(0.5) else -1)
-    table = {
-        "stand": Pose(),
-        "walk": Pose(arm=(-stride, stride), hip=(stride, -stride), knee=(0.15, 0.35), elbow=(0.4, 0.4)),
-        "run": Pose(lean=0.25, arm=(-1.6 * stride, 1.6 * stride), hip=(2 * stride, -stride), knee=(0.9, 1.1), elbow=(1.5, 1.5)),
-        "wave": Pose(arm=(0.1, 0.3), spread=(0.15, 2.3), elbow=(0.2, 0.7)),
-        "reach": Pose(lean=0.15, arm=(1.4, 1.2), elbow=(0.2, 0.3)),
-        "cheer": Pose(arm=(0.2, 0.2), spread=(2.5, 2.5), elbow=(0.3, 0.3), nod=-0.2),
-        "hips": Pose(arm=(-0.5, -0.5), spread=(0.75, 0.75), elbow=(1.3, 1.3)),
-        "crouch": Pose(lean=0.5, hip=(1.7, 1.5), knee=(2.2, 2.1), arm=(1.0, 1.0), elbow=(0.5, 0.5)),
-        "bow": Pose(lean=0.9, arm=(0.9, 0.8), nod=0.3, hip=(0.2, 0.1), knee=(0.3, 0.3)),
-        "sit": Pose(lean=-0.08, hip=(1.45, 1.45), knee=(1.45, 1.4), arm=(0.6, 0.6), elbow=(0.8, 0.8)),
-    }
-    return _loosened(table[activity], p)
-
-
-def _loosened(pose: Pose, p: Palette) -> Pose:
-    def two(pair: tuple[float, float], by: float) -> tuple[float, float]:
-        left, right = pair if p.chance(0.5) else pair[::-1]
-        return left + p.uniform(-by, by), right + p.uniform(-by, by)
-
-    return Pose(
-        lean=pose.lean + p.uniform(-0.08, 0.1),
-        sway=p.uniform(-0.08, 0.08),
-        twist=p.uniform(-0.25, 0.25),
-        nod=pose.nod + p.uniform(-0.2, 0.3),
-        look=p.uniform(-0.7, 0.7),
-        arm=two(pose.arm, 0.2),
-        spread=two(pose.spread, 0.12),
-        elbow=two(pose.elbow, 0.25),
-        hip=two(pose.hip, 0.1),
-        straddle=two(pose.straddle, 0.06),
-        knee=two(pose.knee, 0.08),
-    )
 
 
 def outfit(p: Palette) -> Outfit:
@@ -111,12 +54,7 @@ def person(p: Palette, *, activity: str | None = None, seat: float | None = None
     down = [float(np.abs(shape.rotation[1]) @ half) for shape, half in zip(shapes, reaches(shapes), strict=True)]
     soles = min(float(shape.centre[1]) - below for shape, below in zip(shapes, down, strict=True))
     lift = -soles if seat is None else seat + 0.055 * height * girth
-    return thing("person", [_lifted(shape, lift) for shape in shapes])
-
-
-def _lifted(shape: Shape, by: float) -> Shape:
-    centre = shape.centre + np.array([0.0, by, 0.0])
-    return Shape(shape.kind, centre, shape.rotation, shape.size, shape.material, shape.parameters, shape.part)
+    return thing("person", [moved(shape, (0.0, lift, 0.0)) for shape in shapes])
 
 
 class _Body:
@@ -157,16 +95,46 @@ class _Body:
         eye = Material("plain", (0.02, 0.015, 0.01), (0.02, 0.015, 0.01), gloss=0.6)
         lips = Material("plain", (0.35, 0.08, 0.07), (0.35, 0.08, 0.07))
         shapes = [
-            ball(spot(0, 0.06, 0.008), (0.046 * h, 0.068 * h, 0.055 * h), wears.skin, rotation=frame, part=PART_ID["head"]),
-            ball(spot(0, 0.077, -0.008), (0.051 * h, 0.06 * h, 0.056 * h), wears.hair, rotation=frame, part=PART_ID["hair"]),
-            ball(spot(0, 0.05, 0.064), (0.007 * h, 0.012 * h, 0.01 * h), wears.skin, rotation=frame, part=PART_ID["nose"]),
+            ball(
+                spot(0, 0.06, 0.008),
+                (0.046 * h, 0.068 * h, 0.055 * h),
+                wears.skin,
+                rotation=frame,
+                part=PART_ID["head"],
+            ),
+            ball(
+                spot(0, 0.077, -0.008),
+                (0.051 * h, 0.06 * h, 0.056 * h),
+                wears.hair,
+                rotation=frame,
+                part=PART_ID["hair"],
+            ),
+            ball(
+                spot(0, 0.05, 0.064), (0.007 * h, 0.012 * h, 0.01 * h), wears.skin, rotation=frame, part=PART_ID["nose"]
+            ),
             ball(spot(0, 0.025, 0.055), (0.016 * h, 0.005 * h, 0.006 * h), lips, rotation=frame, part=PART_ID["mouth"]),
         ]
         for side, eyes, ears in ((1, "leye", "lear"), (-1, "reye", "rear")):
             shapes.append(ball(spot(side * 0.018, 0.064, 0.054), 0.0075 * h, eye, part=PART_ID[eyes]))
-            shapes.append(ball(spot(side * 0.049, 0.055, 0.008), (0.006 * h, 0.016 * h, 0.01 * h), wears.skin, rotation=frame, part=PART_ID[ears]))
+            shapes.append(
+                ball(
+                    spot(side * 0.049, 0.055, 0.008),
+                    (0.006 * h, 0.016 * h, 0.01 * h),
+                    wears.skin,
+                    rotation=frame,
+                    part=PART_ID[ears],
+                )
+            )
         if wears.long_hair:
-            shapes.append(ball(spot(0, 0.03, -0.035), (0.048 * h, 0.08 * h, 0.03 * h), wears.hair, rotation=frame, part=PART_ID["hair"]))
+            shapes.append(
+                ball(
+                    spot(0, 0.03, -0.035),
+                    (0.048 * h, 0.08 * h, 0.03 * h),
+                    wears.hair,
+                    rotation=frame,
+                    part=PART_ID["hair"],
+                )
+            )
         return shapes
 
     def arms(self) -> list[Shape]:

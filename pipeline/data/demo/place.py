@@ -58,7 +58,9 @@ def _check_replaceable(out: Path, place: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"{out} is not empty: name another folder, or give --overwrite to replace demo data there")
     if not is_demo_data(place):
-        raise UsageError(f"{out} holds something other than demo data (no {NAME} of it): it is not deleted; name another")
+        raise UsageError(
+            f"{out} holds something other than demo data (no {NAME} of it): it is not deleted; name another"
+        )
 
 
 def _make_parents(parent: Path) -> list[Path]:

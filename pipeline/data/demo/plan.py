@@ -76,13 +76,23 @@ class Plan:
         """Put small things on what has a top; `busy` is the chance of each of three places."""
         p = self.palette
         for item in [item for item in self.placed if item.thing.top is not None]:
-            x, _, z = item.thing.half
             for place in (-0.6, 0.0, 0.6):
-                if not p.chance(busy):
-                    continue
-                small = ON_TOPS[int(p.rng.integers(len(ON_TOPS)))](p)
-                if small.half[0] < 0.45 * x and small.half[2] < z and small.half[1] < 0.7:
-                    self.on_top(small, item, (place * x, p.uniform(-0.3, 0.3) * z))
+                if p.chance(busy):
+                    self._set_down(ON_TOPS[int(p.rng.integers(len(ON_TOPS)))](p), item, place)
+
+    def _set_down(self, small: Thing, item: Placed, place: float) -> None:
+        """Put a thing on another's top if it fits there, beside what lies there already."""
+        x, _, z = item.thing.half
+        at = (place * x, self.palette.uniform(-0.3, 0.3) * z)
+        spot, top = self.beside(item, at), item.position[1] + (item.thing.top or 0.0)
+        reach = max(small.half[0], small.half[2])
+        for other in self.placed:
+            near = max(other.thing.half[0], other.thing.half[2]) + reach
+            apart = max(abs(other.position[0] - spot[0]), abs(other.position[2] - spot[1]))
+            if abs(other.position[1] - top) < 0.02 and top > 0 and apart < near:
+                return
+        if small.half[0] < 0.45 * x and small.half[2] < z and small.half[1] < 0.7:
+            self.on_top(small, item, at)
 
     def on_top(self, small: Thing, item: Placed, at: Spot) -> Placed:
         """Put a thing on another's top, `at` x and z in that one's own axes."""
@@ -110,13 +120,21 @@ class Plan:
                 self.scatter(person(p), within)
 
 
+def somebody(plan: Plan) -> Placed | None:
+    """A person to look at, as often as not."""
+    people = [item for item in plan.placed if item.thing.name == "person"]
+    if not people or plan.palette.chance(0.35):
+        return None
+    return people[int(plan.palette.rng.integers(len(people)))]
+
+
 def seen_from(p: Palette, at: Vec, target: Vec, focal: tuple[float, float]) -> Camera:
     """A camera at a place, aimed at another, hardly tilted, its focal length drawn."""
     return Camera(at, target, p.uniform(*focal), p.uniform(-0.05, 0.05))
 
 
-def portrait(p: Palette, subject: Placed, plan: Plan, keep_in: Spot) -> Camera:
-    """A camera that looks at `subject` from before it, near enough to fill much of the picture.
+def portrait(p: Palette, subject: Placed, plan: Plan, keep_in: Spot, fills: tuple[float, float]) -> Camera:
+    """A camera that looks at `subject` from before it, so near that it fills about this share of the picture's side.
 
     Stays within `keep_in` (half extents of the floor) and away from what stands, as far as sixteen tries find.
     """
@@ -125,7 +143,7 @@ def portrait(p: Palette, subject: Placed, plan: Plan, keep_in: Spot) -> Camera:
     radius = float(np.sqrt(x * x + z * z + height * height / 4))
     camera = None
     for _ in range(16):
-        focal, fill = p.uniform(0.8, 1.3), p.uniform(0.42, 0.75)
+        focal, fill = p.uniform(0.8, 1.3), p.uniform(*fills)
         distance = radius * focal / fill * 1.25 + 0.05
         yaw, pitch = subject.yaw + p.uniform(-1.1, 1.1), p.uniform(0.02, 0.5)
         away = distance * np.cos(pitch)

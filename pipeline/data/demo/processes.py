@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -27,6 +29,19 @@ def usual_processes(items: int) -> int:
     return max(1, min(cores, MOST, items // WORTH_A_PROCESS))
 
 
+def _start() -> None:
+    """A worker leaves interrupts to its parent, and goes when that one goes, however it goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 class Workers:
     """This process if `processes` is 1, else as many fresh ones; use it as a context.
 
@@ -39,7 +54,8 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         if self.processes > 1:
-            self.pool = ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_start)
         return self
 
     def __exit__(

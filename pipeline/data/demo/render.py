@@ -116,9 +116,7 @@ def _picture(scene: Scene, centre: Cast) -> Array:
         return image.reshape(*size, 3)
     rows, columns = np.divmod(again, size[1])
     offsets = np.array(EXTRA_SAMPLES) + 0.5
-    finer = scene.camera.rays(
-        (columns[:, None] + offsets[:, 0]).ravel(), (rows[:, None] + offsets[:, 1]).ravel(), size
-    )
+    finer = scene.camera.rays((columns[:, None] + offsets[:, 0]).ravel(), (rows[:, None] + offsets[:, 1]).ravel(), size)
     hits = _trace(scene, centre.packed, finer)
     extra = colours(scene, centre.packed, hits, finer, np.repeat(ambient[again], len(offsets)), pixel)
     image[again] = (image[again] + extra.reshape(len(again), len(offsets), 3).sum(axis=1)) / (len(offsets) + 1)

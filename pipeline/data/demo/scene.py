@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from pipeline.data.demo.classes import CLASS_ID
 from pipeline.data.demo.materials import PATTERNS, Colour
-from pipeline.data.demo.rays import Geometry, grow_tree
+from pipeline.data.demo.rays import Geometry
 from pipeline.data.demo.shapes import PLANE, Array, Shape, Thing, Vec, reaches, turn
+from pipeline.data.demo.tree import grow_tree
 from pipeline.data.demo.vectors import dots, turned
 
 
@@ -46,11 +47,12 @@ class Light:
 
 @dataclass(frozen=True)
 class Sky:
-    """Ambient light from above and below, and what is seen where nothing is hit."""
+    """Ambient light from above and below, and what is seen where nothing is hit; haze is per metre."""
 
     above: Colour
     below: Colour
-    horizon: Colour
+    horizon: Colour = (0.0, 0.0, 0.0)
+    zenith: Colour = (0.0, 0.0, 0.0)
     clouds: float = 0.0
     haze: float = 0.0
     key: float = 0.0

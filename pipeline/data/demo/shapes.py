@@ -60,10 +60,6 @@ class Thing:
     top: float | None = None
     seat: float | None = None
 
-    def recoloured(self, material: Material) -> "Thing":
-        """The same thing of one material."""
-        return replace(self, shapes=tuple(replace(shape, material=material) for shape in self.shapes))
-
 
 def thing(name: str, shapes: Iterable[Shape], *, top: float | None = None, seat: float | None = None) -> Thing:
     """Gather `shapes`, measuring how far they reach from the origin."""
@@ -72,6 +68,23 @@ def thing(name: str, shapes: Iterable[Shape], *, top: float | None = None, seat:
     reach = np.abs(centres) + np.einsum("nij,nj->ni", np.abs(rotations), reaches(kept))
     half_x, height, half_z = reach.max(axis=0)
     return Thing(name, kept, (float(half_x), float(height), float(half_z)), top, seat)
+
+
+def moved(shape: Shape, by: Vec) -> Shape:
+    """The shape, shifted by metres."""
+    return replace(shape, centre=shape.centre + np.array(by))
+
+
+def scaled(shape: Shape, by: Vec) -> Shape:
+    """The shape, stretched from the origin along x, y and z; its own axes must lie along those unless `by` is even."""
+    stretch = np.array(by)
+    along = np.abs(shape.rotation.T @ stretch) if len(set(by)) > 1 else stretch
+    return replace(shape, centre=shape.centre * stretch, size=shape.size * along)
+
+
+def clear(shape: Shape) -> Shape:
+    """The shape, letting light pass."""
+    return replace(shape, casts=False)
 
 
 def ball(centre: Vec, radii: Vec | float, material: Material, *, rotation: Array = IDENTITY, part: int = 0) -> Shape:

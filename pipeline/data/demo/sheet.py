@@ -37,7 +37,15 @@ STUFF_COLOURS = {
     "person": (226, 60, 74),
 }
 
-PART_COLOURS = ((244, 244, 242), (232, 92, 80), (66, 120, 196), (246, 180, 70), (120, 190, 110), (150, 100, 190), (80, 200, 200))
+PART_COLOURS = (
+    (244, 244, 242),
+    (232, 92, 80),
+    (66, 120, 196),
+    (246, 180, 70),
+    (120, 190, 110),
+    (150, 100, 190),
+    (80, 200, 200),
+)
 
 VIRIDIS = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
 """Near to far."""
@@ -100,12 +108,13 @@ def contact_sheet(rows: Sequence[Row], strip: Mapping[str, Picture], title: str)
     cell = 150
     width = 2 * MARGIN + len(COLUMNS) * (cell + GAP) - GAP
     heights = [round(cell * row.panels[0].shape[0] / row.panels[0].shape[1]) for row in rows]
-    across = max((width - 2 * MARGIN + GAP) // (96 + GAP), 1)
+    across = 10
+    small = (width - 2 * MARGIN + GAP) // across - GAP
     strip_rows = -(-len(strip) // across)
     names = [row.name for row in CLASSES if any(row.name in shown.seen for shown in rows)]
     legend_rows = -(-len(names) // 8)
     body = sum(heights) + len(rows) * (GAP + 14)
-    height = 2 * MARGIN + 3 * HEAD + body + strip_rows * (96 + 18 + GAP) + 2 * HEAD + legend_rows * 18
+    height = 2 * MARGIN + 3 * HEAD + body + strip_rows * (small + 18 + GAP) + 2 * HEAD + legend_rows * 18
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN - 6), title, INK, font=_font(18))
@@ -117,7 +126,7 @@ def contact_sheet(rows: Sequence[Row], strip: Mapping[str, Picture], title: str)
         for column, picture in enumerate(row.panels):
             _paste(sheet, picture, (MARGIN + column * (cell + GAP), top + 12), (cell, tall), smooth=column in (0, 3))
         top += tall + GAP + 14
-    top = _strip(sheet, strip, top + 8, across)
+    top = _strip(sheet, strip, top + 8, (across, small))
     _legend(draw, names, top, width)
     return sheet
 
@@ -127,15 +136,16 @@ def _paste(sheet: Image.Image, picture: Picture, at: tuple[int, int], size: tupl
     sheet.paste(Image.fromarray(picture).resize(size, method), at)
 
 
-def _strip(sheet: Image.Image, strip: Mapping[str, Picture], top: int, across: int) -> int:
+def _strip(sheet: Image.Image, strip: Mapping[str, Picture], top: int, grid: tuple[int, int]) -> int:
     draw = ImageDraw.Draw(sheet)
+    across, small = grid
     draw.text((MARGIN, top), "ImageNet-like images, by main class", INK, font=_font(13))
     top += HEAD
     for place, (name, picture) in enumerate(strip.items()):
-        x, y = MARGIN + place % across * (96 + GAP), top + place // across * (96 + 18 + GAP)
-        _paste(sheet, picture, (x, y + 14), (96, 96), smooth=True)
+        x, y = MARGIN + place % across * (small + GAP), top + place // across * (small + 18 + GAP)
+        _paste(sheet, picture, (x, y + 14), (small, small), smooth=True)
         draw.text((x, y), name, FAINT, font=_font(10))
-    return top + -(-len(strip) // across) * (96 + 18 + GAP) + 4
+    return top + -(-len(strip) // across) * (small + 18 + GAP) + 4
 
 
 def _legend(draw: ImageDraw.ImageDraw, names: Sequence[str], top: int, width: int) -> None:

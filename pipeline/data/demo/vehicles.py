@@ -1,7 +1,7 @@
 """Vehicles, lengthwise along z, front at +z."""
 
 from pipeline.data.demo.materials import Material, Palette
-from pipeline.data.demo.shapes import Shape, Thing, ball, block, limb, pillar, rod, thing, turn
+from pipeline.data.demo.shapes import Shape, Thing, ball, block, limb, pillar, rod, scaled, thing, turn
 
 GLASS = Material("plain", (0.03, 0.045, 0.06), (0.05, 0.07, 0.09), 0.5, gloss=0.9)
 LIT = Material("plain", (0.9, 0.85, 0.7), (0.9, 0.85, 0.7), gloss=0.6, glow=0.4)
@@ -150,12 +150,8 @@ def boat(p: Palette) -> Thing:
     """A small boat with a cabin or a mast, drawn up on the land."""
     hull, deck, half = p.vivid(0.4), p.wood(), p.uniform(1.6, 2.6)
     shapes = [
-        rod((0, 0.62, 0), (0, 0.08, 0), 1.0, hull, taper=0.45),
-        pillar((0, 0.63, 0), 0.93, 0.02, deck),
-    ]
-    stretched = [
-        Shape(s.kind, s.centre, s.rotation, s.size * abs(s.rotation.T @ [0.55, 1.0, half]), s.material, s.parameters)
-        for s in shapes
+        scaled(rod((0, 0.62, 0), (0, 0.08, 0), 1.0, hull, taper=0.45), (0.55, 1.0, half)),
+        scaled(pillar((0, 0.63, 0), 0.93, 0.02, deck), (0.55, 1.0, half)),
     ]
     if p.chance(0.5):
         cabin = [block((0, 0.95, -0.2), (0.36, 0.32, half * 0.36), p.neutral(0.3), taper=(0.15, 0.2))]
@@ -163,6 +159,8 @@ def boat(p: Palette) -> Thing:
     else:
         top = p.uniform(2.6, 3.6)
         cabin = [rod((0, 0.6, 0.2), (0, top, 0.2), 0.04, p.wood())]
-        cabin.append(block((0, (0.95 + top) / 2, -half * 0.3), (0.012, (top - 0.95) / 2, half * 0.42), p.cloth(), taper=(0, 0.9)))
+        cabin.append(
+            block((0, (0.95 + top) / 2, -half * 0.3), (0.012, (top - 0.95) / 2, half * 0.42), p.cloth(), taper=(0, 0.9))
+        )
         cabin.append(limb((0, 0.92, 0.2), (0, 0.92, -half * 0.75), 0.03, p.wood()))
-    return thing("boat", [*stretched, *cabin])
+    return thing("boat", [*shapes, *cabin])

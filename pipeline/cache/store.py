@@ -52,9 +52,10 @@ class BlockWriter(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
     def append(self, positions: Sequence[int] | NDArray[np.integer[Any]], arrays: Arrays) -> None:
-        """Add samples by their positions in the block, each once; every array of the layout, (n, *shape).
+        """Add samples by their positions in the block, ascending; every array of the layout, (n, *shape).
 
-        Samples that are never added stay absent. ValueError for a shape, dtype or position that does not fit.
+        Samples that are never added stay absent. ValueError for a shape, dtype or position that does not fit,
+        StorageError where the disk refuses.
         """
 
     def finish(self) -> tuple[FileRecord, ...]:
@@ -105,6 +106,9 @@ class ColumnStore(Protocol):
 
         Shallow: existence, sizes and indices. Deep: every byte.
         """
+
+    def check_metadata(self, views: int) -> tuple[Damage, ...]:
+        """What is wrong with the files that `prepare` wrote, which must hold at least `views` views."""
 
     def forget(self) -> None:
         """Close files and drop indices held; the next read opens them again."""

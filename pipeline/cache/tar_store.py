@@ -1,0 +1,158 @@
+"""Columns as webdataset: a tar for each view and block, with an index of offsets beside it.
+
+Any `webdataset.WebDataset` reads the tars, samples in order; we read values straight out of them. The index is
+(samples of a block, arrays, 3) little-endian int64: offset and bytes of the values, -1 where absent, and their CRC32C;
+behind it stands its own CRC32C.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.block_file import BlockFile
+from pipeline.cache.block_writer import FilesWriter, Rows
+from pipeline.cache.indexed_store import IndexedStore
+from pipeline.cache.layout import ArrayLayout, ColumnLayout
+from pipeline.cache.open_files import OpenFile
+from pipeline.cache.staging import Staging
+from pipeline.cache.store import REMEDY, BlockWriter, Damage, DamageError
+from pipeline.cache.tar_member import BLOCK, END, MemberHeaders, safe_key
+from pipeline.cache.zarr_shard import SUM_BYTES, encode_index
+from pipeline.storage import Location
+from sak.errors import UsageError
+
+Longs = NDArray[np.int64]
+
+
+def tar_path(view: int, block: int) -> str:
+    """The tar of a block; its index has the same name with `.idx` behind."""
+    return f"v{view:03d}-b{block:06d}.tar"
+
+
+class TarStore(IndexedStore):
+    """See `ColumnStore`. `key` names a sample by its number; reading does without."""
+
+    def __init__(
+        self,
+        location: Location,
+        layout: ColumnLayout,
+        key: Callable[[int], str] | None = None,
+        *,
+        staging: Staging | None = None,
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        super().__init__(location, layout, staging=staging, threads=threads, verify=verify)
+        if layout.codec != "none":
+            raise UsageError(f"webdataset columns hold plain values, codec {layout.codec!r} goes with format zarr")
+        self.key = key
+        self._rows = {array.name: row for row, array in enumerate(layout.arrays)}
+
+    def prepare(self, views: int) -> None:
+        """Nothing: a tar says by itself what it holds."""
+
+    def check_metadata(self, views: int) -> tuple[Damage, ...]:
+        """Nothing is wrong with what is not there."""
+        del views
+        return ()
+
+    def open_block(self, view: int, block: int) -> BlockWriter:
+        """See `ColumnStore`."""
+        if self.key is None:
+            raise ValueError("writing a tar takes the samples' keys")
+        return _TarWriter(self.location, self.layout, self.key, view, block)
+
+    def files(self, view: int, block: int) -> tuple[str, ...]:
+        """See `ColumnStore`."""
+        return tar_path(view, block), f"{tar_path(view, block)}.idx"
+
+    def data_path(self, array: ArrayLayout, view: int, block: int) -> str:
+        """See `IndexedStore`."""
+        del array
+        return tar_path(view, block)
+
+    def row(self, array: ArrayLayout) -> int:
+        """See `IndexedStore`."""
+        return self._rows[array.name]
+
+    def load(self, paths: Sequence[str]) -> list[OpenFile]:
+        """See `IndexedStore`."""
+        size = 24 * self.layout.block * len(self.layout.arrays) + SUM_BYTES
+        indices = [f"{path}.idx" for path in paths]
+        tails = [np.empty(size, np.uint8) for _ in paths]
+        empty = [np.empty(0, np.uint8) for _ in paths]
+        opened = self.open_natively([*paths, *indices], [*empty, *tails], [1 << 30] * 2 * len(paths))
+        of_tars, of_indices = opened.split(len(paths))
+        of_indices.close()
+        try:
+            for path, index_size in zip(indices, of_indices.sizes, strict=True):
+                if index_size != size:
+                    raise DamageError(f"{self.location.at(path)}: {index_size} bytes, not {size}; {REMEDY}")
+            parsed = [self._parsed(*each) for each in zip(paths, of_tars.sizes, tails, strict=True)]
+        except DamageError:
+            of_tars.close()
+            raise
+        return [
+            OpenFile(self.location.at(path), descriptor, index[..., 0].T, index[..., 1].T, index[..., 2].T)
+            for path, descriptor, index in zip(paths, of_tars.descriptors, parsed, strict=True)
+        ]
+
+    def _parsed(self, path: str, size: int, tail: NDArray[np.uint8]) -> Longs:
+        index = tail[:-SUM_BYTES].view("<i8").reshape(self.layout.block, len(self.layout.arrays), 3)
+        nbytes = np.array([array.nbytes for array in self.layout.arrays])
+        absent = (index == -1).all(-1)
+        fits = (index[..., 0] >= BLOCK) & (index[..., 1] == nbytes) & (index[..., 2] >= 0)
+        ends = index[..., 0] + index[..., 1]
+        end = -(-int(ends.max(initial=0)) // BLOCK) * BLOCK + len(END)
+        if not np.all(absent | fits) or end != size:
+            raise DamageError(f"{self.location.at(path)}: {size} bytes, its index counts {end}: it was cut; {REMEDY}")
+        return index
+
+
+class _TarWriter(FilesWriter):
+    """One block: a tar and its index."""
+
+    def __init__(
+        self, location: Location, layout: ColumnLayout, key: Callable[[int], str], view: int, block: int
+    ) -> None:
+        super().__init__(layout, block)
+        self._key, self._first = key, layout.block_samples(block).start
+        self._headers = [MemberHeaders(array, view) for array in layout.arrays]
+        self._index = np.full((layout.block, len(layout.arrays), 3), -1, np.int64)
+        self._zeros = np.zeros(BLOCK, np.uint8)
+        with self.aborting():
+            for path in (tar_path(view, block), f"{tar_path(view, block)}.idx"):
+                self.files.append(BlockFile(location, path, self.helpers))
+
+    def write(self, positions: Longs, rows: Rows) -> None:
+        """See `FilesWriter`: sample by sample, the arrays of each together."""
+        keys = [safe_key(self._key(self._first + position)) for position in positions.tolist()]
+        headers = [[header.of(key) for header in self._headers] for key in keys]
+        memory = np.frombuffer(b"".join(part for sample in headers for part in sample), np.uint8)
+        lengths = np.array([[len(part) for part in sample] for sample in headers], np.int64)
+        pieces = np.empty((*lengths.shape, 3, 2), np.int64)
+        ends = np.cumsum(lengths).reshape(lengths.shape)
+        pieces[..., 0, 0], pieces[..., 0, 1] = memory.ctypes.data + ends - lengths, lengths
+        for i, (header, values) in enumerate(zip(self._headers, rows.values(), strict=True)):
+            nbytes = self.layout.arrays[i].nbytes
+            pieces[:, i, 1, 0] = values.ctypes.data + nbytes * np.arange(len(values))
+            pieces[:, i, 1, 1] = nbytes
+            pieces[:, i, 2] = self._zeros.ctypes.data, header.padding
+        self._append(positions, pieces)
+
+    def _append(self, positions: Longs, pieces: Longs) -> None:
+        tar = self.files[0]
+        start = tar.bytes
+        flat = pieces.reshape(-1, 2)
+        sums = np.zeros(len(flat), np.uint64)
+        tar.append(flat, sums)
+        ends = (start + np.cumsum(flat[:, 1])).reshape(pieces.shape[:-1])
+        self._index[positions, :, 0] = ends[..., 0]
+        self._index[positions, :, 1] = pieces[..., 1, 1]
+        self._index[positions, :, 2] = sums.reshape(pieces.shape[:-1])[..., 1]
+
+    def seal(self) -> None:
+        """See `FilesWriter`."""
+        self.files[0].append_bytes(END)
+        self.files[1].append_bytes(encode_index(self._index))

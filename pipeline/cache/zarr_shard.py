@@ -1,0 +1,85 @@
+"""One zarr v3 shard: chunks of single samples, each with its CRC32C, and behind them the index with its own.
+
+The index is (samples of a block, 2) little-endian uint64: offset and bytes of each chunk, all ones where it is absent.
+A partial last shard has a full-length index.
+"""
+
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.block_file import BlockFile
+from pipeline.cache.chunk_codecs import ChunkCodec
+from pipeline.cache.layout import ArrayLayout
+from pipeline.cache.native_crc import crc32c
+from pipeline.storage import Location
+
+Longs = NDArray[np.int64]
+
+SUM_BYTES = 4
+_ABSENT = -1  # all ones, as signed
+
+
+def index_bytes(block: int) -> int:
+    """Bytes of a shard's index, its checksum included."""
+    return 16 * block + SUM_BYTES
+
+
+def encode_index(index: Longs) -> bytes:
+    """An index as it stands at a file's end: little-endian, its CRC32C behind it."""
+    data = index.astype("<i8").tobytes()
+    return data + crc32c(data).to_bytes(SUM_BYTES, "little")
+
+
+def decode_index(tail: NDArray[np.uint8], size: int, array: ArrayLayout, *, plain: bool) -> Longs:
+    """(block, 2) offsets and bytes of the chunks in a shard of `size` bytes; ValueError where they cannot be so."""
+    index = tail[:-SUM_BYTES].view("<i8").reshape(-1, 2)
+    offsets, lengths = index[:, 0], index[:, 1]
+    absent = (offsets == _ABSENT) & (lengths == _ABSENT)
+    inside = (offsets >= 0) & (lengths > SUM_BYTES) & (offsets <= size - len(tail) - lengths)
+    fits = (lengths == array.nbytes + SUM_BYTES) if plain else True
+    if not np.all(absent | (inside & fits)):
+        raise ValueError("its index names places that cannot be")
+    return index
+
+
+class ShardWriter:
+    """Appends the samples of one array and block, in the order given."""
+
+    def __init__(
+        self, location: Location, path: str, array: ArrayLayout, block: int, codec: ChunkCodec | None, helpers: Executor
+    ) -> None:
+        self.file = BlockFile(location, path, helpers)
+        self._nbytes, self._codec = array.nbytes, codec
+        self._helpers = helpers
+        self._index = np.full((block, 2), _ABSENT, np.int64)
+
+    def append(self, positions: Longs, rows: NDArray[Any]) -> None:
+        """Add samples (n, *shape), C-contiguous, at their positions in the block; zeros are written like all else."""
+        if self._codec is None:
+            addresses = rows.ctypes.data + self._nbytes * np.arange(len(rows), dtype=np.int64)
+            lengths = np.full(len(rows), self._nbytes, np.int64)
+            self._append(positions, addresses, lengths)
+            return
+        chunks = [np.frombuffer(chunk, np.uint8) for chunk in self._helpers.map(self._codec.encode, rows)]
+        lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+        self._append(positions, np.array([chunk.ctypes.data for chunk in chunks], np.int64), lengths)
+
+    def _append(self, positions: Longs, addresses: Longs, lengths: Longs) -> None:
+        sums = np.zeros(2 * len(positions), np.uint64)
+        pieces = np.empty((len(positions), 2, 2), np.int64)
+        pieces[:, 0, 0], pieces[:, 0, 1] = addresses, lengths
+        # Each chunk's checksum is written from where it was just computed.
+        pieces[:, 1, 0] = sums.ctypes.data + 16 * np.arange(len(positions))
+        pieces[:, 1, 1] = SUM_BYTES
+        start = self.file.bytes
+        self.file.append(pieces.reshape(-1, 2), sums)
+        ends = start + np.cumsum(lengths + SUM_BYTES)
+        self._index[positions, 0] = ends - lengths - SUM_BYTES
+        self._index[positions, 1] = lengths + SUM_BYTES
+
+    def seal(self) -> None:
+        """Append the index."""
+        self.file.append_bytes(encode_index(self._index))

@@ -1,0 +1,100 @@
+"""Columns as plain zarr v3: any zarr library reads them; the shards are written and read by short code of our own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.block_writer import FilesWriter, Rows
+from pipeline.cache.chunk_codecs import chunk_codec
+from pipeline.cache.indexed_store import IndexedStore
+from pipeline.cache.layout import ArrayLayout, ColumnLayout
+from pipeline.cache.native_read import TRAILER
+from pipeline.cache.open_files import OpenFile
+from pipeline.cache.store import REMEDY, BlockWriter, Damage, DamageError
+from pipeline.cache.zarr_metadata import check_metadata, shard_path, write_metadata
+from pipeline.cache.zarr_shard import SUM_BYTES, ShardWriter, decode_index, index_bytes
+from pipeline.storage import Location
+
+Index = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
+class ZarrStore(IndexedStore):
+    """See `ColumnStore`: an array for each of the layout's, (view, sample, *shape), a shard for each view and block."""
+
+    def prepare(self, views: int) -> None:
+        """See `ColumnStore`."""
+        write_metadata(self.location, self.layout, views)
+
+    def check_metadata(self, views: int) -> tuple[Damage, ...]:
+        """See `ColumnStore`."""
+        return check_metadata(self.location, self.layout, views)
+
+    def open_block(self, view: int, block: int) -> BlockWriter:
+        """See `ColumnStore`."""
+        return _ShardsWriter(self.location, self.layout, view, block)
+
+    def files(self, view: int, block: int) -> tuple[str, ...]:
+        """See `ColumnStore`."""
+        return tuple(shard_path(array, view, block) for array in self.layout.arrays)
+
+    def data_path(self, array: ArrayLayout, view: int, block: int) -> str:
+        """See `IndexedStore`."""
+        return shard_path(array, view, block)
+
+    def row(self, array: ArrayLayout) -> int:
+        """See `IndexedStore`: a shard holds one array."""
+        del array
+        return 0
+
+    def load(self, paths: Sequence[str]) -> list[OpenFile]:
+        """See `IndexedStore`."""
+        arrays = {array.name: array for array in self.layout.arrays}
+        of_paths = [arrays[path.rsplit("/", 1)[0]] for path in paths]
+        tails = [np.empty(index_bytes(self.layout.block), np.uint8) for _ in paths]
+        opened = self.open_natively(paths, tails, [array.nbytes for array in of_paths])
+        try:
+            indices = [
+                self._index(path, array, size, tail)
+                for path, array, size, tail in zip(paths, of_paths, opened.sizes, tails, strict=True)
+            ]
+        except DamageError:
+            opened.close()
+            raise
+        return [
+            OpenFile(self.location.at(path), descriptor, *index)
+            for path, descriptor, index in zip(paths, opened.descriptors, indices, strict=True)
+        ]
+
+    def _index(self, path: str, array: ArrayLayout, size: int, tail: NDArray[np.uint8]) -> Index:
+        try:
+            index = decode_index(tail, size, array, plain=self.codecs[array.name] is None)
+        except ValueError as error:
+            raise DamageError(f"{self.location.at(path)}: {error}; {REMEDY}") from error
+        offsets, lengths = index[:, 0][None], index[:, 1][None] - SUM_BYTES
+        return offsets, lengths, np.broadcast_to(np.int64(TRAILER), offsets.shape)
+
+
+class _ShardsWriter(FilesWriter):
+    """One block: a shard for each array."""
+
+    def __init__(self, location: Location, layout: ColumnLayout, view: int, block: int) -> None:
+        super().__init__(layout, block)
+        self._shards: dict[str, ShardWriter] = {}
+        with self.aborting():
+            for array in layout.arrays:
+                codec = chunk_codec(layout.codec, array)
+                path = shard_path(array, view, block)
+                shard = ShardWriter(location, path, array, layout.block, codec, self.helpers)
+                self._shards[array.name] = shard
+                self.files.append(shard.file)
+
+    def write(self, positions: NDArray[np.int64], rows: Rows) -> None:
+        """See `FilesWriter`."""
+        for name, values in rows.items():
+            self._shards[name].append(positions, values)
+
+    def seal(self) -> None:
+        """See `FilesWriter`."""
+        for shard in self._shards.values():
+            shard.seal()

@@ -1,6 +1,7 @@
 """Teacher-Specific Adapter Paths (TSAP, equations 2 and 3): one per teacher beside the stem, evaluated together."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ class AdapterPaths(nn.ModuleDict):
         entering = tokens.expand(len(self), *tokens.shape) if paths is None else paths + tokens
         if not self.stacked:
             return torch.stack([adapter(entering[i]) for i, adapter in enumerate(self._adapters(block))])
-        return _apply_stacked(self._adapters(block), entering)
+        return adapt_all(stack_weights(self._adapters(block)), entering)
 
     def _run(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training:
@@ -68,22 +69,34 @@ class AdapterPaths(nn.ModuleDict):
         return [path[block] for path in self.values()]  # type: ignore[index]  # a ModuleList of Adapters
 
 
-def _apply_stacked(adapters: Sequence[Adapter], entering: Tensor) -> Tensor:
-    """Every teacher's adapter at once: (N, B, T, C) -> (N, B, T, C).
+class StackedWeights(NamedTuple):
+    """One block's adapters of all N teachers: scale (N, 1, 1), weights (N, out, in), biases (N, 1, out)."""
+
+    scale: Tensor
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
+
+def stack_weights(adapters: Sequence[Adapter]) -> StackedWeights:
+    """Copy the adapters' weights together; gradients flow back to each adapter's own."""
+    return StackedWeights(
+        scale=torch.stack([adapter.scale for adapter in adapters]).unsqueeze(-1),
+        down=torch.stack([adapter.down.weight for adapter in adapters]),
+        down_bias=torch.stack([adapter.down.bias for adapter in adapters]).unsqueeze(1),
+        up=torch.stack([adapter.up.weight for adapter in adapters]),
+        up_bias=torch.stack([adapter.up.bias for adapter in adapters]).unsqueeze(1),
+    )
+
+
+def adapt_all(weights: StackedWeights, entering: Tensor) -> Tensor:
+    """Equation 3 for every teacher at once: (N, B, T, C) -> (N, B, T, C).
 
     The scale goes into W_up, where it costs nothing, and the sum stays outside the products: under autocast the
     residual keeps float32.
     """
-    scale = torch.stack([adapter.scale for adapter in adapters]).unsqueeze(-1)  # (N, 1, 1)
-    down, down_bias = _stacked_linear([adapter.down for adapter in adapters])
-    up, up_bias = _stacked_linear([adapter.up for adapter in adapters])
     tokens = entering.flatten(1, 2)
-    hidden = F.gelu(torch.baddbmm(down_bias, tokens, down.mT))
-    change = torch.baddbmm(scale * up_bias, hidden, (scale * up).mT)
+    hidden = F.gelu(torch.baddbmm(weights.down_bias, tokens, weights.down.mT))
+    change = torch.baddbmm(weights.scale * weights.up_bias, hidden, (weights.scale * weights.up).mT)
     return entering + change.view_as(entering)
-
-
-def _stacked_linear(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """Weights (N, out, in) and biases (N, 1, out)."""
-    weight = torch.stack([linear.weight for linear in linears])
-    return weight, torch.stack([linear.bias for linear in linears]).unsqueeze(1)

@@ -12,9 +12,12 @@ G = U^T U of its factors, and the teacher's grid is never filled in.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.compiler import assume_constant_result
 
 from sak.features import bilinear_resize, resize_matrix
@@ -87,22 +90,22 @@ def project(map_: Tensor, student_grid: Grid) -> ProjectedTarget:
     so autocast, TF32 and the batch size do not show in the result. ValueError where the loss would not resize the
     student to the teacher (see `is_projectable`). No gradient: targets are constants.
     """
-    check_projectable((map_.shape[-2], map_.shape[-1]), student_grid)
+    teacher_grid = (map_.shape[-2], map_.shape[-1])
+    check_projectable(teacher_grid, student_grid)
     exact = torch.float32 if map_.device.type == "mps" else torch.float64
-    rows = _constant("inverse", student_grid[0], map_.shape[-2], map_.device, exact)
-    columns = _constant("inverse", student_grid[1], map_.shape[-1], map_.device, exact)
+    rows, columns = _factors("inverse", student_grid, teacher_grid, map_.device, exact)
     result = torch.promote_types(map_.dtype, torch.float32)
     with torch.autocast(map_.device.type, enabled=False):
         pairs = [_project_image(image.to(exact), rows, columns, result) for image in map_]
     if not pairs:
         raise ValueError(f"no images to project: the map has shape {tuple(map_.shape)}")
     maps, leftovers = zip(*pairs, strict=True)
-    return ProjectedTarget(torch.stack(maps), torch.stack(leftovers), (map_.shape[-2], map_.shape[-1]))
+    return ProjectedTarget(torch.stack(maps), torch.stack(leftovers), teacher_grid)
 
 
 def _project_image(image: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(p, leftover) of one image's map (C, H, W); the leftover belongs to p as rounded to `dtype`."""
-    projected = (rows @ (image @ columns.T)).to(dtype)
+    projected = (rows @ (image @ columns)).to(dtype)
     residual = image - bilinear_resize(projected.to(image.dtype)[None], (image.shape[1], image.shape[2]))[0]
     return projected, residual.square().sum().to(dtype)
 
@@ -112,36 +115,66 @@ def gram(map_: Tensor, teacher_grid: Grid) -> Tensor:
 
     Where TF32 is allowed its rounding shows in single elements (5e-4), hardly in sums over a map.
     """
-    rows = _constant("gram", map_.shape[-2], teacher_grid[0], map_.device, map_.dtype)
-    columns = _constant("gram", map_.shape[-1], teacher_grid[1], map_.device, map_.dtype)
-    return rows @ map_ @ columns
+    return _separable("gram", map_, teacher_grid)
 
 
 def upsample(map_: Tensor, teacher_grid: Grid) -> Tensor:
     """Apply U to maps (B, C, h, w): `bilinear_resize` as two products, three times faster on a CPU, and back again."""
-    rows = _constant("resize", map_.shape[-2], teacher_grid[0], map_.device, map_.dtype)
-    columns = _constant("resize", map_.shape[-1], teacher_grid[1], map_.device, map_.dtype)
-    return rows @ map_ @ columns.T
+    return _separable("resize", map_, teacher_grid)
 
 
-_FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
+def _separable(kind: str, map_: Tensor, teacher_grid: Grid) -> Tensor:
+    """One matrix along the height of (B, C, h, w), one along its width."""
+    # `index` makes a plain number of a size that the compiler has taken as a variable: the matrices need one.
+    own, grid = (index(map_.shape[-2]), index(map_.shape[-1])), (index(teacher_grid[0]), index(teacher_grid[1]))
+    rows, columns = _factors(kind, own, grid, map_.device, map_.dtype)
+    product: Tensor = _Products.apply(map_, rows, columns)
+    return product
+
+
+class _Products(torch.autograd.Function):
+    """The product rows @ map @ columns, whose backward is out of autocast's reach too.
+
+    A compiler that meets the loss inside an autocast region would run plain products' backward in half precision.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, map_: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        with torch.autocast(map_.device.type, enabled=False):
+            return rows @ map_ @ columns
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = ctx.saved_tensors
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return rows.T @ gradients[0] @ columns.T, None, None
+
+
+_KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "resize": lambda matrix: matrix.clone(),
     "gram": lambda matrix: matrix.T @ matrix,
     "inverse": torch.linalg.pinv,
 }
 
-_CONSTANTS: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
+_FACTORS: dict[tuple[str, Grid, Grid, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
 
 @assume_constant_result
-def _constant(kind: str, source: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """U of one axis, (target, source), or what `_FACTORS` makes of it, from float64.
+def _factors(
+    kind: str, student_grid: Grid, teacher_grid: Grid, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """U, or what `_KINDS` makes of it, as a factor from the left and one from the right, made in float64.
 
-    Kept on its device: copying it there at each step would stall the queue.
+    Kept on their device: copying them there at each step would stall the queue. Two tensors also for square grids: the
+    compiler refuses one as two arguments.
     """
-    key = (kind, source, target, device, dtype)
-    if key not in _CONSTANTS:
+    key = (kind, student_grid, teacher_grid, device, dtype)
+    if key not in _FACTORS:
         # A constant first made in an evaluation would otherwise be an inference tensor, which no training may save.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            _CONSTANTS[key] = _FACTORS[kind](resize_matrix(source, target)).to(device, dtype)
-    return _CONSTANTS[key]
+            rows, columns = (
+                _KINDS[kind](resize_matrix(own, other)) for own, other in zip(student_grid, teacher_grid, strict=True)
+            )
+            _FACTORS[key] = rows.to(device, dtype), columns.T.contiguous().to(device, dtype)
+    return _FACTORS[key]

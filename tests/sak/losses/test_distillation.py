@@ -170,16 +170,23 @@ def test_a_zero_map_has_distance_one_and_finite_gradients():
     assert student.grad.isfinite().all()
 
 
-def test_the_loss_is_one_graph_for_the_compiler():
-    loss = DistillationLoss()
-    full = {"a": FeatureMaps((3,), (_random(2, 3, 6, 6, dtype=torch.float32),))}
-    projected = {"a": TargetMaps((3,), (project(full["a"].maps[0], (4, 4)),))}
-    student = _random(2, 3, 4, 4, seed=1, dtype=torch.float32)
-    for targets in (full, projected):
-        compiled = torch.compile(
-            lambda map_, told=targets: loss(_one(map_), told).total, backend="eager", fullgraph=True
-        )
-        assert compiled(student).item() == pytest.approx(loss(_one(student), targets).total.item(), rel=1e-6)
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("own", [(4, 4), (4, 5)])
+def test_the_loss_is_one_graph_for_the_compiler_and_float32_in_its_autocast(projected, own):
+    teacher = _random(2, 3, 6, 6, dtype=torch.float32)
+    targets = {"a": TargetMaps((3,), (project(teacher, own) if projected else teacher,))}
+    student = _random(2, 3, *own, seed=1, dtype=torch.float32).requires_grad_()
+
+    def loss(map_):
+        return DistillationLoss()(_one(map_), targets).total
+
+    expected = loss(student)
+    (gradient,) = torch.autograd.grad(expected, student)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.compile(loss, backend="aot_eager", fullgraph=True)(student)
+    (compiled,) = torch.autograd.grad(found, student)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(compiled, gradient, rtol=1e-5, atol=1e-8)
 
 
 def test_rep_sim_is_one_minus_the_map_cosine_whatever_the_loss(reference):

@@ -59,7 +59,7 @@ class Float16(Quantizer):
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         """See `Quantizer`."""
-        return {"values": values.half()}
+        return {"values": values.half().contiguous()}
 
     def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """See `Quantizer`."""
@@ -197,9 +197,9 @@ def _round_up(scales: Tensor) -> Tensor:
 
 
 def _nearest(values: Tensor, scales: Tensor, levels: Tensor) -> Tensor:
-    """The number of the level nearest to each value in units of its token's scale, int64 (B, N, C)."""
+    """The number of the level nearest to each value in units of its token's scale, int32 (B, N, C)."""
     edges = (levels[1:] + levels[:-1]) / 2
-    return torch.bucketize((values / scales.clamp(min=_TINY)[..., None]).contiguous(), edges)
+    return torch.bucketize((values / scales.clamp(min=_TINY)[..., None]).contiguous(), edges, out_int32=True)
 
 
 def _pack(codes: Tensor) -> Tensor:

@@ -122,6 +122,12 @@ class CacheSpec(_Frozen):
                 raise ValueError(f"a teacher's name is a folder's: a-z, 0-9, _ and single -, got {name!r}")
         return teachers
 
+    @model_validator(mode="after")
+    def _codec_fits(self) -> "CacheSpec":
+        if self.format == "webdataset" and self.codec != "none":
+            raise ValueError(f"codec {self.codec} goes with format zarr; webdataset holds plain values, codec none")
+        return self
+
     @property
     def grid(self) -> tuple[int, int]:
         """(height, width) of the student's patches."""

@@ -88,7 +88,7 @@ def _tell(finding: dict[str, Any], fields_at: Callable[[tuple[str | int, ...]], 
     if finding["type"] == "missing":
         return f"{where} is missing"
     if finding["type"] == "value_error":
-        return f"{where}: {finding['ctx']['error']}"
+        return f"{where}: {finding['ctx']['error']}" if where else str(finding["ctx"]["error"])
     if finding["type"] == "literal_error":
         known = [word.strip("'") for word in finding["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         return f"{where} must be one of {', '.join(known)}, got {given!r}"

@@ -43,6 +43,9 @@ class Teacher(nn.Module):
     float64 after `.double()`.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, tower: Tower, facts: TeacherFacts, recipe: InputRecipe, weights_sha256: str | None) -> None:
         super().__init__()
         self.tower = tower
@@ -55,9 +58,6 @@ class Teacher(nn.Module):
             self.register_buffer(name, values, persistent=False)
         self.requires_grad_(False)
         self.train(False)
-
-    mean: Tensor
-    std: Tensor
 
     @property
     def name(self) -> str:

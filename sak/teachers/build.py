@@ -128,12 +128,14 @@ def _recipe(blueprint: Blueprint, tower: Tower, options: _Options) -> InputRecip
 
 
 def _facts(blueprint: Blueprint, tower: Tower, options: _Options, known: TeacherInfo | None) -> TeacherFacts:
-    default = known.levels if known and known.depth == tower.depth else None
+    levels = options.levels
+    if levels is None and known and known.depth == tower.depth:
+        levels = known.levels
     return TeacherFacts(
         name=options.name,
         model=blueprint.request.name.text,
         licence=known.licence if known else blueprint.licence,
-        levels=_levels(options.name, options.levels or default, tower.depth),
+        levels=_levels(options.name, levels, tower.depth),
         image_size=blueprint.request.image_size,
         input_size=blueprint.input_size,
         normalization=IMAGENET if options.normalization == "imagenet" else blueprint.normalization,

@@ -40,7 +40,7 @@ class InputRecipe(Protocol):
 class FixedSize:
     """Images of one size, fed as they are, or resized to `input_size` (bicubic, antialiased) where that differs.
 
-    Pixels beyond the last whole patch are unused: patch 14 at 384 sees 378 pixels, 27 patches.
+    The patch convolution leaves pixels beyond the last whole patch unused: patch 14 at 384 sees 378 pixels, 27 patches.
     """
 
     image_size: Size
@@ -48,7 +48,7 @@ class FixedSize:
     patch: int
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize where asked, cut to whole patches; UsageError for images of another size."""
+        """Resize where asked; UsageError for images of another size."""
         if tuple(images.shape[-2:]) != self.image_size:
             (height, width), (wanted_height, wanted_width) = images.shape[-2:], self.image_size
             raise UsageError(
@@ -56,9 +56,8 @@ class FixedSize:
                 f"build it with image_size=({height}, {width})"
             )
         if self.input_size != self.image_size:
-            images = F.interpolate(images, size=self.input_size, mode="bicubic", align_corners=False, antialias=True)
-        rows, columns = self.grid(self.image_size)
-        return images[..., : rows * self.patch, : columns * self.patch]
+            return F.interpolate(images, size=self.input_size, mode="bicubic", align_corners=False, antialias=True)
+        return images
 
     def grid(self, size: Size) -> Size:
         """Whole patches of `size`; of `input_size` where images are resized to it."""

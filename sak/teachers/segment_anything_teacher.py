@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sak.errors import UsageError, nearest
 from sak.teachers.hub import SAM_URLS, PublishedFile, UrlFile
 from sak.teachers.preprocess import IMAGENET, Size
+from sak.teachers.sam_attention import fuse_attention
 from sak.teachers.sam_positions import grid_tensors, resample_sam
 from sak.teachers.tower import Blueprint, Tower, TowerRequest, first_eps
 from sak.teachers.weights import State
@@ -79,6 +80,7 @@ class SegmentAnythingBlueprint(Blueprint):
                 global_attn_indexes=self.encoder.whole,
             )
         model.neck = nn.Identity()
+        fuse_attention(model.blocks)
         eps = first_eps(model.blocks[0])
         return SegmentAnythingTower(model, width=width, depth=len(model.blocks), patch=16, layer_norm_eps=eps)
 

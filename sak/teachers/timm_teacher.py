@@ -16,6 +16,7 @@ from sak.teachers.hub import TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.names import ModelName
 from sak.teachers.positions import grid_of, resample_tokens
 from sak.teachers.preprocess import Normalization, Size
+from sak.teachers.sam_attention import fuse_attention
 from sak.teachers.sam_positions import grid_tensors, resample_sam
 from sak.teachers.tower import Blueprint, Tower, TowerRequest, first_eps
 from sak.teachers.weights import State, WeightsError
@@ -50,11 +51,14 @@ class TimmBlueprint(Blueprint):
 
     def draw(self, size: Size) -> TimmTower:
         """See Blueprint."""
-        arguments: dict[str, Any] = {"num_classes": 0, "img_size": size, **self.request.overrides}
-        if not self.square:
-            arguments["dynamic_img_size"] = False
+        module = _module(self.architecture)
+        options: dict[str, Any] = {} if self.square else {"dynamic_img_size": False}
+        if module in ("vision_transformer", "deit"):  # the others have no way to leave it out
+            options["weight_init"] = "skip"
         with torch.device("meta"):
-            model = timm.create_model(self.architecture, pretrained=False, **arguments)
+            model = timm.create_model(
+                self.architecture, num_classes=0, img_size=size, **options, **self.request.overrides
+            )
         if not isinstance(model.patch_embed, PatchEmbed):
             raise UsageError(f"timm/{self.architecture} makes its patches with a CNN; teachers are plain ViTs")
         model.prune_intermediate_layers([len(model.blocks) - 1], prune_norm=True, prune_head=True)
@@ -127,6 +131,12 @@ class TimmBlueprint(Blueprint):
 class TimmSamBlueprint(TimmBlueprint):
     """timm's SamViT."""
 
+    def draw(self, size: Size) -> TimmTower:
+        """See Blueprint."""
+        tower = super().draw(size)
+        fuse_attention(tower.model.blocks)
+        return tower
+
     def grid_tensors(self, tower: Tower) -> tuple[str, ...]:
         """See Blueprint."""
         return grid_tensors(tower)
@@ -156,12 +166,15 @@ def timm_blueprint(request: TowerRequest) -> TimmBlueprint:
     )
 
 
+def _module(architecture: str) -> str:
+    return model_entrypoint(architecture).__module__.rsplit(".", 1)[-1]
+
+
 def check_architecture(architecture: str, text: str) -> None:
     """UsageError unless timm has this architecture and it is one that can be a teacher."""
     if not timm.is_model(architecture):
         raise UsageError(f"{text}: timm has no model {architecture!r}{nearest(architecture, timm.list_models())}")
-    module = model_entrypoint(architecture).__module__.rsplit(".", 1)[-1]
-    if module not in _MODULES or "radio" in architecture:
+    if _module(architecture) not in _MODULES or "radio" in architecture:
         raise UsageError(
             f"{text}: {architecture} is no plain ViT; teachers are timm's ViT, DeiT, EVA, DINOv3 and SamViT models, "
             "others go through custom:<module>:<builder>"

@@ -55,7 +55,7 @@ def parse_weights(text: str | Path) -> WeightsSource:
         if not seed.isdecimal():
             raise UsageError(f"weights {text!r}: random weights need a seed, a whole number from 0: 'random:0'")
         return WeightsSource(seed=int(seed))
-    return WeightsSource(path=Path(text))
+    return WeightsSource(path=Path(text).expanduser())
 
 
 def read_state_dict(path: Path) -> State:
@@ -153,8 +153,8 @@ def _random_tensor(name: str, shape: torch.Size, seed: int) -> Tensor:
     deviation = 0.2 if embedding else 0.02 if len(shape) == 1 else fan_in**-0.5
     key = hashlib.sha256(f"{seed}|{name}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
-    uniform = np.asarray(generator.random(tuple(shape), dtype=np.float32))
-    return torch.from_numpy((uniform - np.float32(0.5)) * np.float32(deviation * math.sqrt(12)))
+    uniform = generator.random(math.prod(shape), dtype=np.float32)
+    return torch.from_numpy((uniform - np.float32(0.5)) * np.float32(deviation * math.sqrt(12))).reshape(shape)
 
 
 def check_state(

@@ -1,0 +1,170 @@
+import hashlib
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from sak.errors import UsageError
+from sak.teachers.weights import (
+    WeightsError,
+    WeightsSource,
+    check_state,
+    parse_weights,
+    random_state,
+    read_state_dict,
+    state_sha256,
+)
+
+STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.0, -0.5])}
+
+
+def test_the_three_kinds_of_weights(tmp_path):
+    assert parse_weights("pretrained") == WeightsSource()
+    assert parse_weights("random:7") == WeightsSource(seed=7)
+    assert parse_weights(tmp_path / "x.pth") == WeightsSource(path=tmp_path / "x.pth")
+    assert parse_weights("random:7").is_random
+    assert not parse_weights("some/file.bin").is_random
+
+
+@pytest.mark.parametrize("text", ["random", "random:", "random:x", "random:-1"])
+def test_random_needs_a_seed(text):
+    with pytest.raises(UsageError, match="random weights need a seed"):
+        parse_weights(text)
+
+
+def test_the_identity_is_pinned():
+    """A change of this digest changes every cache key there is."""
+    assert state_sha256(STATE) == "290ede286dd5cd24a9e8044086108871ae2be6a75d715a13b965faed773f73cc"
+    by_hand = hashlib.sha256()
+    for name, shape, tensor in (("a.bias", "2", STATE["a.bias"]), ("b.weight", "2x3", STATE["b.weight"])):
+        by_hand.update(f"{name}|float32|{shape}\n".encode() + tensor.numpy().astype("<f4").tobytes())
+    assert by_hand.hexdigest() == state_sha256(STATE)
+
+
+def test_the_identity_does_not_see_order_format_wrapping_or_widened_halves(tmp_path):
+    wanted = state_sha256(STATE)
+    save_file(STATE, tmp_path / "a.safetensors")
+    torch.save(dict(reversed(STATE.items())), tmp_path / "b.pth")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in STATE.items()}, "epoch": 3}, tmp_path / "c.pt")
+    torch.save({"model": STATE}, tmp_path / "d.bin", _use_new_zipfile_serialization=False)
+    save_file({f"model.{key}": value.half() for key, value in STATE.items()}, tmp_path / "e.safetensors")
+    for path in sorted(tmp_path.iterdir()):
+        assert state_sha256(read_state_dict(path)) == wanted, path.name
+
+
+@given(st.sampled_from(sorted(STATE)), st.integers(0, 1), st.sampled_from(["value", "name", "shape", "dtype"]))
+def test_the_identity_sees_every_change(name, place, change):
+    state = {key: value.clone() for key, value in STATE.items()}
+    if change == "value":
+        state[name].view(-1)[place] += 1e-3
+    elif change == "name":
+        state[f"{name}x"] = state.pop(name)
+    elif change == "shape":
+        state[name] = state[name].reshape(1, -1)
+    else:
+        state[name] = state[name].to(torch.int64)
+    assert state_sha256(state) != state_sha256(STATE)
+
+
+def test_random_weights_depend_on_the_seed_and_the_name_alone():
+    shapes = {"x.weight": torch.Size((4, 8)), "y.weight": torch.Size((4, 8))}
+    first = random_state(shapes, 0)
+    again = random_state(dict(reversed(shapes.items())), 0)
+    assert all(torch.equal(first[key], again[key]) for key in shapes)
+    assert not torch.equal(first["x.weight"], first["y.weight"])
+    assert not torch.equal(first["x.weight"], random_state(shapes, 1)["x.weight"])
+
+
+def test_random_weights_are_pinned_bit_for_bit():
+    shapes = {
+        "pos_embed": torch.Size((1, 5, 4)),
+        "blocks.0.norm1.weight": torch.Size((4,)),
+        "blocks.0.attn.qkv.weight": torch.Size((12, 4)),
+        "blocks.0.attn.qkv.bias": torch.Size((12,)),
+        "blocks.0.ls1.gamma": torch.Size((4,)),
+        "scale": torch.Size(()),
+    }
+    state = random_state(shapes, 3)
+    assert {key: value.shape for key, value in state.items()} == shapes
+    assert state_sha256(state) == "e4b470080982908861e644c0a2dcb8245c524dbe396f96c9ba8204544b1de50c"
+    assert torch.equal(state["blocks.0.norm1.weight"], torch.ones(4))
+    assert torch.equal(state["blocks.0.ls1.gamma"], torch.ones(4))
+
+
+def test_random_matrices_have_the_deviation_said():
+    state = random_state({"a.weight": torch.Size((200, 64)), "pos_embed": torch.Size((1, 200, 64))}, 0)
+    assert state["a.weight"].std().item() == pytest.approx(1 / 8, rel=0.03)
+    assert state["pos_embed"].std().item() == pytest.approx(0.2, rel=0.03)
+
+
+def test_a_missing_file_says_what_weights_can_be(tmp_path):
+    with pytest.raises(WeightsError, match=r"none\.pth: no such weights file; weights are 'pretrained'"):
+        read_state_dict(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04 cut"])
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=name) as error:
+        read_state_dict(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_torch_file_is_refused(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(STATE, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(WeightsError, match="cannot be read as tensors alone"):
+        read_state_dict(path)
+
+
+def test_pickled_objects_are_never_loaded(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"weight": torch.zeros(1), "object": hashlib.sha256}, path)
+    with pytest.raises(WeightsError, match="cannot be read as tensors alone"):
+        read_state_dict(path)
+
+
+def test_a_torchscript_archive_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/constants.pkl", b"")
+    with pytest.raises(WeightsError, match="TorchScript archive"):
+        read_state_dict(path)
+
+
+def test_a_file_with_more_than_tensors_names_what_it_holds(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"weight": torch.zeros(1), "epoch": 3, "args": {"lr": 0.1}}, path)
+    with pytest.raises(WeightsError, match="holds epoch, args beside tensors"):
+        read_state_dict(path)
+
+
+def test_wrong_keys_are_named_the_first_few():
+    wanted = {f"blocks.{number}.weight": torch.Size((2,)) for number in range(5)}
+    state = {f"layers.{number}.weight": torch.zeros(2) for number in range(4)}
+    with pytest.raises(
+        WeightsError,
+        match=r"x: these weights are of another model: the file misses blocks\.0\.weight, blocks\.1\.weight, "
+        r"blocks\.2\.weight and 2 more and has layers\.0\.weight, layers\.1\.weight, layers\.2\.weight and 1 more",
+    ):
+        check_state(state, wanted, loose=(), where="x")
+
+
+def test_wrong_shapes_are_named_and_only_positions_may_differ():
+    wanted = {"pos_embed": torch.Size((1, 50, 8)), "weight": torch.Size((4, 4))}
+    check_state(
+        {"pos_embed": torch.zeros(1, 26, 8), "weight": torch.zeros(4, 4)}, wanted, loose=("pos_embed",), where="x"
+    )
+    for state in (
+        {"pos_embed": torch.zeros(1, 26, 8), "weight": torch.zeros(4, 5)},
+        {"pos_embed": torch.zeros(1, 26, 16), "weight": torch.zeros(4, 4)},
+        {"pos_embed": torch.zeros(26, 8), "weight": torch.zeros(4, 4)},
+    ):
+        with pytest.raises(WeightsError, match=r"is .*, wanted"):
+            check_state(state, wanted, loose=("pos_embed",), where="x")

@@ -64,8 +64,8 @@ def draw_noise(shape: tuple[int, ...], like: Tensor, generator: torch.Generator 
 
 
 def mix(gates: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    """The experts' weighted sum: gates (B, E) or (B, E, H, W), E maps (B, C, H, W) -> (B, C, H, W)."""
-    weights = gates[..., None, None] if gates.ndim == 2 else gates
+    """The experts' weighted sum, in their dtype: gates (B, E) or (B, E, H, W), E maps (B, C, H, W) -> (B, C, H, W)."""
+    weights = (gates[..., None, None] if gates.ndim == 2 else gates).to(experts[0].dtype)
     mixed = weights[:, 0:1] * experts[0]
     for index, expert in enumerate(experts[1:], start=1):
         mixed = mixed + weights[:, index : index + 1] * expert

@@ -1,0 +1,201 @@
+"""A column as it lies in one cache folder: manifest, calibration, records, views, and the store of its arrays."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.calibration import Calibration
+from pipeline.cache.column_codec import ColumnCodec
+from pipeline.cache.folder import CacheFolder, ColumnPlace
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.records import BlockRecord, file_record, parse_record_name, record_name
+from pipeline.cache.sealed import CacheError
+from pipeline.cache.store import ColumnStore, DamageError, FileRecord
+from pipeline.cache.stored_views import ROW, Rows, rows_from_bytes
+from pipeline.cache.stores import open_store
+from pipeline.images.index import ShardIndex
+from pipeline.storage import Location, MissingFileError
+
+CALIBRATION = "calibration.safetensors"
+Records = dict[tuple[int, int], BlockRecord]
+Present = NDArray[np.bool_]
+
+_REMOTE_READERS = 32
+_VIEWS_KEPT = 512  # blocks of a column whose boxes and CRCs stay in memory, 30 kB each
+
+
+@dataclass(frozen=True)
+class Column:
+    """One teacher's features of one data set in one cache folder.
+
+    Reading never writes. What was read of records and views is kept; `fresh` forgets it.
+    """
+
+    folder: CacheFolder
+    place: ColumnPlace
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: CacheFolder, place: ColumnPlace) -> "Column":
+        """DamageError or CacheError where the manifest is damaged, gone or another column's."""
+        return cls(folder, place, folder.manifest(place))
+
+    def fresh(self) -> "Column":
+        """The same column, nothing read yet."""
+        return Column(self.folder, self.place, self.manifest)
+
+    @property
+    def location(self) -> Location:
+        """The column's folder."""
+        return self.folder.at(self.place)
+
+    @property
+    def random(self) -> bool:
+        """Whether its teacher has random weights."""
+        return self.manifest.random
+
+    @property
+    def label(self) -> str:
+        """How listings call it: its name, and RANDOM where the weights know nothing."""
+        return f"{self.place.name} RANDOM" if self.random else self.place.name
+
+    @cached_property
+    def index(self) -> ShardIndex:
+        """The shard index of its data."""
+        return self.folder.index(self.place.data)
+
+    @cached_property
+    def store(self) -> ColumnStore:
+        """Its arrays."""
+        return open_store(self.manifest, self.location / "data", self.folder)
+
+    @cached_property
+    def records(self) -> Records:
+        """The record of every block that is there, by (view, block); blocks of two calibrations are refused."""
+        names = [name for name in self.location.list("records") if record_block(name)]
+        if self.location.is_remote:
+            with ThreadPoolExecutor(_REMOTE_READERS) as pool:
+                read = list(pool.map(self.read_record, names))
+        else:
+            read = [self.read_record(name) for name in names]
+        self._one_calibration(read)
+        return {(record.view, record.block): record for record in read}
+
+    def record(self, view: int, block: int) -> BlockRecord | None:
+        """The record of one block, read now; None where the block is not there."""
+        try:
+            return self.read_record(f"{record_name(view, block)}.json")
+        except MissingFileError:
+            return None
+
+    def read_record(self, name: str) -> BlockRecord:
+        """The record in `records/<name>`; DamageError where it is damaged or not of that block."""
+        path = f"records/{name}"
+        record = BlockRecord.from_bytes(self.location.read_bytes(path), self.location.at(path))
+        if f"{record.name}.json" != name:
+            raise DamageError(f"{self.location.at(path)}: the record of {record.name}; see `sak-cli cache verify`")
+        return record
+
+    def calibration(self) -> Calibration | None:
+        """The statistics that its blocks were made with; None where none were published yet."""
+        return self._calibration
+
+    @cached_property
+    def _calibration(self) -> Calibration | None:
+        recorded = sorted({record.calibration or "" for record in self.records.values()} - {""})
+        found = self.published_calibration(recorded[0] if recorded else None)
+        if found is None and recorded:
+            raise DamageError(
+                f"{self.location.at(CALIBRATION)}: gone, and no block can be read without it; extract the column again"
+            )
+        return found
+
+    def published_calibration(self, digest: str | None = None) -> Calibration | None:
+        """The calibration that lies here now, which must have `digest` where given; None where there is none."""
+        try:
+            data = self.location.read_bytes(CALIBRATION)
+        except MissingFileError:
+            return None
+        return Calibration.from_bytes(data, digest=digest, source=self.location.at(CALIBRATION))
+
+    def codec(self) -> ColumnCodec:
+        """The codecs of its levels, on the CPU."""
+        return ColumnCodec(self.manifest, self.calibration())
+
+    @property
+    def views(self) -> int:
+        """One more than the highest view of which a block is there."""
+        return max((view + 1 for view, _ in self.records), default=0)
+
+    def present(self, view: int) -> Present:
+        """(samples,): which samples of the data set have features here."""
+        return self._marked(view, lambda record: record.present)
+
+    def absent(self, view: int) -> Present:
+        """(samples,): which samples cannot have features: bad images."""
+        return self._marked(view, lambda record: [(each.sample, each.sample + 1) for each in record.absent])
+
+    def _marked(self, view: int, ranges: Any) -> Present:
+        marked = np.zeros(self.manifest.layout.samples, bool)
+        for (of_view, _), record in self.records.items():
+            if of_view == view:
+                for start, stop in ranges(record):
+                    marked[start:stop] = True
+        return marked
+
+    def stored_views(self, view: int, samples: NDArray[np.int64]) -> Rows:
+        """(n,) rows of box, flip and CRC of samples that are present, in the order asked."""
+        rows = np.empty(len(samples), ROW)
+        size = self.manifest.layout.block
+        for block in np.unique(samples // size):
+            here = samples // size == block
+            rows[here] = self.block_views(view, int(block))[samples[here] - block * size]
+        return rows
+
+    def block_views(self, view: int, block: int) -> Rows:
+        """(samples of the block,) rows of box, flip and CRC, zero where absent; DamageError where the file changed."""
+        kept: dict[tuple[int, int], Rows] = self._views
+        if (view, block) not in kept:
+            record = self.records.get((view, block))
+            if record is None or record.views is None:
+                raise CacheError(f"{self.location}: block {record_name(view, block)} is not there; extract it")
+            data = check_file(self.location, record.views)
+            if len(kept) >= _VIEWS_KEPT:
+                kept.clear()
+            count = len(self.manifest.layout.block_samples(block))
+            kept[view, block] = rows_from_bytes(data, count, self.location.at(record.views.path))
+        return kept[view, block]
+
+    @cached_property
+    def _views(self) -> dict[tuple[int, int], Rows]:
+        return {}
+
+    def _one_calibration(self, records: list[BlockRecord]) -> None:
+        digests = sorted({record.calibration or "none" for record in records})
+        if len(digests) > 1:
+            raise CacheError(
+                f"{self.location}: blocks of {len(digests)} calibrations ({', '.join(each[:12] for each in digests)}), "
+                "which must not be mixed; remove the column with `sak-cli cache prune` and extract it again"
+            )
+
+
+def record_block(file: str) -> tuple[int, int] | None:
+    """(view, block) of a file's name in `records`; None where it is no record's."""
+    stem, dot, ending = file.rpartition(".")
+    return parse_record_name(stem) if dot and ending == "json" else None
+
+
+def check_file(location: Location, record: FileRecord) -> bytes:
+    """A small file of a column, compared with its record; DamageError where it is gone, cut or changed."""
+    place = location.at(record.path)
+    try:
+        data = location.read_bytes(record.path)
+    except MissingFileError as error:
+        raise DamageError(f"{place}: gone; mend it with `sak-cli cache repair`") from error
+    if file_record(record.path, data) != record:
+        raise DamageError(f"{place}: damaged, its bytes are not those recorded; mend it with `sak-cli cache repair`")
+    return data

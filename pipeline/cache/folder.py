@@ -1,0 +1,173 @@
+"""A cache's folder: `cache.json`, the saved shard indices, and a folder for every column; and overlays of several."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.cache.manifest import MANIFEST, Manifest, data_name
+from pipeline.cache.sealed import CacheError, seal, unseal
+from pipeline.images.index import ShardIndex
+from pipeline.storage import Location, MissingFileError
+from sak.errors import UsageError
+
+_CACHE = "cache.json"
+_KIND = "sak feature cache"
+_LAYER = re.compile(r"[a-z][a-z0-9+]+://[^/:]*(?::\d+(?=/))?[^:]*|[^:]+")
+
+
+@dataclass(frozen=True)
+class ColumnPlace:
+    """A column's folders: `name` is `<teacher>-<spec key>`, `data` the first digits of the data key."""
+
+    name: str
+    data: str
+
+    @property
+    def path(self) -> str:
+        """Inside the cache."""
+        return f"columns/{self.name}/{self.data}"
+
+    @property
+    def teacher(self) -> str:
+        """The part of the name before the key."""
+        return self.name.rpartition("-")[0]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "ColumnPlace":
+        """Where the column of a manifest lies."""
+        return cls(manifest.name, data_name(manifest.data_key))
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """One cache, opened. Nothing here writes but `create` and `add_index`."""
+
+    location: Location
+
+    @classmethod
+    def open(cls, place: str | Path | Location) -> "CacheFolder":
+        """CacheError where there is none, or another thing; NewerSchemaError where a newer version wrote it."""
+        location = Location.parse(place)
+        try:
+            found = unseal(location.read_bytes(_CACHE), location.at(_CACHE))
+        except MissingFileError as error:
+            raise CacheError(
+                f"{location}: no feature cache here ({_CACHE} is missing); make one with `sak-cli extract`"
+            ) from error
+        if found.get("kind") != _KIND:
+            raise CacheError(f"{location}: {_CACHE} is not that of a feature cache; give a cache's folder")
+        return cls(location)
+
+    @classmethod
+    def create(cls, place: str | Path | Location) -> "CacheFolder":
+        """The cache at `place`, made if there is none."""
+        location = Location.parse(place)
+        location.create_exclusive(_CACHE, seal({"kind": _KIND}))
+        return cls.open(location)
+
+    def columns(self) -> Iterator[ColumnPlace]:
+        """Every column's place, by name; a folder without a manifest too, for `verify` to find."""
+        for name in self.location.list("columns"):
+            for data in self.location.list(f"columns/{name}"):
+                yield ColumnPlace(name, data)
+
+    def at(self, place: ColumnPlace) -> Location:
+        """A column's folder."""
+        return self.location / place.path
+
+    def manifest(self, place: ColumnPlace) -> Manifest:
+        """What a column is; DamageError where its manifest is damaged or belongs elsewhere."""
+        return read_manifest(self.at(place), place)
+
+    def index_path(self, data: str) -> str:
+        """Where the shard index of a data key lies."""
+        return self.location.at(f"index/{data_name(data)}")
+
+    def data_keys(self) -> list[str]:
+        """The first digits of the data keys whose index is here."""
+        return self.location.list("index")
+
+    def add_index(self, index: ShardIndex) -> str:
+        """Keep a shard index, and with it where the images are; returns its data key."""
+        key = index.data_key()
+        if not self.location.exists(f"index/{data_name(key)}"):
+            index.save(self.index_path(key))
+        return key
+
+    def index(self, data: str) -> ShardIndex:
+        """The shard index of a data key; CacheError where it is not here."""
+        try:
+            return ShardIndex.open(self.index_path(data))
+        except MissingFileError as error:
+            raise CacheError(
+                f"{self.index_path(data)}: the index of this data is gone; run `sak-cli extract` with that data again"
+            ) from error
+
+
+def read_manifest(location: Location, place: ColumnPlace) -> Manifest:
+    """The manifest in a column's folder; it must be the one of that place."""
+    try:
+        manifest = Manifest.from_bytes(location.read_bytes(MANIFEST), location.at(MANIFEST))
+    except MissingFileError as error:
+        raise CacheError(
+            f"{location}: a column without a manifest; remove it with `sak-cli cache prune`, or extract it again"
+        ) from error
+    if ColumnPlace.of(manifest) != place:
+        raise CacheError(
+            f"{location}: its manifest is that of {ColumnPlace.of(manifest).path}; move the folder back where it was"
+        )
+    return manifest
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache as commands take it, `rw:ro`: the first folder may be written, those after it are read as well."""
+
+    layers: tuple[CacheFolder, ...]
+
+    @classmethod
+    def open(cls, place: "str | Path | Cache") -> "Cache":
+        """Every folder of `place` must be a cache."""
+        if isinstance(place, Cache):
+            return place
+        return cls(tuple(CacheFolder.open(each) for each in split_overlay(place)))
+
+    @classmethod
+    def create(cls, place: str | Path) -> "Cache":
+        """As `open`, but the first folder is made a cache if it is none."""
+        top, *below = split_overlay(place)
+        return cls((CacheFolder.create(top), *(CacheFolder.open(each) for each in below)))
+
+    @property
+    def top(self) -> CacheFolder:
+        """The folder that is written."""
+        return self.layers[0]
+
+    @cached_property
+    def columns(self) -> dict[ColumnPlace, tuple[CacheFolder, ...]]:
+        """Every column with the folders that hold a part of it, the first one foremost."""
+        found: dict[ColumnPlace, tuple[CacheFolder, ...]] = {}
+        for layer in self.layers:
+            for place in layer.columns():
+                found[place] = (*found.get(place, ()), layer)
+        return found
+
+    def index(self, data: str) -> ShardIndex:
+        """The shard index of a data key, from the first folder that has it."""
+        holders = [layer for layer in self.layers if data_name(data) in layer.data_keys()]
+        return (holders or list(self.layers))[0].index(data)
+
+    def __str__(self) -> str:
+        return ":".join(str(layer.location) for layer in self.layers)
+
+
+def split_overlay(place: str | Path) -> list[str]:
+    """`rw:ro` as its folders; URLs keep their colons. A Path, or a chained URL (`simplecache::s3://...`), is one."""
+    if isinstance(place, Path) or "::" in place:
+        return [str(place)]
+    layers = _LAYER.findall(place)
+    if not layers:
+        raise UsageError(f"{place!r} names no cache; give a folder, a URL, or two of them as rw:ro")
+    return layers

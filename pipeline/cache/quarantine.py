@@ -1,0 +1,35 @@
+"""The quarantine list: samples that cannot have features, and why. It is kept in the block records alone."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from pipeline.cache.column import Column
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A sample that cannot be used: its data set, number, key, the reason, and the columns that found it out."""
+
+    data: str
+    sample: int
+    key: str
+    reason: str
+    columns: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def quarantine(columns: Iterable[Column]) -> list[Quarantined]:
+    """Every sample that any of the columns has in quarantine, each once, by data set and number."""
+    found: dict[tuple[str, int], tuple[str, str, set[str]]] = {}
+    for column in columns:
+        for record in column.records.values():
+            for each in record.absent:
+                place = (column.place.data, each.sample)
+                found.setdefault(place, (each.key, each.reason, set()))[2].add(column.place.name)
+    return [
+        Quarantined(data, sample, key, reason, tuple(sorted(names)))
+        for (data, sample), (key, reason, names) in sorted(found.items())
+    ]

@@ -1,0 +1,57 @@
+"""Sealed JSON: small documents of a cache that notice when a single byte of them has changed."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from pipeline.cache.store import DamageError
+from sak.errors import SakError
+
+SCHEMA = 1
+
+
+class CacheError(SakError):
+    """A cache, or a part of one, cannot be used as asked."""
+
+
+class NewerSchemaError(CacheError):
+    """A cache was written by a newer version of this project."""
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """`document` as JSON with the schema and a SHA-256 of all the rest; equal documents give equal bytes."""
+    content = {**document, "schema": SCHEMA}
+    return _encode({**content, "seal": sha256(_encode(content)).hexdigest()})
+
+
+def unseal(data: bytes, place: str) -> dict[str, Any]:
+    """The document in `data`, read from `place`.
+
+    Raises DamageError where any byte differs from what `seal` wrote, NewerSchemaError where it is from a later schema.
+    """
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise DamageError(f"{place}: damaged, not JSON ({error}); see `sak-cli cache verify`") from error
+    if not isinstance(document, dict) or not isinstance(document.get("schema"), int) or "seal" not in document:
+        raise DamageError(f"{place}: damaged, or not a file of a feature cache; see `sak-cli cache verify`")
+    if document["schema"] > SCHEMA:
+        raise NewerSchemaError(
+            f"{place}: written in cache schema {document['schema']}, this version reads up to {SCHEMA}; upgrade sak"
+        )
+    content = {name: value for name, value in document.items() if name not in ("schema", "seal")}
+    if seal(content) != data:
+        raise DamageError(f"{place}: damaged, its content is not what was sealed; see `sak-cli cache verify`")
+    return content
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...], place: str) -> Any:
+    """`document[name]`, which must be a `kind`; DamageError names `place` otherwise."""
+    if not isinstance(document.get(name), kind):
+        raise DamageError(f"{place}: field {name!r} is missing or wrong; see `sak-cli cache verify`")
+    return document[name]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,12 @@ def _worker_environments(config: ClusterConfig, device: str) -> list[dict[str, s
     return [{**common, "CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(count)]
 
 
+def dask_setup(worker: object) -> None:
+    """Run in each worker as it starts: Ctrl-C reaches a terminal's whole process group, and ending workers is ours."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
     workers = {
         number: {
@@ -118,6 +125,7 @@ def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
                 "silence_logs": logging.ERROR,
                 "env": environment,
                 "config": {"distributed.nanny.pre-spawn-environ": environment},
+                "preload": [__name__],
             },
         }
         for number, environment in enumerate(environments)

@@ -1,0 +1,111 @@
+"""What an extraction works on: the shard index of its images, and a column for every teacher."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cache.column_codec import column_layout
+from pipeline.cache.column_writer import WritableColumn
+from pipeline.cache.folder import Cache, ColumnPlace
+from pipeline.cache.key import column_document, document_key
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.spec import CacheSpec
+from pipeline.extraction.config import Voice
+from pipeline.extraction.teachers import identify
+from pipeline.images.build import Progress, build_index
+from pipeline.images.errors import StaleIndexError
+from pipeline.images.index import ShardIndex
+from pipeline.images.source import find_images
+from sak.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Target:
+    """One teacher's column: what it is, and the column itself, None where it is not begun (dry runs begin none)."""
+
+    manifest: Manifest
+    column: WritableColumn | None
+
+
+def chosen_teachers(spec: CacheSpec, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The teachers asked for, in the spec's order; UsageError for one that it does not have."""
+    for name in wanted or ():
+        if name not in spec.teachers:
+            raise UsageError(f"--teachers {name}: the spec has no such teacher{nearest(name, spec.teachers)}")
+    return tuple(name for name in spec.teachers if wanted is None or name in wanted)
+
+
+def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
+    """The index of `data` that the cache keeps, if the shards did not change since; else a new one, kept there."""
+    found = find_images(data).data
+    for layer in cache.layers:
+        for key in layer.data_keys():
+            index = layer.index(key)
+            if index.data != found:
+                continue
+            try:
+                index.check_shards()
+                return index
+            except StaleIndexError as error:
+                voice.say(f"{error}: reading the images again")
+    voice.say(f"Reading all images of {found} once, to index them")
+
+    def report(progress: Progress) -> None:
+        voice.progress(progress.samples, 0, f"{progress.bytes / 1e9:.1f} of {progress.bytes_total / 1e9:.1f} GB")
+
+    index = build_index(data, progress=report)
+    cache.top.add_index(index)
+    return index
+
+
+def open_targets(
+    cache: Cache, spec: CacheSpec, names: Sequence[str], index: ShardIndex, *, begin: bool, lease_seconds: float
+) -> dict[str, Target]:
+    """Every teacher's column, begun where it is not there and `begin`."""
+    targets = {}
+    for name in names:
+        manifest = make_manifest(cache, spec, name, index)
+        there = any(ColumnPlace.of(manifest) in set(layer.columns()) for layer in cache.layers)
+        column = None
+        if begin or there:
+            column = WritableColumn.create_or_open(cache, manifest, lease_seconds=lease_seconds)
+        targets[name] = Target(column.manifest if column else manifest, column)
+    return targets
+
+
+def make_manifest(cache: Cache, spec: CacheSpec, name: str, index: ShardIndex) -> Manifest:
+    """What the column of a spec's teacher over `index` is."""
+    identity, teacher = identify(cache.top, spec, name), spec.teachers[name]
+    document = column_document(
+        teacher,
+        spec,
+        weights_sha256=identity.weights_sha256,
+        teacher_revision=identity.revision,
+        custom_source_sha256=identity.source_sha256,
+    )
+    layout = column_layout(
+        document,
+        width=identity.width,
+        grid=identity.grid,
+        samples=len(index),
+        block=spec.samples_per_block,
+        codec=spec.codec,
+    )
+    return Manifest(
+        teacher=name,
+        spec_key=document_key(document),
+        data_key=index.data_key(),
+        document=document,
+        width=identity.width,
+        grid=identity.grid,
+        weights=_weights(teacher.weights),
+        layout=layout,
+        format=spec.format,
+    )
+
+
+def _weights(weights: str) -> str:
+    """Files by their absolute place, so that every worker finds them."""
+    if weights == "pretrained" or weights.startswith("random"):
+        return weights
+    return str(Path(weights).expanduser().absolute())

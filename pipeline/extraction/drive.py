@@ -1,0 +1,147 @@
+"""The main process's side of a run: jobs into the cluster through a sliding window, outcomes back."""
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any, TypeVar
+
+from distributed import Future, KilledWorker, wait
+from distributed.client import FutureCancelledError
+
+from pipeline.cluster import BLOCKS_IN_FLIGHT, Cluster
+from pipeline.extraction.calibrate import Calibrated
+from pipeline.extraction.job import Failure, Outcome, extract_block
+from pipeline.extraction.measure import Speed
+from pipeline.extraction.plan import Job
+from pipeline.extraction.worker import Run, forget_run, request_stop
+from sak.errors import SakError
+
+RETRIES = 2  # of what is no fault of the data or the user: those come home as outcomes
+STOP_SECONDS = 5.0
+_LOOK_SECONDS = 0.5
+_HELD_SECONDS = 2.0
+
+Answer = TypeVar("Answer", Calibrated, Speed)
+
+
+class ExtractionError(SakError):
+    """An extraction cannot go on; what was finished is kept, and running it again goes on from there."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        """`exit_code` is that of the error behind it."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM, as schedulers send it before they take a machine away, ends the run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stopping(cluster: Cluster, run: Run) -> Iterator[None]:
+    """Whatever ends the block early, jobs of the run stop at their next batch; afterwards workers forget the run."""
+    try:
+        yield
+    except BaseException:
+        _tell(cluster, request_stop, run.id)
+        raise
+    else:
+        _tell(cluster, forget_run, run.id)
+
+
+def ask(cluster: Cluster, function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """Run one task on a worker and wait for it; ExtractionError where it failed."""
+    future = cluster.client.submit(function, *arguments, pure=False, retries=RETRIES)
+    answer: Answer = _result(future, function.__name__)
+    _refuse_failure(answer.failure)
+    return answer
+
+
+def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """Run all jobs; each outcome as it comes. Blocks that other runs hold are asked for again until they are done."""
+    queue, held = deque(jobs), deque[tuple[float, Job]]()
+    running: dict[Future, Job] = {}
+    while queue or held or running:
+        while held and held[0][0] <= time.monotonic():
+            queue.append(held.popleft()[1])
+        while queue and len(running) < _window(cluster):
+            job = queue.popleft()
+            running[cluster.client.submit(extract_block, run, job, pure=False, retries=RETRIES)] = job
+        for future in _finished(running):
+            outcome: Outcome = _result(future, running.pop(future).name)
+            _refuse_failure(outcome.failure)
+            if outcome.held:
+                held.append((time.monotonic() + _HELD_SECONDS, replace(outcome.job, teachers=outcome.held)))
+            yield outcome
+
+
+def _window(cluster: Cluster) -> int:
+    """Enough that no worker waits for the next job, and no more: submitted jobs hold what they will need."""
+    return BLOCKS_IN_FLIGHT * max(1, len(cluster.client.scheduler_info(n_workers=-1)["workers"])) + 1
+
+
+def _finished(running: dict[Future, Job]) -> list[Future]:
+    """Those that are through; none after half a second without any."""
+    if not running:
+        time.sleep(_LOOK_SECONDS)
+        return []
+    try:
+        return list(wait(list(running), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done)
+    except TimeoutError:
+        return []
+    except FutureCancelledError:
+        return [future for future in running if future.done()]
+
+
+def _result(future: Future, what: str) -> Any:
+    try:
+        return future.result()
+    except KilledWorker as error:
+        raise ExtractionError(
+            f"{what}: its worker died {error.allowed_failures + 1} times, perhaps of too little memory; "
+            "lower --batch-size, or look at the workers' logs; run again to go on"
+        ) from error
+    except FutureCancelledError as error:
+        raise ExtractionError(
+            "the Dask scheduler is gone; start it again and run again: what was finished is kept"
+        ) from error
+
+
+def _refuse_failure(failure: Failure | None) -> None:
+    if failure is not None:
+        raise ExtractionError(failure.message, failure.exit_code)
+
+
+def _tell(cluster: Cluster, function: Callable[[str], None], run_id: str) -> None:
+    """Best effort, and quickly: workers may be gone already."""
+    done = threading.Event()
+
+    def tell() -> None:
+        try:
+            cluster.client.run(function, run_id, on_error="ignore")
+        except (OSError, RuntimeError, ValueError, TimeoutError):
+            pass
+        finally:
+            done.set()
+
+    threading.Thread(target=tell, name="tell-workers", daemon=True).start()
+    done.wait(STOP_SECONDS)

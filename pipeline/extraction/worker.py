@@ -1,0 +1,184 @@
+"""What a worker process keeps between the blocks of a run: index, decoding threads, teachers, codecs, the device."""
+
+import os
+import platform
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from queue import SimpleQueue
+
+import torch
+
+from pipeline.cache.column_codec import ColumnCodec
+from pipeline.cache.column_writer import WritableColumn
+from pipeline.cache.folder import Cache, CacheFolder
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.sealed import CacheError
+from pipeline.cluster import BLOCKS_IN_FLIGHT
+from pipeline.extraction.decode import ViewSource
+from pipeline.extraction.teachers import build_from_manifest
+from pipeline.images.access import ImageAccess
+from pipeline.images.index import ShardIndex
+from pipeline.images.views import ViewPolicy
+from sak import __version__
+from sak.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a worker must know of a run; small, and sent with every job.
+
+    `cache` are its folders, foremost first; `data` is where the images are now, `data_key` names their index.
+    """
+
+    id: str
+    cache: tuple[str, ...]
+    data: str
+    data_key: str
+    manifests: Mapping[str, Manifest]
+    device: str
+    batch_size: int
+    decode_threads: int
+    lease_seconds: float
+
+
+class StoppedError(Exception):
+    """The run was asked to stop; what this job had done is dropped."""
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher on the device with its column, and with the codec of the column's calibration once there is one."""
+
+    teacher: Teacher
+    column: WritableColumn
+
+    @cached_property
+    def codec(self) -> ColumnCodec:
+        """Its codecs, on the teacher's device; CacheError before the calibration was published."""
+        calibration = self.column.calibration()
+        if calibration is None:
+            raise CacheError(f"{self.column.column.location}: blocks before a calibration; run the extraction again")
+        return ColumnCodec(self.column.manifest, calibration).to(self.teacher.mean.device)
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the calibration."""
+        calibration = self.codec.calibration
+        if calibration is None:
+            raise CacheError(f"{self.column.column.location}: a codec without calibration")
+        return calibration.digest
+
+
+class WorkerContext:
+    """One per process and run; made by the first job."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.device = torch.device(run.device)
+        self.batch_size = run.batch_size
+        self.cache = Cache(tuple(CacheFolder.open(each) for each in run.cache))
+        self.forward_turn = threading.Lock()
+        self._load = threading.Lock()
+        self._teachers: dict[str, LoadedTeacher] = {}
+        self._decoders = ThreadPoolExecutor(run.decode_threads, "decode")
+        self._lanes: SimpleQueue[torch.cuda.Stream | None] = SimpleQueue()
+        for _ in range(BLOCKS_IN_FLIGHT):
+            self._lanes.put(torch.cuda.Stream(self.device) if self.device.type == "cuda" else None)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # a spec that says fp32 means it
+
+    @cached_property
+    def index(self) -> ShardIndex:
+        """The shard index, its images where the run was told they are."""
+        index = self.cache.index(self.run.data_key)
+        return index if index.data == self.run.data else index.relocated(self.run.data)
+
+    @cached_property
+    def source(self) -> ViewSource:
+        """The images of the run."""
+        policies = [ViewPolicy(**manifest.document["views"]) for manifest in self.run.manifests.values()]
+        access = ImageAccess(self.index, verify=True)
+        return ViewSource(access, policies[0], self._decoders, pin=self.device.type == "cuda")
+
+    def teacher(self, name: str) -> LoadedTeacher:
+        """A teacher, loaded by the first job that asks."""
+        with self._load:
+            if name not in self._teachers:
+                manifest = self.run.manifests[name]
+                column = WritableColumn.create_or_open(self.cache, manifest, lease_seconds=self.run.lease_seconds)
+                self._teachers[name] = LoadedTeacher(build_from_manifest(manifest, str(self.device)), column)
+            return self._teachers[name]
+
+    @contextmanager
+    def lane(self) -> Iterator[None]:
+        """A place for one block in flight; on CUDA with a stream of its own, so that blocks do not wait for another."""
+        stream = self._lanes.get()
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._lanes.put(stream)
+
+    def halve_batch(self, failed: int) -> bool:
+        """After a batch of `failed` images did not fit: use smaller ones from now on; False where one is too many."""
+        torch.cuda.empty_cache()
+        self.batch_size = min(self.batch_size, max(1, failed // 2))
+        return failed > 1
+
+    def check_stop(self) -> None:
+        """StoppedError once the run was asked to stop."""
+        if self.run.id in _STOPPED:
+            raise StoppedError
+
+    def close(self) -> None:
+        """End the threads, let go of the teachers."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._teachers.clear()
+
+
+_CONTEXTS: dict[str, WorkerContext] = {}
+_STOPPED: set[str] = set()
+_MAKING = threading.Lock()
+
+
+def worker_context(run: Run) -> WorkerContext:
+    """This process's context of a run; that of an earlier run is let go."""
+    with _MAKING:
+        if run.id not in _CONTEXTS:
+            for old in list(_CONTEXTS):
+                _CONTEXTS.pop(old).close()
+            _CONTEXTS[run.id] = WorkerContext(run)
+        return _CONTEXTS[run.id]
+
+
+def request_stop(run_id: str) -> None:
+    """Ask the jobs of a run in this process to stop at their next batch."""
+    _STOPPED.add(run_id)
+
+
+def forget_run(run_id: str) -> None:
+    """Let go of a run that is over: memory of the device, threads."""
+    context = _CONTEXTS.pop(run_id, None)
+    if context is not None:
+        context.close()
+
+
+def surroundings(device: str) -> dict[str, object]:
+    """Versions and hardware of this process, for records and reports."""
+    where = torch.device(device)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
+    libraries = ("torch", "timm", "open_clip_torch", "pillow", "numpy", "distributed")
+    return {
+        "sak": __version__,
+        "python": platform.python_version(),
+        **{library: version(library) for library in libraries},
+        "device": f"{where.type} {name}",
+        "host": platform.node(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+    }

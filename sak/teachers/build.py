@@ -57,7 +57,7 @@ def build_teacher(  # noqa: PLR0913 (the fields of a teacher in a cache spec)
     sam_padding: str = "keep",
     overrides: Mapping[str, int] | None = None,
     name: str | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> Teacher:
     """Build a frozen teacher.
 
@@ -73,7 +73,8 @@ def build_teacher(  # noqa: PLR0913 (the fields of a teacher in a cache spec)
         sam_padding: SAM's padding stays in the maps with `keep` (published code), `crop` leaves it out.
         overrides: `embed_dim`, `depth`, `num_heads`, `reg_tokens`, `window_size` of a small model, for tests.
         name: What the teacher is called; default its name in the registry, else the architecture.
-        device: Where it goes; `meta` builds its shapes alone, reads no weights and has no identity.
+        device: Where it goes, torch's default device unless given; `meta` builds its shapes alone, reads no weights
+            and has no identity.
 
     Raises:
         UsageError: A name, a size, levels or an option is wrong.
@@ -88,11 +89,12 @@ def build_teacher(  # noqa: PLR0913 (the fields of a teacher in a cache spec)
     tower = blueprint.draw(blueprint.input_size)
     recipe = _recipe(blueprint, tower, options)
     facts = _facts(blueprint, tower, options, known)
-    if torch.device(device).type == "meta":
+    place = torch.get_default_device() if device is None else torch.device(device)
+    if place.type == "meta":
         tower.keep_blocks(facts.levels[-1])
-        return Teacher(tower, facts, recipe, None).to(device)
+        return Teacher(tower, facts, recipe, None).to(place)
     identity = realise(blueprint, tower, source, last_level=facts.levels[-1])
-    return Teacher(tower, facts, recipe, identity).to(device)
+    return Teacher(tower, facts, recipe, identity).to(place)
 
 
 def _request(

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import PatchEmbed
-from timm.models import get_pretrained_cfg, list_pretrained, model_entrypoint
+from timm.models import get_deprecated_models, get_pretrained_cfg, list_pretrained, model_entrypoint
 from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
@@ -172,6 +172,9 @@ def _module(architecture: str) -> str:
 
 def check_architecture(architecture: str, text: str) -> None:
     """UsageError unless timm has this architecture and it is one that can be a teacher."""
+    current = get_deprecated_models().get(architecture)
+    if current:
+        raise UsageError(f"{text}: timm calls {architecture!r} {current} today")
     if not timm.is_model(architecture):
         raise UsageError(f"{text}: timm has no model {architecture!r}{nearest(architecture, timm.list_models())}")
     if _module(architecture) not in _MODULES or "radio" in architecture:

@@ -148,7 +148,7 @@ def _random_tensor(name: str, shape: torch.Size, seed: int) -> Tensor:
     last = name.rsplit(".", 1)[-1]
     embedding = any(word in last for word in _POSITIONAL)
     if len(shape) == 1 and not embedding and "bias" not in last:
-        return torch.ones(shape)
+        return torch.ones(shape, device="cpu")
     fan_in = math.prod(shape[1:])
     deviation = 0.2 if embedding else 0.02 if len(shape) == 1 else fan_in**-0.5
     key = hashlib.sha256(f"{seed}|{name}".encode()).digest()

@@ -255,6 +255,10 @@ def test_a_depth_without_quarters_asks_for_levels_where_the_registry_names_none(
         ("timm/vit_base_patch14_dinov2", "the weights tag must be spelled out; known: lvd142m"),
         ("timm/vit_base_patch14_dinov2.lvd", "has no weights 'lvd'; did you mean 'lvd142m'?"),
         ("timm/resnet50.a1_in1k", "resnet50 is no plain ViT"),
+        (
+            "timm/vit_base_patch16_224_in21k.x",
+            "timm calls 'vit_base_patch16_224_in21k' vit_base_patch16_224.augreg_in21k",
+        ),
         ("timm/vit_base_r50_s16_384.orig_in21k_ft_in1k", "vit_base_r50_s16_384 is no plain ViT"),
         ("open_clip/ViT-B-61/openai", "open_clip has no model 'ViT-B-61'; did you mean 'ViT-B-"),
         ("open_clip/ViT-B-16", "the weights tag must be spelled out; known: openai"),
@@ -315,6 +319,19 @@ def test_wrong_images_are_refused(tiny):
         with pytest.raises(UsageError) as error:
             teacher(images)
         assert said in str(error.value)
+
+
+def test_the_default_device_of_torch_is_where_a_teacher_goes():
+    with torch.device("meta"):
+        teacher = build_teacher("dinov3-7b", weights="random:0")
+    assert all(parameter.is_meta for parameter in teacher.parameters())
+
+
+def test_an_architecture_without_published_weights_takes_no_pretrained_ones(tiny):
+    model = "timm/vit_small_patch16_18x2_224"
+    assert build_teacher(model, weights="random:0", image_size=32, overrides=tiny).is_random
+    with pytest.raises(WeightsError, match="has no published weights; pass weights=FILE"):
+        build_teacher(model, image_size=32, overrides=tiny)
 
 
 @pytest.mark.parametrize(
@@ -396,3 +413,15 @@ def test_dinov3_files_with_attention_biases_need_the_model_that_has_them(tiny, s
     qkvb = build_teacher(MODELS["dinov3 with biases"], weights=biased, image_size=64, overrides=tiny)
     assert qkvb.tower.model.blocks[2].attn.q_bias.unique().tolist() == [1.0]
     assert qkvb.tower.model.blocks[2].attn.k_bias.unique().tolist() == [0.0]
+
+
+def test_dinov2s_own_files_are_read(tiny, save_state, images):
+    """Registers: the original adds a position to the class token, timm's model holds the sum."""
+    source = build_teacher(MODELS["dinov2 with registers"], weights="random:0", image_size=518, overrides=tiny)
+    state = source.tower.model.state_dict()
+    state["register_tokens"] = state.pop("reg_token")
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, 32), state["pos_embed"]], dim=1)
+    path = save_state({**state, "mask_token": torch.zeros(1, 32), "norm.weight": torch.ones(32)})
+    loaded = build_teacher(MODELS["dinov2 with registers"], weights=path, image_size=SIZE, overrides=tiny)
+    assert loaded.weights_sha256 == source.weights_sha256
+    assert loaded(images).grid == (4, 6)

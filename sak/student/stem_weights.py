@@ -13,6 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from sak.errors import SakError, UsageError
+from sak.student.lora import LORA_KEYS
 from sak.student.sizes import StemSize
 from sak.student.stem import Stem
 
@@ -90,7 +91,7 @@ def _pretrained(name: str | StemSize) -> dict[str, Tensor]:
 
 
 def _fill(stem: Stem, state: Mapping[str, Tensor], *, source: str) -> None:
-    own = stem.vit.state_dict()
+    own = {key: tensor for key, tensor in stem.vit.state_dict().items() if not key.endswith(LORA_KEYS)}
     given = {key: tensor for key, tensor in state.items() if not key.startswith(_UNUSED)}
     differing = sorted(set(own) ^ set(given))
     if differing:
@@ -99,7 +100,7 @@ def _fill(stem: Stem, state: Mapping[str, Tensor], *, source: str) -> None:
     for key, tensor in given.items():
         if tensor.shape != own[key].shape:
             raise SakError(f"{source}: {key} is {tuple(tensor.shape)}, the stem needs {tuple(own[key].shape)}")
-    stem.vit.load_state_dict(given)
+    stem.vit.load_state_dict(given, strict=False)  # LoRA's updates stay as they are; all else was checked
 
 
 def _resampled(pos_embed: Tensor, stem: Stem, source: str) -> Tensor:

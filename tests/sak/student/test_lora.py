@@ -29,6 +29,13 @@ def test_a_fresh_update_changes_nothing(tiny, config, images):
     assert torch.equal(plain(images).tas.maps[-1], updated(images).tas.maps[-1])
 
 
+def test_the_stem_under_the_updates_takes_its_weights_from_a_file(config, tmp_path):
+    donor = build_student(replace(config, lora=None, weights="random:9")).stem.vit.state_dict()
+    torch.save(donor, tmp_path / "vit.pth")
+    student = build_student(replace(config, weights=str(tmp_path / "vit.pth")))
+    assert all(torch.equal(value, student.stem.vit.state_dict()[key]) for key, value in donor.items())
+
+
 @torch.no_grad()
 def test_merging_changes_no_output(config, images):
     student = trained(config)

@@ -11,8 +11,11 @@ SETUP := $(VENV)/.sak-setup
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
 
 DEMO ?= demo
+DEMO_IMAGES ?= 512
+DEVICE ?= auto
+VIEWS ?= 1
 
-.PHONY: help setup constraints demo clean-demo test test-long check lint bench clean
+.PHONY: help setup constraints demo extract-features clean-demo test test-long check lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +37,19 @@ constraints: ## refresh constraints.txt: the newest versions that pyproject.toml
 	  build/constraints/bin/python -m pip freeze --exclude sak ) > constraints.txt.part
 	mv constraints.txt.part constraints.txt && rm -rf build/constraints
 
-demo: $(SETUP) ## the demo: procedural images and labels into $(DEMO)/data, with a contact sheet
-	$(BIN)/sak-cli demo-data $(DEMO)/data --overwrite
+demo: $(DEMO)/data/manifest.json ## the demo: procedural data, then a cache of three small teachers' features, proved
+	$(BIN)/sak-cli cache plan cache_specs/demo.yaml --samples $(DEMO_IMAGES)
+	$(MAKE) --no-print-directory extract-features
+	$(BIN)/sak-cli cache verify $(DEMO)/cache --deep
+	$(BIN)/sak-cli cache stats $(DEMO)/cache
+	@echo "Look at $(DEMO)/data/contact_sheet.png; the cache is $(DEMO)/cache (\`$(BIN)/sak-cli cache ls $(DEMO)/cache\`)."
+
+$(DEMO)/data/manifest.json: $(SETUP)
+	$(BIN)/sak-cli demo-data $(DEMO)/data --images $(DEMO_IMAGES) --overwrite
+
+extract-features: $(SETUP) $(if $(DATA),,$(DEMO)/data/manifest.json) ## stage 1, of the demo by default: SPEC=, DATA=, CACHE=, DEVICE=, VIEWS=
+	$(BIN)/sak-cli extract --spec $(or $(SPEC),cache_specs/demo.yaml) --data $(or $(DATA),$(DEMO)/data/imagenet) \
+	  --cache $(or $(CACHE),$(DEMO)/cache) --device $(DEVICE) --views $(VIEWS)
 
 clean-demo: ## remove what `make demo` wrote
 	rm -rf $(DEMO)

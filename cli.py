@@ -159,6 +159,251 @@ def boundary(
     typer.echo(report.to_json() if as_json else report.to_text())
 
 
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value; repeatable.")]
+Named = Annotated[str | None, typer.Option(help="Some of the teachers, separated by commas.")]
+CachePlace = Annotated[str, typer.Option(help="The cache: a folder or URL, or rw:ro for an overlay.")]
+
+
+@app.command()
+def extract(
+    spec: Annotated[Path, typer.Option(help="What the cache contains: a file of cache_specs/.")],
+    data: Annotated[str, typer.Option(help="Image shards: a folder, pattern or URL; or a folder of images.")],
+    cache: CachePlace,
+    teachers: Named = None,
+    views: Annotated[int, typer.Option(help="How many views there shall be; more append to those there are.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="One per visible GPU, or one on the CPU, by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of a worker; shares out the cores by default.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto: cuda where there is one.")] = "cuda",
+    batch_size: Annotated[int, typer.Option(help="Images in a teacher's forward.")] = 32,
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
+    max_bad: Annotated[float, typer.Option(help="Share of images that may be unusable.")] = 0.001,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    ignore_space: Annotated[
+        bool, typer.Option("--ignore-space", help="Start although the disk seems too small.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stage 1: run the frozen teachers once and keep their features. Running it again goes on where it stopped.
+
+    Example: [cyan]sak-cli extract --spec cache_specs/sak_b.yaml --data /data/imagenet --cache ./cache[/cyan]
+    """
+    from pipeline.cluster import ClusterConfig
+    from pipeline.extract import extract as run_extraction
+    from pipeline.extraction.config import ExtractConfig, Voice
+    from pipeline.progress import progress_bar
+
+    config = ExtractConfig(
+        spec=str(spec),
+        data=data,
+        cache=cache,
+        teachers=comma_list(teachers),
+        views=views,
+        batch_size=batch_size,
+        limit=limit,
+        max_bad=max_bad,
+        dry_run=dry_run,
+        ignore_space=ignore_space,
+        overrides=overrides or (),
+        cluster=ClusterConfig(scheduler, device, workers, threads),
+    )
+    with progress_bar("images") as progress:
+        report = run_extraction(config, Voice(say=lambda line: typer.echo(line, err=True), progress=progress))
+    typer.echo(report.to_json() if as_json else report.to_text())
+
+
+cache_app = typer.Typer(no_args_is_help=True, help="Plan, look at, prove, mend and move feature caches.")
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("plan")
+def cache_plan(
+    spec: Annotated[Path, typer.Argument(help="A file of cache_specs/.")],
+    samples: Annotated[int, typer.Option(help="How many images; ImageNet has 1,281,167.")] = 1_281_167,
+    views: Annotated[int, typer.Option(help="Views of each image.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Where it will lie: measures reading and free disk there.")] = None,
+    images_per_second: Annotated[float | None, typer.Option(help="Extraction's speed, all teachers together.")] = None,
+    training_images_per_second: Annotated[float, typer.Option(help="Speed of the training that will read.")] = 850.0,
+    gpu_hour_price: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.")] = None,
+    tb_month_price: Annotated[float | None, typer.Option(help="Price of 1e12 bytes kept for a month.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of one distillation run.")] = 30,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a cache will take before anything runs: bytes, hours, money, reading speed, and cheaper ways.
+
+    Example: [cyan]sak-cli cache plan cache_specs/sak_b.yaml --samples 1281167 --images-per-second 300[/cyan]
+    """
+    from pipeline.cache.plan import Rates, plan
+    from pipeline.cache.plan_text import plan_text
+    from pipeline.cache.probe import probe
+    from pipeline.cache.spec import load_spec
+
+    measured = probe(cache) if cache is not None else None
+    rates = Rates(
+        images_per_second=images_per_second,
+        training_images_per_second=training_images_per_second,
+        read_bytes_per_second=measured.read_bytes_per_second if measured else None,
+        gpu_hour_price=gpu_hour_price,
+        tb_month_price=tb_month_price,
+        epochs=epochs,
+        free_bytes=measured.free_bytes if measured else None,
+    )
+    found = plan(load_spec(spec, overrides or ()), samples, views, rates=rates)
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else plan_text(found))
+
+
+@cache_app.command("ls")
+def cache_ls(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: AsJson = False) -> None:
+    """List the columns: what made them, how complete they are, their size.
+
+    Example: [cyan]sak-cli cache ls ./cache[/cyan]
+    """
+    from pipeline.cache.inventory import ls
+    from pipeline.cache.show import show_listing
+
+    columns = ls(cache)
+    typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else show_listing(columns))
+
+
+@cache_app.command("du")
+def cache_du(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: AsJson = False) -> None:
+    """Bytes on disk by column and level, from the files that are there.
+
+    Example: [cyan]sak-cli cache du ./cache[/cyan]
+    """
+    from pipeline.cache.inventory import du
+    from pipeline.cache.show import show_usage
+
+    columns = du(cache)
+    typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else show_usage(columns))
+
+
+@cache_app.command("stats")
+def cache_stats(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: AsJson = False) -> None:
+    """Fidelity, norms and outliers of every level, as recorded when it was written.
+
+    Example: [cyan]sak-cli cache stats ./cache --json[/cyan]
+    """
+    from pipeline.cache.inventory import stats
+    from pipeline.cache.show import show_stats
+
+    levels = stats(cache)
+    typer.echo(json.dumps([each.as_dict() for each in levels], indent=2) if as_json else show_stats(levels))
+
+
+@cache_app.command("verify")
+def cache_verify(
+    cache: Annotated[str, typer.Argument(help="The cache.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Every byte against its digest, every sample decoded.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that a cache is what its records say; exit code 1 where anything is wrong.
+
+    Example: [cyan]sak-cli cache verify ./cache --deep[/cyan]
+    """
+    from pipeline.cache.show import show_verification
+    from pipeline.cache.verify import verify
+    from pipeline.progress import progress_bar
+
+    with progress_bar("blocks") as progress:
+        found = verify(cache, deep=deep, progress=progress)
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else show_verification(found))
+    raise typer.Exit(0 if found.sound else 1)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    cache: Annotated[str, typer.Argument(help="The cache.")],
+    keys: Annotated[str | None, typer.Option(help="Columns by name or its first letters, separated by commas.")] = None,
+    older_than_days: Annotated[float | None, typer.Option(help="Columns not changed for so long.")] = None,
+    unused_by: Annotated[str | None, typer.Option(help="Folders of runs: columns that none of them read.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove columns by name, by age, or because no run uses them; asks first, spares what is being written.
+
+    Example: [cyan]sak-cli cache prune ./cache --unused-by ./runs[/cyan]
+    """
+    from pipeline.cache.prune import plan_prune, prune
+    from pipeline.cache.show import show_prune
+    from pipeline.tables import human_bytes
+
+    plan = plan_prune(cache, names=comma_list(keys), older_than_days=older_than_days, unused_by=comma_list(unused_by))
+    typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else show_prune(plan))
+    if dry_run or not plan.remove:
+        return
+    if yes or typer.confirm("Remove them?", err=True):
+        typer.echo(f"Freed {human_bytes(prune(plan))}", err=as_json)
+
+
+@cache_app.command("copy")
+def cache_copy(
+    source: Annotated[str, typer.Argument(help="The cache to read.")],
+    target: Annotated[str, typer.Argument(help="The cache to write: a folder or URL.")],
+    teachers: Named = None,
+    to_format: Annotated[
+        str | None, typer.Option("--format", help="zarr or webdataset; the source's by default.")
+    ] = None,
+    codec: Annotated[str | None, typer.Option(help="none, zstd, blosc or pcodec; the source's by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy columns to another place or format; running it again goes on where it stopped.
+
+    Example: [cyan]sak-cli cache copy ./cache s3://bucket/cache --format webdataset[/cyan]
+    """
+    from pipeline.cache.copy import copy_cache
+    from pipeline.cache.show import show_copy
+    from pipeline.progress import progress_bar
+
+    with progress_bar("blocks") as progress:
+        report = copy_cache(
+            source, target, teachers=comma_list(teachers), to_format=to_format, codec=codec, progress=progress
+        )
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else show_copy(report))
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="One of the authors' files: .safetensors, or PyTorch's.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint in our layout.")],
+    image_size: Annotated[
+        tuple[int, int] | None, typer.Option(help="HEIGHT WIDTH; the data set's, or the file's, by default.")
+    ] = None,
+    num_heads: Annotated[int | None, typer.Option(help="64 channels a head by default, as S, B and L have.")] = None,
+    teachers: Annotated[str | None, typer.Option(help="In the experts' order, separated by commas.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="The tasks of the heads, separated by commas.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="pascal-context or nyud, for a fine-tuned file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
+) -> None:
+    """Bring one of the authors' checkpoints into our layout; nothing in the file is executed.
+
+    Example: [cyan]sak-cli import-checkpoint sak_b.pth --out ./runs/authors-b --teachers dinov2,clip,sam[/cyan]
+    """
+    from sak.checkpoints import import_checkpoint as bring_in
+
+    written = bring_in(
+        file,
+        out,
+        image_size=image_size,
+        num_heads=num_heads,
+        teachers=comma_list(teachers),
+        tasks=comma_list(tasks),
+        dataset=dataset,
+        overwrite=overwrite,
+    )
+    typer.echo(f"Wrote {written}")
+
+
+def comma_list(text: str | None) -> list[str] | None:
+    """`a,b` as a list; None where nothing was given."""
+    return [part.strip() for part in text.split(",") if part.strip()] if text is not None else None
+
+
 def _usage_line(error: Exception) -> str:
     """One line for a usage error, with the nearest option where an unknown one was given."""
     option = getattr(error, "option_name", None)

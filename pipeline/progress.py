@@ -13,7 +13,7 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class Update(Protocol):
-    """Called with how much is done, of how much, and what else to show (`note`)."""
+    """Called with how much is done, of how much (0: not known), and what else to show (`note`)."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Show it."""
@@ -49,7 +49,7 @@ class _Bar:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         rate = done / max(time.monotonic() - self.start, 1e-9)
-        self.bar.update(self.task, completed=done, total=total, rate=f"{rate:,.1f} {self.unit}/s", note=note)
+        self.bar.update(self.task, completed=done, total=total or None, rate=f"{rate:,.1f} {self.unit}/s", note=note)
 
 
 class _Lines:
@@ -60,13 +60,14 @@ class _Lines:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        if now - self.last < LINE_EVERY_SECONDS and done < total:
+        if now - self.last < LINE_EVERY_SECONDS and (done < total or not total):
             return
         self.last = now
         rate = done / max(now - self.start, 1e-9)
         left = f", {duration((total - done) / rate)} left" if rate > 0 and done < total else ""
         note = f", {note}" if note else ""
-        self.stream.write(f"{done:,} of {total:,} {self.unit}, {rate:,.1f}/s{left}{note}\n")
+        counted = f"{done:,} of {total:,}" if total else f"{done:,}"
+        self.stream.write(f"{counted} {self.unit}, {rate:,.1f}/s{left}{note}\n")
         self.stream.flush()
 
 

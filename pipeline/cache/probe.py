@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.storage.errors import explain
@@ -43,3 +45,19 @@ def _read_at_random(descriptor: int, size: int, total: int) -> float:
     begin = time.perf_counter()
     read = sum(os.preadv(descriptor, [buffer], place) for place in places)
     return read / (time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a place offers: random reading by one thread, in bytes a second, and free bytes (None: it does not say)."""
+
+    read_bytes_per_second: float | None
+    free_bytes: int | None
+
+
+def probe(place: Path) -> Probe:
+    """Measure the disk that will hold a cache at `place`, which need not exist; its nearest parent is measured then."""
+    folder = place.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return Probe(read_rate(folder), shutil.disk_usage(folder).free)

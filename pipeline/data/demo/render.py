@@ -14,8 +14,8 @@ from pipeline.data.demo.vectors import turned
 
 Array = NDArray[np.float64]
 
-EXTRA_SAMPLES = ((-0.375, -0.125), (0.125, -0.375), (0.375, 0.125), (-0.125, 0.375))
-"""Where, off the centre, an uneven pixel is looked at again (a turned grid)."""
+EXTRA_SAMPLES = ((0.338, 0.123), (-0.276, 0.231), (-0.062, -0.354))
+"""Where, off the centre, an uneven pixel is looked at again."""
 
 HORIZON = 400.0
 """Metres beyond which the ground is taken for sky."""
@@ -103,7 +103,7 @@ def _trace(scene: Scene, packed: Packed, directions: Array) -> Hits:
 
 
 def _picture(scene: Scene, centre: Cast) -> Array:
-    """Linear colours (H, W, 3), uneven pixels averaged over five rays, the others one."""
+    """Linear colours (H, W, 3), uneven pixels averaged over several rays, the others one."""
     size = centre.size
     distance = np.where(centre.hits.shape >= 0, centre.hits.distance, 0.0)
     points = np.array(scene.camera.position) + centre.directions * distance[:, None]

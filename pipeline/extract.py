@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ from pipeline.cluster import Cluster, open_cluster
 from pipeline.extraction.calibrate import calibrate, uncalibrated
 from pipeline.extraction.columns import Target, chosen_teachers, find_index, open_targets
 from pipeline.extraction.config import ExtractConfig, Voice
-from pipeline.extraction.drive import ExtractionError, ask, interruptible, outcomes, stopping
+from pipeline.extraction.drive import ExtractionError, ask, forget, interruptible, outcomes
 from pipeline.extraction.measure import measure_speed
 from pipeline.extraction.plan import make_plan, refuse_small_disk
 from pipeline.extraction.report import ExtractReport, Tally, bad_lines, write_report
@@ -59,19 +59,20 @@ def _run(
     config: ExtractConfig, run: Run, cluster: Cluster, targets: Mapping[str, Target], tally: Tally, voice: Voice
 ) -> ExtractReport:
     plan = tally.plan
-    with stopping(cluster, run):
-        voice.say(f"{cluster.workers} workers on {cluster.device}, dashboard {cluster.dashboard or 'not available'}")
-        needed = tuple(name for name, teacher in plan.teachers.items() if teacher.pending)
-        first = plan.jobs[0]
-        speed = ask(cluster, measure_speed, run, needed, tuple(first.samples[:_WARM_UP]), first.view)
-        for line in speed.lines(plan, cluster.workers) if speed.forward else ():
-            voice.say(line)
-        if config.dry_run:
-            return tally.report("dry run: nothing was written")
-        if missing := uncalibrated(targets, needed):
-            voice.say(f"Calibrating {', '.join(missing)}")
-            ask(cluster, calibrate, run, missing)
-        return carry_out(config, run, cluster, tally, voice)
+    voice.say(f"{cluster.workers} workers on {cluster.device}, dashboard {cluster.dashboard or 'not available'}")
+    needed = tuple(name for name, teacher in plan.teachers.items() if teacher.pending)
+    first = plan.jobs[0]
+    speed = ask(cluster, measure_speed, run, needed, tuple(first.samples[:_WARM_UP]), first.view)
+    for line in speed.lines(plan, cluster.workers) if speed.forward else ():
+        voice.say(line)
+    if config.dry_run:
+        return tally.report("dry run: nothing was written")
+    if missing := uncalibrated(targets, needed):
+        voice.say(f"Calibrating {', '.join(missing)}")
+        ask(cluster, calibrate, run, missing)
+    report = carry_out(config, run, cluster, tally, voice)
+    forget(cluster, run)
+    return report
 
 
 def carry_out(config: ExtractConfig, run: Run, cluster: Cluster, tally: Tally, voice: Voice) -> ExtractReport:
@@ -79,10 +80,11 @@ def carry_out(config: ExtractConfig, run: Run, cluster: Cluster, tally: Tally, v
     status = "stopped"
     try:
         refuse_bad_data(tally, config.max_bad)
-        for outcome in outcomes(cluster, run, tally.plan.jobs):
-            tally.add(outcome)
-            voice.progress(tally.attempted, tally.plan.images, tally.stages.note())
-            refuse_bad_data(tally, config.max_bad)
+        with closing(outcomes(cluster, run, tally.plan.jobs)) as results:
+            for outcome in results:
+                tally.add(outcome)
+                voice.progress(tally.attempted, tally.plan.images, tally.stages.note())
+                refuse_bad_data(tally, config.max_bad)
         status = "complete"
     except KeyboardInterrupt:
         status = "interrupted"

@@ -4,8 +4,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from pipeline.extraction.worker import Run, forget_run, request_stop
 from sak.errors import SakError
 
 RETRIES = 2  # of what is no fault of the data or the user: those come home as outcomes
-STOP_SECONDS = 5.0
+STOP_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
 _HELD_SECONDS = 2.0
 
@@ -56,42 +56,52 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def stopping(cluster: Cluster, run: Run) -> Iterator[None]:
-    """Whatever ends the block early, jobs of the run stop at their next batch; afterwards workers forget the run."""
-    try:
-        yield
-    except BaseException:
-        _tell(cluster, request_stop, run.id)
-        raise
-    else:
-        _tell(cluster, forget_run, run.id)
-
-
-def ask(cluster: Cluster, function: Callable[..., Answer], *arguments: Any) -> Answer:
+def ask(cluster: Cluster, function: Callable[..., Answer], run: Run, *arguments: Any) -> Answer:
     """Run one task on a worker and wait for it; ExtractionError where it failed."""
-    future = cluster.client.submit(function, *arguments, pure=False, retries=RETRIES)
-    answer: Answer = _result(future, function.__name__)
+    future = cluster.client.submit(function, run, *arguments, pure=False, retries=RETRIES)
+    with _stopped_early(cluster, run, {future: None}):
+        answer: Answer = _result(future, function.__name__)
     _refuse_failure(answer.failure)
     return answer
 
 
-def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job]) -> Iterator[Outcome]:
-    """Run all jobs; each outcome as it comes. Blocks that other runs hold are asked for again until they are done."""
+def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job]) -> Generator[Outcome]:
+    """Run all jobs; each outcome as it comes. Blocks that other runs hold are asked for again until they are done.
+
+    Close it: jobs that run when it ends early stop at their next batch, and are given a little time for that.
+    """
     queue, held = deque(jobs), deque[tuple[float, Job]]()
     running: dict[Future, Job] = {}
-    while queue or held or running:
-        while held and held[0][0] <= time.monotonic():
-            queue.append(held.popleft()[1])
-        while queue and len(running) < _window(cluster):
-            job = queue.popleft()
-            running[cluster.client.submit(extract_block, run, job, pure=False, retries=RETRIES)] = job
-        for future in _finished(running):
-            outcome: Outcome = _result(future, running.pop(future).name)
-            _refuse_failure(outcome.failure)
-            if outcome.held:
-                held.append((time.monotonic() + _HELD_SECONDS, replace(outcome.job, teachers=outcome.held)))
-            yield outcome
+    with _stopped_early(cluster, run, running):
+        while queue or held or running:
+            while held and held[0][0] <= time.monotonic():
+                queue.append(held.popleft()[1])
+            while queue and len(running) < _window(cluster):
+                job = queue.popleft()
+                running[cluster.client.submit(extract_block, run, job, pure=False, retries=RETRIES)] = job
+            for future in _finished(running):
+                outcome: Outcome = _result(future, running.pop(future).name)
+                _refuse_failure(outcome.failure)
+                if outcome.held:
+                    held.append((time.monotonic() + _HELD_SECONDS, replace(outcome.job, teachers=outcome.held)))
+                yield outcome
+
+
+def forget(cluster: Cluster, run: Run) -> None:
+    """Workers let go of a run's teachers and threads; they may outlive it."""
+    _tell(cluster, forget_run, run.id)
+
+
+@contextmanager
+def _stopped_early(cluster: Cluster, run: Run, running: Mapping[Future, object]) -> Iterator[None]:
+    """Where the block ends before its jobs do, ask them to stop and wait until they have given back their leases."""
+    try:
+        yield
+    except BaseException:
+        _tell(cluster, request_stop, run.id)
+        with suppress(TimeoutError, FutureCancelledError):
+            wait(list(running), timeout=STOP_SECONDS)
+        raise
 
 
 def _window(cluster: Cluster) -> int:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.cache.memory import address
 from pipeline.cache.native_crc import crc32c
-from pipeline.cache.native_read import read_ranges, reason
-from pipeline.cache.open_files import OpenFile
+from pipeline.cache.native_read import TRAILER, read_ranges, reason
+from pipeline.cache.open_files import FileKey, OpenFile
 from pipeline.cache.store import Damage, DamageError, FileRecord
 from pipeline.storage import MissingFileError
 
@@ -29,9 +30,10 @@ def check_block(
     for path in paths:
         found += _file_damage(store, path, recorded.get(path), deep=deep)
     damaged = {damage.path for damage in found}
-    for path in dict.fromkeys(store.data_path(array, view, block) for array in store.layout.arrays):
+    for name in dict.fromkeys(store.data_file(array)[0] for array in store.layout.arrays):
+        path = store.data_path(name, view, block)
         if path not in damaged or (deep and store.location.exists(path)):
-            found += _sample_damage(store, path, view, block, deep=path in damaged)
+            found += _sample_damage(store, (store.location.url, name, view, block), deep=path in damaged)
     return tuple(found) or tuple(_disagreement(store, view, block))
 
 
@@ -46,26 +48,27 @@ def _file_damage(store: "IndexedStore", path: str, record: FileRecord | None, *,
         return
     if size != record.bytes:
         yield Damage(path, f"{size} bytes, {record.bytes} were written")
-    elif deep and file_digest(Path(store.local_files([path])[0])) != record.digest:
+    elif deep and file_digest(Path(store.opener.local([path])[0])) != record.digest:
         yield Damage(path, "its bytes are not those that were written")
 
 
-def _sample_damage(store: "IndexedStore", path: str, view: int, block: int, *, deep: bool) -> Iterator[Damage]:
+def _sample_damage(store: "IndexedStore", key: FileKey, *, deep: bool) -> Iterator[Damage]:
     """A damaged index, and with `deep` every damaged sample."""
+    path = store.data_path(*key[1:])
     try:
-        with _loaded(store, path) as file:
-            for array in store.layout.arrays:
-                if deep and store.data_path(array, view, block) == path:
-                    for position, status in _bad_chunks(file, store.row(array)):
-                        sample = block * store.layout.block + position
-                        yield Damage(path, f"{array.name}: {reason(status)}", sample)
+        with _loaded(store, key) as file:
+            for array in store.layout.arrays if deep else ():
+                name, row = store.data_file(array)
+                for position, status in _bad_chunks(file, row) if name == key[1] else ():
+                    sample = key[3] * store.layout.block + position
+                    yield Damage(path, f"{array.name}: {reason(status)}", sample)
     except DamageError as error:
         yield Damage(path, str(error))
 
 
 @contextmanager
-def _loaded(store: "IndexedStore", path: str) -> Iterator[OpenFile]:
-    (file,) = store.load([path])
+def _loaded(store: "IndexedStore", key: FileKey) -> Iterator[OpenFile]:
+    (file,) = store.load([key])
     try:
         yield file
     finally:
@@ -73,11 +76,12 @@ def _loaded(store: "IndexedStore", path: str) -> Iterator[OpenFile]:
 
 
 def _bad_chunks(file: OpenFile, row: int) -> Iterator[tuple[int, int]]:
-    present = np.flatnonzero(file.offsets[row] >= 0)
-    memory = np.empty(int(file.lengths[row, present].max(initial=0)), np.uint8)
-    for position in present.tolist():
-        place = file.offsets[row, position], file.lengths[row, position]
-        status = read_ranges(np.array([[file.descriptor, *place, memory.ctypes.data, file.sums[row, position]]]))
+    places = file.places[row]
+    memory = np.empty(int(places[:, 1].max(initial=0)), np.uint8)
+    for position in np.flatnonzero(places[:, 0] >= 0).tolist():
+        place = places[position].tolist()
+        expected = place[2] if len(place) > 2 else TRAILER
+        status = read_ranges(np.array([[file.descriptor, address(memory), *place[:2], expected]]))
         if status[0]:
             yield position, int(status[0])
 

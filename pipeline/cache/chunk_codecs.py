@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ _CODECS: dict[str, Callable[[ArrayLayout], ChunkCodec | None]] = {
 }
 
 
+@lru_cache(maxsize=256)
 def chunk_codec(name: str, array: ArrayLayout) -> ChunkCodec | None:
     """The codec called `name` for an array; None where its bytes lie as they are."""
     if name not in _CODECS:

@@ -12,6 +12,7 @@ import numpy as np
 from numba import carray, types
 from numpy.typing import NDArray
 
+from pipeline.cache.memory import address
 from pipeline.cache.native_calls import (
     CUT,
     DONE,
@@ -73,23 +74,23 @@ def _check(address: Number, length: Number, expected: Number, trailer: Number) -
 @inner
 def _gather(ranges: Number, first: Number, last: Number, vectors: Number, trailers: Number, trash: Number) -> Number:
     """Fill `vectors` with ranges from `first` on that one call can read; returns their number of vectors."""
-    count, total, position, i = 0, 0, ranges[first, 1], first
+    count, total, position, i = 0, 0, ranges[first, 2], first
     while i < last and count + 3 <= _GROUP_VECTORS:
-        gap = ranges[i, 1] - position
+        gap = ranges[i, 2] - position
         together = ranges[i, 0] == ranges[first, 0] and 0 <= gap <= _GAP
-        if i > first and not (together and total + gap + ranges[i, 2] <= _GROUP_BYTES):
+        if i > first and not (together and total + gap + ranges[i, 3] <= _GROUP_BYTES):
             break
         if gap > 0:
             vectors[count, 0], vectors[count, 1] = trash, gap
             count += 1
-        vectors[count, 0], vectors[count, 1] = ranges[i, 3], ranges[i, 2]
+        vectors[count, 0], vectors[count, 1] = ranges[i, 1], ranges[i, 3]
         count += 1
-        position = ranges[i, 1] + ranges[i, 2]
+        position = ranges[i, 2] + ranges[i, 3]
         if ranges[i, 4] == TRAILER:
             vectors[count, 0], vectors[count, 1] = trailers.ctypes.data + 8 * i, 4
             count += 1
             position += 4
-        total = position - ranges[first, 1]
+        total = position - ranges[first, 2]
         i += 1
     vectors[_GROUP_VECTORS, 0], vectors[_GROUP_VECTORS, 1] = i, total
     return count
@@ -103,15 +104,15 @@ def _read_ranges(ranges: Number, status: Number, trailers: Number, first: Number
         count = _gather(ranges, first, last, vectors, trailers, trash.ctypes.data)
         behind, total = vectors[_GROUP_VECTORS, 0], vectors[_GROUP_VECTORS, 1]
         file = np.int32(ranges[first, 0])
-        whole = read_vectors(file, vectors.ctypes.data, np.int32(count), ranges[first, 1]) == total
+        whole = read_vectors(file, vectors.ctypes.data, np.int32(count), ranges[first, 2]) == total
         for i in range(first, behind):
-            offset, length, address, expected = ranges[i, 1], ranges[i, 2], ranges[i, 3], ranges[i, 4]
+            place, offset, length, expected = ranges[i, 1], ranges[i, 2], ranges[i, 3], ranges[i, 4]
             if not whole:
-                status[i] = _read_fully(file, address, length, offset)
+                status[i] = _read_fully(file, place, length, offset)
                 if status[i] == DONE and expected == TRAILER:
                     status[i] = _read_fully(file, trailers.ctypes.data + 8 * i, 4, offset + length)
             if status[i] == DONE:
-                status[i] = _check(address, length, expected, trailers[i])
+                status[i] = _check(place, length, expected, trailers[i])
         first = behind
 
 
@@ -178,13 +179,13 @@ def _run(kind: int, table: Longs, bounds: Longs, threads: int) -> Longs:
     status = np.zeros(len(table), np.int64)
     trailers = np.zeros(len(table), np.int64)
     arrays = (bounds, table, status, trailers)
-    state = np.array([0, len(bounds) - 1, kind, *(each.ctypes.data for each in arrays), len(table)], np.int64)
-    _start(state.ctypes.data, _THREAD, min(threads, len(bounds) - 1))
+    state = np.array([0, len(bounds) - 1, kind, *map(address, arrays), len(table)], np.int64)
+    _start(address(state), _THREAD, min(threads, len(bounds) - 1))
     return status
 
 
 def read_ranges(ranges: Longs, threads: int = 1) -> Longs:
-    """Read each row (descriptor, offset, length, address, expected) of `ranges`; returns a status for each.
+    """Read each row (descriptor, address, offset, length, expected) of `ranges`; returns a status for each.
 
     `expected` is the CRC32C, TRAILER where it stands in the four bytes behind the range, or UNCHECKED. Rows of one
     file in ascending order are read together. The addresses must stay valid and belong to nobody else. Status 0 is
@@ -192,7 +193,7 @@ def read_ranges(ranges: Longs, threads: int = 1) -> Longs:
     """
     if threads <= 1 or len(ranges) < 2:
         return _run(_READ, ranges, np.array([0, len(ranges)], np.int64), 1)
-    behind = np.cumsum(ranges[:, 2])
+    behind = np.cumsum(ranges[:, 3])
     cuts = np.searchsorted(behind, np.linspace(0, behind[-1], 8 * threads + 1)[1:-1])
     return _run(_READ, ranges, np.unique(np.concatenate([[0], cuts, [len(ranges)]])), threads)
 
@@ -230,9 +231,9 @@ def open_tails(
     names = [os.fsencode(path) + b"\0" for path in paths]
     packed = np.frombuffer(b"".join(names), np.uint8)
     table = np.zeros((len(paths), 6), np.int64)
-    table[:, 0] = packed.ctypes.data + np.cumsum([0, *map(len, names[:-1])])
+    table[:, 0] = address(packed) + np.cumsum([0, *map(len, names[:-1])])
     table[:, 1] = [len(tail) for tail in tails]
-    table[:, 2] = [tail.ctypes.data for tail in tails]
+    table[:, 2] = [address(tail) for tail in tails]
     table[:, 3] = advice
     table[:, 4] = -1
     status = _run(_OPEN, table, np.arange(len(paths) + 1), threads)

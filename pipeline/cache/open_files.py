@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 Longs = NDArray[np.int64]
 
 
+# URL of the column's folder, which of a block's files, view, block.
+FileKey = tuple[str, str, int, int]
+
+
 @dataclass(eq=False)
 class OpenFile:
-    """A file to read ranges of: (arrays in it, samples of a block) offsets, -1 where absent, lengths, and checksums.
+    """A file to read ranges of.
 
-    `sums` holds CRC32C values, or what `read_ranges` takes instead.
+    `places` is (arrays in the file, samples of a block, 2 or 3): offset, -1 where absent, length, and the CRC32C where
+    that does not stand in the file behind the range.
     """
 
-    path: str
+    key: FileKey
     descriptor: int
-    offsets: Longs
-    lengths: Longs
-    sums: Longs
+    places: Longs
     users: int = 0
     dropped: bool = False
 
@@ -49,7 +52,7 @@ class OpenFiles:
     def _reset(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._files: OrderedDict[str, OpenFile] = OrderedDict()
+        self._files: OrderedDict[FileKey, OpenFile] = OrderedDict()
 
     def _after_fork(self) -> None:
         """In a new process: close its copies of the parent's descriptors; its lock may have been held."""
@@ -61,66 +64,68 @@ class OpenFiles:
     def __len__(self) -> int:
         return len(self._files)
 
-    def borrow(self, paths: Sequence[str], load: Callable[[list[str]], list[OpenFile]]) -> list[OpenFile]:
-        """The files at `paths`, opened by `load` where they are not yet; give every one back."""
+    def borrow(
+        self, keys: Sequence[FileKey], load: Callable[[list[FileKey]], list[OpenFile]]
+    ) -> dict[FileKey, OpenFile]:
+        """The files called `keys`, opened by `load` where they are not yet; give every one back."""
         self._after_fork()
         with self._lock:
-            lent = {path: file for path in paths if (file := self._files.get(path)) is not None}
-            for path, file in lent.items():
+            lent = {key: file for key in keys if (file := self._files.get(key)) is not None}
+            for key, file in lent.items():
                 file.users += 1
-                self._files.move_to_end(path)
-        missing = [path for path in dict.fromkeys(paths) if path not in lent]
+                self._files.move_to_end(key)
+        missing = [key for key in dict.fromkeys(keys) if key not in lent]
         if missing:
             try:
                 loaded = load(missing)
             except BaseException:
                 self.give_back(lent.values())
                 raise
-            lent.update({file.path: file for file in self._keep(loaded)})
-        return [lent[path] for path in paths]
+            lent.update((file.key, file) for file in self._keep(loaded))
+        return lent
 
     def _keep(self, loaded: Iterable[OpenFile]) -> list[OpenFile]:
         """Take newly opened files in, lent once; where another thread was faster, its file instead."""
         kept = []
         with self._lock:
-            for file in loaded:
-                if (there := self._files.get(file.path)) is not None:
-                    file.close()
-                    file = there
-                self._files[file.path] = file
+            for new in loaded:
+                file = self._files.setdefault(new.key, new)
+                if file is not new:
+                    new.close()
                 file.users += 1
                 kept.append(file)
-            self._shrink()
+            surplus = max(0, len(self._files) - self.capacity)
+            for file in [file for file in self._files.values() if not file.users][:surplus]:
+                self._close(file)
         return kept
 
     def give_back(self, files: Iterable[OpenFile]) -> None:
         """End the loan of what one call of `borrow` returned."""
         with self._lock:
-            for file in set(files):
+            for file in files:
                 file.users -= 1
                 if file.dropped and not file.users:
                     file.close()
 
-    def _shrink(self) -> None:
-        surplus = len(self._files) - self.capacity
-        for path in [path for path, file in self._files.items() if not file.users][: max(surplus, 0)]:
-            self._files.pop(path).close()
+    def drop(self, url: str) -> None:
+        """Close the files of one column, those being read once they are given back."""
+        self._drop(lambda file: file.key[0] == url)
 
     def drop_unlinked(self) -> None:
         """Close files that have no name any more, so that their disk space is given back."""
-        for path in [path for path, file in list(self._files.items()) if file.unlinked]:
-            self.drop(path)
+        self._drop(lambda file: file.unlinked)
 
-    def drop(self, prefix: str) -> None:
-        """Close a file, or with a final slash all in a folder, once nobody reads it."""
+    def _drop(self, which: Callable[[OpenFile], bool]) -> None:
         self._after_fork()
         with self._lock:
-            under = prefix if prefix.endswith("/") else None
-            for path in [path for path in self._files if path == prefix or (under and path.startswith(under))]:
-                file = self._files.pop(path)
-                file.dropped = True
-                if not file.users:
-                    file.close()
+            for file in [file for file in self._files.values() if which(file)]:
+                self._close(file)
+
+    def _close(self, file: OpenFile) -> None:
+        del self._files[file.key]
+        file.dropped = True
+        if not file.users:
+            file.close()
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.layout import ColumnLayout
+from pipeline.cache.memory import aligned
 from pipeline.storage import Location
 from sak.errors import SakError
 
@@ -116,11 +117,4 @@ class ColumnStore(Protocol):
 
 def allocate(layout: ColumnLayout, names: Sequence[str], n: int) -> dict[str, NDArray[Any]]:
     """Buffers for `ColumnStore.read` of `n` samples, page-aligned: copies out of the page cache are fastest so."""
-    return {name: _aligned((n, *layout[name].shape), np.dtype(layout[name].dtype)) for name in names}
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.empty(count + 4096, np.uint8)
-    start = -memory.ctypes.data % 4096
-    return memory[start : start + count].view(dtype).reshape(shape)
+    return {name: aligned((n, *layout[name].shape), np.dtype(layout[name].dtype)) for name in names}

@@ -14,7 +14,7 @@ from pipeline.cache.block_file import BlockFile
 from pipeline.cache.block_writer import FilesWriter, Rows
 from pipeline.cache.indexed_store import IndexedStore
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
-from pipeline.cache.open_files import OpenFile
+from pipeline.cache.open_files import FileKey, OpenFile
 from pipeline.cache.staging import Staging
 from pipeline.cache.store import REMEDY, BlockWriter, Damage, DamageError
 from pipeline.cache.tar_member import BLOCK, END, MemberHeaders, safe_key
@@ -26,8 +26,13 @@ Longs = NDArray[np.int64]
 
 
 def tar_path(view: int, block: int) -> str:
-    """The tar of a block; its index has the same name with `.idx` behind."""
+    """The tar of a block."""
     return f"v{view:03d}-b{block:06d}.tar"
+
+
+def index_path(tar: str) -> str:
+    """The index beside a tar."""
+    return f"{tar}.idx"
 
 
 class TarStore(IndexedStore):
@@ -65,49 +70,46 @@ class TarStore(IndexedStore):
 
     def files(self, view: int, block: int) -> tuple[str, ...]:
         """See `ColumnStore`."""
-        return tar_path(view, block), f"{tar_path(view, block)}.idx"
+        return tar_path(view, block), index_path(tar_path(view, block))
 
-    def data_path(self, array: ArrayLayout, view: int, block: int) -> str:
+    def data_file(self, array: ArrayLayout) -> tuple[str, int]:
+        """See `IndexedStore`: one tar holds all arrays."""
+        return "", self._rows[array.name]
+
+    def data_path(self, file: str, view: int, block: int) -> str:
         """See `IndexedStore`."""
-        del array
-        return tar_path(view, block)
+        return tar_path(view, block) + file
 
-    def row(self, array: ArrayLayout) -> int:
-        """See `IndexedStore`."""
-        return self._rows[array.name]
-
-    def load(self, paths: Sequence[str]) -> list[OpenFile]:
+    def load(self, keys: Sequence[FileKey]) -> list[OpenFile]:
         """See `IndexedStore`."""
         size = 24 * self.layout.block * len(self.layout.arrays) + SUM_BYTES
-        indices = [f"{path}.idx" for path in paths]
-        tails = [np.empty(size, np.uint8) for _ in paths]
-        empty = [np.empty(0, np.uint8) for _ in paths]
-        opened = self.open_natively([*paths, *indices], [*empty, *tails], [1 << 30] * 2 * len(paths))
-        of_tars, of_indices = opened.split(len(paths))
-        of_indices.close()
+        paths = [tar_path(view, block) for _, _, view, block in keys]
+        tails = [np.empty(0, np.uint8) for _ in paths] + [np.empty(size, np.uint8) for _ in paths]
+        opened = self.opener.open(
+            paths + [index_path(path) for path in paths], tails, [self.layout.nbytes] * len(tails)
+        )
+        tars, indices = opened.split(len(paths))
+        indices.close()
         try:
-            for path, index_size in zip(indices, of_indices.sizes, strict=True):
-                if index_size != size:
-                    raise DamageError(f"{self.location.at(path)}: {index_size} bytes, not {size}; {REMEDY}")
-            parsed = [self._parsed(*each) for each in zip(paths, of_tars.sizes, tails, strict=True)]
+            places = [
+                self._places(*each) for each in zip(paths, tars.sizes, indices.sizes, tails[len(paths) :], strict=True)
+            ]
         except DamageError:
-            of_tars.close()
+            tars.close()
             raise
-        return [
-            OpenFile(self.location.at(path), descriptor, index[..., 0].T, index[..., 1].T, index[..., 2].T)
-            for path, descriptor, index in zip(paths, of_tars.descriptors, parsed, strict=True)
-        ]
+        return [OpenFile(*each) for each in zip(keys, tars.descriptors, places, strict=True)]
 
-    def _parsed(self, path: str, size: int, tail: NDArray[np.uint8]) -> Longs:
+    def _places(self, path: str, size: int, index_size: int, tail: NDArray[np.uint8]) -> Longs:
         index = tail[:-SUM_BYTES].view("<i8").reshape(self.layout.block, len(self.layout.arrays), 3)
         nbytes = np.array([array.nbytes for array in self.layout.arrays])
         absent = (index == -1).all(-1)
         fits = (index[..., 0] >= BLOCK) & (index[..., 1] == nbytes) & (index[..., 2] >= 0)
-        ends = index[..., 0] + index[..., 1]
-        end = -(-int(ends.max(initial=0)) // BLOCK) * BLOCK + len(END)
-        if not np.all(absent | fits) or end != size:
-            raise DamageError(f"{self.location.at(path)}: {size} bytes, its index counts {end}: it was cut; {REMEDY}")
-        return index
+        if not np.all(absent | fits) or index_size != len(tail):
+            raise DamageError(f"{self.location.at(index_path(path))}: its index names places that cannot be; {REMEDY}")
+        end = -(-int((index[..., 0] + index[..., 1]).max(initial=0)) // BLOCK) * BLOCK + len(END)
+        if end != size:
+            raise DamageError(f"{self.location.at(path)}: {size} bytes, its index counts {end}; {REMEDY}")
+        return np.ascontiguousarray(index.transpose(1, 0, 2))
 
 
 class _TarWriter(FilesWriter):
@@ -122,7 +124,7 @@ class _TarWriter(FilesWriter):
         self._index = np.full((layout.block, len(layout.arrays), 3), -1, np.int64)
         self._zeros = np.zeros(BLOCK, np.uint8)
         with self.aborting():
-            for path in (tar_path(view, block), f"{tar_path(view, block)}.idx"):
+            for path in (tar_path(view, block), index_path(tar_path(view, block))):
                 self.files.append(BlockFile(location, path, self.helpers))
 
     def write(self, positions: Longs, rows: Rows) -> None:

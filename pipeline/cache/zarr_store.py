@@ -9,14 +9,11 @@ from pipeline.cache.block_writer import FilesWriter, Rows
 from pipeline.cache.chunk_codecs import chunk_codec
 from pipeline.cache.indexed_store import IndexedStore
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
-from pipeline.cache.native_read import TRAILER
-from pipeline.cache.open_files import OpenFile
+from pipeline.cache.open_files import FileKey, OpenFile
 from pipeline.cache.store import REMEDY, BlockWriter, Damage, DamageError
 from pipeline.cache.zarr_metadata import check_metadata, shard_path, write_metadata
 from pipeline.cache.zarr_shard import SUM_BYTES, ShardWriter, decode_index, index_bytes
 from pipeline.storage import Location
-
-Index = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 class ZarrStore(IndexedStore):
@@ -38,41 +35,34 @@ class ZarrStore(IndexedStore):
         """See `ColumnStore`."""
         return tuple(shard_path(array, view, block) for array in self.layout.arrays)
 
-    def data_path(self, array: ArrayLayout, view: int, block: int) -> str:
-        """See `IndexedStore`."""
-        return shard_path(array, view, block)
-
-    def row(self, array: ArrayLayout) -> int:
+    def data_file(self, array: ArrayLayout) -> tuple[str, int]:
         """See `IndexedStore`: a shard holds one array."""
-        del array
-        return 0
+        return array.name, 0
 
-    def load(self, paths: Sequence[str]) -> list[OpenFile]:
+    def data_path(self, file: str, view: int, block: int) -> str:
         """See `IndexedStore`."""
-        arrays = {array.name: array for array in self.layout.arrays}
-        of_paths = [arrays[path.rsplit("/", 1)[0]] for path in paths]
+        return shard_path(self.layout[file], view, block)
+
+    def load(self, keys: Sequence[FileKey]) -> list[OpenFile]:
+        """See `IndexedStore`."""
+        arrays = [self.layout[name] for _, name, _, _ in keys]
+        paths = [shard_path(array, key[2], key[3]) for array, key in zip(arrays, keys, strict=True)]
         tails = [np.empty(index_bytes(self.layout.block), np.uint8) for _ in paths]
-        opened = self.open_natively(paths, tails, [array.nbytes for array in of_paths])
+        opened = self.opener.open(paths, tails, [array.nbytes for array in arrays])
         try:
-            indices = [
-                self._index(path, array, size, tail)
-                for path, array, size, tail in zip(paths, of_paths, opened.sizes, tails, strict=True)
-            ]
+            places = [self._places(*each) for each in zip(paths, arrays, opened.sizes, tails, strict=True)]
         except DamageError:
             opened.close()
             raise
-        return [
-            OpenFile(self.location.at(path), descriptor, *index)
-            for path, descriptor, index in zip(paths, opened.descriptors, indices, strict=True)
-        ]
+        return [OpenFile(*each) for each in zip(keys, opened.descriptors, places, strict=True)]
 
-    def _index(self, path: str, array: ArrayLayout, size: int, tail: NDArray[np.uint8]) -> Index:
+    def _places(self, path: str, array: ArrayLayout, size: int, tail: NDArray[np.uint8]) -> NDArray[np.int64]:
+        plain = chunk_codec(self.layout.codec, array) is None
         try:
-            index = decode_index(tail, size, array, plain=self.codecs[array.name] is None)
+            index = decode_index(tail, size, array, plain=plain)
         except ValueError as error:
             raise DamageError(f"{self.location.at(path)}: {error}; {REMEDY}") from error
-        offsets, lengths = index[:, 0][None], index[:, 1][None] - SUM_BYTES
-        return offsets, lengths, np.broadcast_to(np.int64(TRAILER), offsets.shape)
+        return (index - np.array([0, SUM_BYTES]))[None]
 
 
 class _ShardsWriter(FilesWriter):

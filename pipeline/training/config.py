@@ -1,0 +1,94 @@
+"""How a run goes: steps, batch, optimiser, schedule, precision. Not hashed into any cache."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from pipeline.training.schedules import Poly, Schedule, WarmupCosine
+
+
+class Frozen(BaseModel):
+    """A part of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OptimiserConfig(Frozen):
+    """AdamW; weight decay on all parameters, as the paper's runs have it."""
+
+    rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+class ScheduleConfig(Frozen):
+    """`cosine` with linear warm-up (distillation), `poly` (fine-tuning), or `constant`; rates are absolute."""
+
+    kind: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup_epochs: float = Field(default=2, ge=0)
+    warmup_rate: float = Field(default=1.25e-7, ge=0)
+    final_rate: float = Field(default=1e-5, ge=0)
+    power: float = Field(default=0.9, gt=0)
+
+
+class TrainingConfig(Frozen):
+    """The loop. `batch_size` is global: over all processes and accumulated parts.
+
+    Give `epochs` or `steps`, not both. `clip_norm`: largest gradient norm. `ema`: decay of an averaged copy of the
+    weights. `checkpoint_every`, `evaluate_every` and `log_every` count steps; 0 is only at the end.
+    """
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=128, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    optimiser: OptimiserConfig = OptimiserConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_norm: float | None = Field(default=None, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    compile: bool = False
+    seed: int = Field(default=0, ge=0)
+    log_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=1000, ge=0)
+    evaluate_every: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give epochs or steps, one of them")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulate} accumulated parts")
+        return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
+
+    def learning_rates(self, steps_per_epoch: int) -> Schedule:
+        """The learning rate by step."""
+        total, peak = self.total_steps(steps_per_epoch), self.optimiser.rate
+        chosen = self.schedule
+        if chosen.kind == "poly":
+            return Poly(total, peak, chosen.power)
+        if chosen.kind == "constant":
+            return lambda iteration: peak
+        warmup = round(chosen.warmup_epochs * steps_per_epoch)
+        return WarmupCosine(total, warmup, peak, chosen.final_rate, chosen.warmup_rate)
+
+
+def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+    """AdamW over everything that trains, in one group; fused where there is a CUDA device."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = any(parameter.is_cuda for parameter in trained)
+    return torch.optim.AdamW(
+        trained,
+        lr=config.rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=fused or None,
+    )

@@ -1,6 +1,8 @@
 """A folder that appears whole or not at all, beside which nothing is left behind."""
 
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -10,6 +12,8 @@ from pathlib import Path
 
 from pipeline.data.demo.manifest import NAME, is_demo_data
 from sak.errors import SakError, UsageError
+
+PARTIAL = ".partial"
 
 
 @contextmanager
@@ -24,11 +28,15 @@ def whole_folder(out: Path, *, room: int, overwrite: bool) -> Iterator[Path]:
     _check_replaceable(out, place, overwrite=overwrite)
     made: list[Path] = []
     scratch: Path | None = None
+    lock = -1
     try:
         made = _make_parents(place.parent)
+        _remove_abandoned(place)
         _check_room(place, room)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=PARTIAL, dir=place.parent))
         scratch.chmod(0o777 & ~_umask())
+        lock = os.open(scratch, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield scratch
         os.sync()
         _swap(scratch, place)
@@ -36,6 +44,8 @@ def whole_folder(out: Path, *, room: int, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise SakError(_in_one_line(out, error)) from error
     finally:
+        if lock >= 0:
+            os.close(lock)
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
         for parent in made:
@@ -63,6 +73,19 @@ def _check_replaceable(out: Path, place: Path, *, overwrite: bool) -> None:
         )
 
 
+def _remove_abandoned(place: Path) -> None:
+    """Remove what runs that were killed left beside `place`: a run that lives holds a lock on its scratch folder."""
+    for folder in place.parent.glob(f".{glob.escape(place.name)}.*{PARTIAL}"):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _make_parents(parent: Path) -> list[Path]:
     """Create what is missing of `parent`; returns what was created, innermost first."""
     missing = []
@@ -78,7 +101,7 @@ def _check_room(place: Path, room: int) -> None:
     free = shutil.disk_usage(place.parent).free
     if free < room:
         raise SakError(
-            f"{place.parent}: {free / 1e9:.2f} GB free, and the demo data may take {room / 1e9:.2f} GB; "
+            f"{place.parent}: {free / 1e6:,.1f} MB free, and the demo data may take {room / 1e6:,.1f} MB; "
             "ask for fewer or smaller images, or free some space"
         )
 

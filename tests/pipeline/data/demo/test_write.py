@@ -151,6 +151,17 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_run_left_is_removed_by_the_next_and_what_a_living_one_holds_is_not(tmp_path: Path) -> None:
+    (tmp_path / ".data.abcdefgh.partial").mkdir()
+    with place.whole_folder(tmp_path / "data", room=0, overwrite=False) as scratch:
+        (scratch / "kept").write_text("")
+        write_demo_data(tmp_path / "data", **TINY)
+        assert (scratch / "kept").exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([scratch.name, "data"])
+        (tmp_path / "data").rename(tmp_path / "first")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "first"]
+
+
 def test_too_little_space_is_told_before_anything_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 1000

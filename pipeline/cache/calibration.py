@@ -5,7 +5,7 @@ Sums are float64 and made sample by sample, one after another, so the batches in
 them (a teacher's own products may still differ in the last bit between batch sizes).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -109,25 +109,39 @@ def calibration_samples(keys: Iterable[str], count: int, seed: int) -> tuple[int
 
 
 class Calibrator:
-    """Collects one teacher's maps; `pca` components are found where given."""
+    """Collects the maps of one `teacher` (its name, for errors); `pca` components are found where given."""
 
-    def __init__(self, levels: tuple[int, ...], pca: int | None = None) -> None:
+    def __init__(self, levels: tuple[int, ...], pca: int | None = None, *, teacher: str = "") -> None:
+        self._teacher = f"teacher {teacher}, " if teacher else ""
         self._moments = {level: _Moments(covariance=pca is not None) for level in levels}
         self._pca = pca
         self._samples = 0
 
-    def update(self, features: FeatureMaps) -> None:
-        """Add a batch of maps (B, C, H, W), already reduced to the stored grid, in the order of the samples."""
+    def update(self, features: FeatureMaps, samples: Sequence[str] = ()) -> None:
+        """Add a batch of maps (B, C, H, W), already reduced to the stored grid, in the order of the samples.
+
+        CalibrationError names teacher, level and sample (`samples` are the batch's keys) where one is not finite.
+        """
         for level, moments in self._moments.items():
+            finite = features[level].flatten(1).isfinite().all(1)
+            if not bool(finite.all()):
+                self._refuse(level, int((~finite).nonzero()[0]), samples)
             moments.update(map_to_tokens(features[level]))
         self._samples += features.maps[0].shape[0]
 
     def finish(self) -> Calibration:
-        """The statistics of all that was added; CalibrationError where that was nothing or not finite."""
+        """The statistics of all that was added; CalibrationError where that was nothing."""
         if self._samples == 0:
             raise CalibrationError("calibration saw no sample; give data that holds at least one readable image")
         return Calibration(
-            {level: moments.statistics(level, self._pca) for level, moments in self._moments.items()}, self._samples
+            {level: moments.statistics(self._pca) for level, moments in self._moments.items()}, self._samples
+        )
+
+    def _refuse(self, level: int, number: int, samples: Sequence[str]) -> None:
+        sample = f"sample {samples[number]!r}" if len(samples) > number else f"number {number} of the batch"
+        raise CalibrationError(
+            f"{self._teacher}level {level}, {sample}: features are not finite; "
+            "run this teacher in another precision, or leave the image out"
         )
 
 
@@ -150,21 +164,15 @@ class _Moments:
             self._squares += centred.T @ centred if self._covariance else centred.square().sum(0)
             self._count += sample.shape[0]
 
-    def statistics(self, level: int, pca: int | None) -> LevelStatistics:
+    def statistics(self, pca: int | None) -> LevelStatistics:
         """Mean, standard deviation (of the population) and principal components."""
         offset = self._sum / self._count
         mean = (self._shift + offset).cpu()
         if pca is None:
-            statistics = LevelStatistics(
-                mean, (self._squares / self._count - offset.square()).clamp(min=0).sqrt().cpu()
-            )
-        else:
-            covariance = (self._squares / self._count - torch.outer(offset, offset)).cpu()
-            plain = LevelStatistics(mean, covariance.diagonal().clamp(min=0).sqrt())
-            statistics = _with_components(plain, covariance, pca)
-        if not (statistics.mean.isfinite().all() and statistics.std.isfinite().all()):
-            raise CalibrationError(f"level {level}: features are not finite; run the teacher in float32 or bfloat16")
-        return statistics
+            return LevelStatistics(mean, (self._squares / self._count - offset.square()).clamp(min=0).sqrt().cpu())
+        covariance = (self._squares / self._count - torch.outer(offset, offset)).cpu()
+        plain = LevelStatistics(mean, covariance.diagonal().clamp(min=0).sqrt())
+        return _with_components(plain, covariance, pca)
 
 
 def _with_components(plain: LevelStatistics, covariance: Tensor, count: int) -> LevelStatistics:

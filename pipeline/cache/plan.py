@@ -159,7 +159,7 @@ def _facts(spec: CacheSpec, name: str) -> TeacherFacts:
 
 
 def _files(spec: CacheSpec, columns: tuple[ColumnSize, ...], samples: int, views: int) -> int:
-    """Data files, and a record and a file of views for each block; zarr has a file for each array, a tar and its index hold all."""
+    """Data files (zarr: one for each array; webdataset: a tar and its index), a record and views for each block."""
     blocks = ceil(samples / spec.samples_per_block) * views
     data = [2 if spec.format == "webdataset" else each.arrays for each in columns]
     return sum(blocks * (count + 2) + _METADATA_FILES for count in data)
@@ -181,7 +181,7 @@ def _alternatives(
     spec: CacheSpec, facts: Mapping[str, TeacherFacts], images: int, per_image: float
 ) -> tuple[Alternative, ...]:
     """The two that take least of those that take less than `per_image`."""
-    found = []
+    found: list[Alternative] = []
     for change, (alter, loses) in _CHANGES.items():
         teachers = {name: alter(teacher, facts[name]) for name, teacher in spec.teachers.items()}
         size = sum(each.total for each in column_sizes(spec.model_copy(update={"teachers": teachers}), facts))

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.batch import Decoder, EncodedBatch
-from pipeline.cache.column import Column
 from pipeline.cache.folder import Cache
-from pipeline.cache.key import explain_difference
+from pipeline.cache.opening import Levels, count_views, levels_of, one_pixel_recipe
 from pipeline.cache.sealed import CacheError
 from pipeline.cache.selection import select_columns
 from pipeline.cache.spec import CacheSpec
@@ -26,10 +25,7 @@ from pipeline.cache.teacher_reader import NOWHERE, TeacherInfo, TeacherReader, w
 from pipeline.cache.universe import Numbers, Universe
 from pipeline.images.errors import ReplayError
 from pipeline.images.views import ViewPolicy
-from sak.errors import UsageError
 from sak.losses.targets import Targets
-
-Levels = Sequence[int] | Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -69,14 +65,14 @@ class FeatureCache:
         """
         opened = Cache.open(path)
         selected = select_columns(opened, teachers, spec, data_key)
-        _one_pixel_recipe(selected)
+        one_pixel_recipe(selected)
         data = {column.place.data for columns in selected.values() for column in columns}
         universe = Universe.of({name: opened.index(name) for name in sorted(data)})
         readers = {
-            teacher: TeacherReader(columns, universe, wanted_levels(columns[0], _levels_of(levels, teacher, selected)))
+            teacher: TeacherReader(columns, universe, wanted_levels(columns[0], levels_of(levels, teacher, selected)))
             for teacher, columns in selected.items()
         }
-        count = _count_views(str(opened), readers, views, allow_partial=allow_partial)
+        count = count_views(str(opened), readers, views, allow_partial=allow_partial)
         partial = any(bool(reader.missing(view).any()) for reader in readers.values() for view in range(count))
         found = cls(opened, readers, universe, count, partial)
         if not len(found.samples):
@@ -230,49 +226,3 @@ class FeatureCache:
         """Close all files; the next read opens them again."""
         for reader in self.readers.values():
             reader.forget()
-
-
-def _levels_of(levels: Levels | None, teacher: str, selected: Mapping[str, tuple[Column, ...]]) -> Sequence[int] | None:
-    if not isinstance(levels, Mapping):
-        return levels
-    unknown = sorted(set(levels) - set(selected))
-    if unknown:
-        raise UsageError(f"levels are given for {', '.join(unknown)}, which is not among {', '.join(selected)}")
-    return levels.get(teacher)
-
-
-def _one_pixel_recipe(selected: Mapping[str, tuple[Column, ...]]) -> None:
-    """All columns must show the same pixels of the same views."""
-    recipes = {
-        columns[0].place.name: {name: columns[0].manifest.document[name] for name in ("views", "pixels")}
-        for columns in selected.values()
-    }
-    (first, expected), *others = recipes.items()
-    for name, recipe in others:
-        differing = explain_difference(expected, recipe)
-        if differing:
-            told = "; ".join(f"{field}: {a!r} and {b!r}" for field, a, b in differing)
-            raise CacheError(f"{first} and {name} saw different views: {told}; extract one of them again")
-
-
-def _count_views(cache: str, readers: Mapping[str, TeacherReader], views: int | None, *, allow_partial: bool) -> int:
-    """How many views are read: those asked for, or all that are complete; with `allow_partial` all that were begun."""
-    begun = min(reader.views for reader in readers.values())
-    incomplete = (view for view in range(begun) if not allow_partial and _missing(readers, view))
-    complete = next(incomplete, begun)
-    if complete >= max(1, views or 1):
-        return views or complete
-    missing = _missing(readers, complete) or [
-        f"{name} all of it" for name, each in readers.items() if each.views <= complete
-    ]
-    remedy = "extract the rest" if allow_partial else "extract the rest, or read what there is with --allow-partial"
-    raise CacheError(f"{cache}: view {complete} is incomplete: {', '.join(missing)}; {remedy}")
-
-
-def _missing(readers: Mapping[str, TeacherReader], view: int) -> list[str]:
-    counts = {teacher: int(reader.missing(view).sum()) for teacher, reader in readers.items()}
-    return [
-        f"{teacher} lacks {count} of {readers[teacher].universe.samples} samples"
-        for teacher, count in counts.items()
-        if count
-    ]

@@ -26,8 +26,9 @@ from pipeline.cache.column import CALIBRATION, Column
 from pipeline.cache.fidelity import LevelFidelity
 from pipeline.cache.folder import Cache, ColumnPlace, read_manifest
 from pipeline.cache.key import explain_difference
-from pipeline.cache.lease import SECONDS, Lease, LeaseKeeper, LeaseLostError, Leases, Owner
+from pipeline.cache.lease import SECONDS, Lease, LeaseKeeper, LeaseLostError, Leases
 from pipeline.cache.manifest import MANIFEST, Manifest
+from pipeline.cache.owner import Owner
 from pipeline.cache.records import Absent, BlockRecord, file_record, record_name, to_ranges
 from pipeline.cache.sealed import CacheError
 from pipeline.cache.store import Arrays

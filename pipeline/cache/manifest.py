@@ -67,7 +67,7 @@ class Manifest:
                 format=field(read, "format", str, place),
                 facts=field(read, "facts", dict, place),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise DamageError(f"{place}: not a manifest ({error!r}); see `sak-cli cache verify`") from error
 
 

@@ -124,7 +124,7 @@ class BlockRecord:
                 fidelity=field(read, "fidelity", dict, place),
                 facts=field(read, "facts", dict, place),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise DamageError(f"{place}: not a block record ({error!r}); see `sak-cli cache verify`") from error
 
 

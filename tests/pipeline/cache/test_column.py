@@ -10,8 +10,9 @@ import pytest
 from pipeline.cache.column import CALIBRATION, Column
 from pipeline.cache.column_writer import WritableColumn
 from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace, split_overlay
-from pipeline.cache.lease import LeaseLostError, Owner
+from pipeline.cache.lease import LeaseLostError
 from pipeline.cache.manifest import Manifest
+from pipeline.cache.owner import Owner
 from pipeline.cache.records import BlockRecord
 from pipeline.cache.sealed import CacheError, NewerSchemaError, seal, unseal
 from pipeline.cache.store import DamageError

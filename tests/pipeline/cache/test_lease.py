@@ -7,7 +7,8 @@ from threading import Thread
 
 import pytest
 
-from pipeline.cache.lease import LeaseKeeper, LeaseLostError, Leases, Owner
+from pipeline.cache.lease import LeaseKeeper, LeaseLostError, Leases
+from pipeline.cache.owner import Owner
 from pipeline.storage import Location
 
 NAME = "v000-b000003"

@@ -1,0 +1,126 @@
+"""What the cache tools say on a terminal; each function makes one text of one tool's result."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from pipeline.cache.copy import CopyReport
+from pipeline.cache.inventory import ColumnListing, LevelStats, Usage
+from pipeline.cache.prune import PruneCandidate, PrunePlan
+from pipeline.cache.verify import Verification
+from pipeline.tables import human_bytes, text_table
+
+
+def ls_table(listings: Sequence[ColumnListing]) -> str:
+    """A line a column; RANDOM where its teacher knows nothing."""
+    return text_table(
+        [
+            {
+                "column": _marked(each.name, each.random),
+                "data": each.data,
+                "model": each.model,
+                "levels": ",".join(map(str, each.levels)),
+                "grid": "{}x{}".format(*each.grid) + ("" if each.reduction == "native" else f" {each.reduction}"),
+                "encoding": each.encoding,
+                "format": each.format if each.codec == "none" else f"{each.format} {each.codec}",
+                "views": each.views,
+                "samples": f"{each.samples:,}/{each.samples_planned:,}",
+                "blocks": f"{each.blocks:,}/{each.blocks_planned:,}",
+                "bad": each.quarantined,
+                "size": human_bytes(each.nbytes),
+                "writers": each.writers,
+            }
+            for each in listings
+        ]
+    )
+
+
+def du_table(usages: Sequence[Usage]) -> str:
+    """A line a column; the encoded arrays by level, as they are before any lossless codec."""
+    return text_table(
+        [
+            {
+                "column": _marked(each.name, each.random),
+                "data": each.data,
+                "files": each.files,
+                "size": human_bytes(each.nbytes),
+                "a sample": human_bytes(each.per_sample),
+                "by level": " ".join(f"{level}:{human_bytes(count)}" for level, count in each.by_level.items()),
+                "of no block": human_bytes(each.stray),
+            }
+            for each in usages
+        ]
+    )
+
+
+def stats_table(stats: Sequence[LevelStats]) -> str:
+    """A line a level."""
+    return text_table(
+        [
+            {
+                "column": _marked(each.name, each.random),
+                "data": each.data,
+                "level": each.level,
+                "encoding": each.encoding,
+                "samples": each.summary["samples"],
+                "cosine": f"{each.summary['cosine']:.6f}",
+                "least": f"{each.summary['cosine_min']:.6f}",
+                "rel. error": f"{each.summary['relative_error']:.4f}",
+                "left over": f"{100 * each.summary['leftover_share']:.2f} %",
+                "token norm": f"{each.summary['token_norm']:.4g}",
+                "largest": f"{each.summary['token_norm_max']:.4g}",
+                "outlier": f"{each.summary['deviation_max']:.1f} sd",
+            }
+            for each in stats
+        ]
+    )
+
+
+def verify_text(found: Verification) -> str:
+    """The problems, then one line that sums up."""
+    rows = [
+        {
+            "file": each.file,
+            "block": "" if each.view is None else f"view {each.view} block {each.block}",
+            "sample": each.sample or "",
+            "problem": each.what,
+        }
+        for each in found.problems
+    ]
+    looked = f"{found.columns:,} columns, {found.blocks:,} blocks, {human_bytes(found.nbytes)}"
+    how = "read and decoded" if found.deep else "looked at (--deep reads them)"
+    missing = f"; {found.missing:,} blocks are not there yet" if found.missing else ""
+    verdict = "sound" if found.sound else f"{len(found.problems):,} problems"
+    return "\n".join([*([text_table(rows)] if rows else []), f"{verdict}: {looked} {how}{missing}"])
+
+
+def prune_text(plan: PrunePlan) -> str:
+    """What would go and what is spared, then one line that sums up."""
+    rows = [_candidate(each, "remove") for each in plan.remove]
+    rows += [_candidate(each, each.spared or "") for each in plan.spare]
+    total = f"{len(plan.remove)} columns, {human_bytes(plan.nbytes)}" if plan.remove else "nothing"
+    return "\n".join([*([text_table(rows)] if rows else []), f"to be removed from {plan.cache}: {total}"])
+
+
+def copy_text(report: CopyReport) -> str:
+    """One line."""
+    left = f", {report.left} left to another writer" if report.left else ""
+    return (
+        f"{report.copied:,} blocks ({human_bytes(report.nbytes)}) of {report.columns} columns copied to {report.target}"
+        f" in {report.seconds:.1f} s; {report.already_there:,} were there{left}"
+    )
+
+
+def _marked(name: str, random: bool) -> str:
+    return f"{name} RANDOM" if random else name
+
+
+def _candidate(each: PruneCandidate, what: str) -> dict[str, object]:
+    changed = "" if each.modified is None else datetime.fromtimestamp(each.modified).strftime("%Y-%m-%d %H:%M")
+    return {
+        "column": each.name,
+        "data": each.data,
+        "files": each.files,
+        "size": human_bytes(each.nbytes),
+        "last change": changed,
+        "": what,
+    }

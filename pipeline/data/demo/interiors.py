@@ -104,6 +104,7 @@ def _furnish(space: Room, kind: str, *, fewer: bool) -> None:
         item = space.line(maker(p))
         if item is not None and item.thing.name == "bed":
             _pillows(space.plan, item, (-0.4, 0.4), -0.8)
+            _bedside(space.plan, item)
         if item is not None and item.thing.name == "sofa" and p.chance(0.6):
             _pillows(space.plan, item, (0.55,), 0.0)
         if item is not None and item.thing.name == "desk":
@@ -118,6 +119,15 @@ def _pillows(plan: Plan, item: Placed, places: tuple[float, ...], along: float) 
     for place in places:
         x, z = Plan.beside(item, (place * item.thing.half[0], along * item.thing.half[2]))
         plan.add(furniture.pillow(plan.palette), (x, item.position[1] + top, z), item.yaw)
+
+
+def _bedside(plan: Plan, bed: Placed) -> None:
+    x, _, z = bed.thing.half
+    for side in (-1, 1):
+        if plan.palette.chance(0.6):
+            stand = storage.nightstand(plan.palette)
+            at = Plan.beside(bed, (side * (x + stand.half[0] + 0.06), stand.half[2] - z + 0.04))
+            plan.put(stand, at, bed.yaw, margin=0.0)
 
 
 def _dining(plan: Plan) -> None:

@@ -92,7 +92,10 @@ def _place_subject(space: Room, subject: str) -> Placed:
         item = space.line(what, ("back",))
     else:
         item = space.plan.put(what, (p.uniform(-0.4, 0.4), p.uniform(-0.6, 0.2)), p.uniform(-0.5, 0.5))
-    return item or space.plan.add(what, (0.0, 0.0, 0.0))
+    item = item or space.plan.add(what, (0.0, 0.0, 0.0))
+    if subject == "bed":
+        _make_bed(space.plan, item)
+    return item
 
 
 def _furnish(space: Room, kind: str, *, fewer: bool) -> None:
@@ -103,8 +106,7 @@ def _furnish(space: Room, kind: str, *, fewer: bool) -> None:
     for maker in along:
         item = space.line(maker(p))
         if item is not None and item.thing.name == "bed":
-            _pillows(space.plan, item, (-0.4, 0.4), -0.8)
-            _bedside(space.plan, item)
+            _make_bed(space.plan, item)
         if item is not None and item.thing.name == "sofa" and p.chance(0.6):
             _pillows(space.plan, item, (0.55,), 0.0)
         if item is not None and item.thing.name == "desk":
@@ -121,8 +123,10 @@ def _pillows(plan: Plan, item: Placed, places: tuple[float, ...], along: float) 
         plan.add(furniture.pillow(plan.palette), (x, item.position[1] + top, z), item.yaw)
 
 
-def _bedside(plan: Plan, bed: Placed) -> None:
+def _make_bed(plan: Plan, bed: Placed) -> None:
+    """Pillows at its head, nightstands beside it."""
     x, _, z = bed.thing.half
+    _pillows(plan, bed, (-0.4, 0.4), -0.8)
     for side in (-1, 1):
         if plan.palette.chance(0.6):
             stand = storage.nightstand(plan.palette)

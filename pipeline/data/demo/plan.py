@@ -75,7 +75,7 @@ class Plan:
     def furnish_tops(self, busy: float) -> None:
         """Put small things on what has a top; `busy` is the chance of each of three places."""
         p = self.palette
-        for item in [item for item in self.placed if item.thing.top is not None]:
+        for item in [item for item in self.placed if item.thing.top is not None and item.thing.name != "bed"]:
             for place in (-0.6, 0.0, 0.6):
                 if p.chance(busy):
                     self._set_down(ON_TOPS[int(p.rng.integers(len(ON_TOPS)))](p), item, place)

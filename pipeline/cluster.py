@@ -135,7 +135,7 @@ def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
             "options": {
                 "nthreads": BLOCKS_IN_FLIGHT,
                 "memory_limit": 0,
-                "silence_logs": logging.ERROR,
+                "silence_logs": logging.CRITICAL,
                 "env": environment,
                 "config": {"distributed.nanny.pre-spawn-environ": environment},
                 "preload": [__name__],

@@ -10,10 +10,10 @@ from pipeline.cache.column_codec import reduction_of
 from pipeline.cache.encoding import FeatureError
 from pipeline.cache.manifest import Manifest
 from pipeline.extraction.columns import Target
-from pipeline.extraction.job import Failure, to_images
+from pipeline.extraction.forward import forward_in_pieces, to_images
+from pipeline.extraction.job import Failure
 from pipeline.extraction.worker import LoadedTeacher, Run, StoppedError, WorkerContext, worker_context
 from sak.errors import SakError
-from sak.features import FeatureMaps
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Calibrated:
     stopped: bool = False
 
 
-def uncalibrated(targets: Mapping[str, Target], names: Sequence[str]) -> tuple[str, ...]:
+def uncalibrated(targets: Mapping[str, Target]) -> tuple[str, ...]:
     """Those of the teachers whose columns have no calibration yet."""
-    columns = {name: targets[name].column for name in names}
+    columns = {name: target.column for name, target in targets.items()}
     return tuple(name for name, column in columns.items() if column is None or column.calibration() is None)
 
 
@@ -67,13 +67,13 @@ def _calibrate_group(context: WorkerContext, count: int, seed: int, names: Seque
 
 class _TeacherWork:
     def __init__(self, loaded: LoadedTeacher) -> None:
-        manifest = loaded.column.manifest
+        manifest = loaded.manifest
         self._loaded = loaded
         self._reduce = reduction_of(manifest.document, manifest.grid)
         self._calibrator = Calibrator(loaded.teacher.levels, manifest.document["encoding"]["pca"])
 
     def update(self, images: torch.Tensor, keys: Sequence[str]) -> None:
-        features = forward_in_pieces(self._loaded, images)
+        features = forward_in_pieces(self._loaded.teacher, images)
         for level in features.levels:
             finite = features[level].flatten(1).isfinite().all(1)
             if not bool(finite.all()):
@@ -86,16 +86,3 @@ class _TeacherWork:
 
     def publish(self) -> int:
         return self._loaded.column.publish_calibration(self._calibrator.finish()).samples
-
-
-def forward_in_pieces(loaded: LoadedTeacher, images: torch.Tensor) -> FeatureMaps:
-    """A teacher's features of a batch, in halves where the device has no memory for it whole."""
-    try:
-        return loaded.teacher(images)
-    except torch.OutOfMemoryError:
-        if len(images) < 2:
-            raise
-        torch.cuda.empty_cache()
-    half = len(images) // 2
-    first, second = (forward_in_pieces(loaded, part) for part in (images[:half], images[half:]))
-    return FeatureMaps(first.levels, tuple(torch.cat(pair) for pair in zip(first.maps, second.maps, strict=True)))

@@ -1,6 +1,7 @@
 """What an extraction works on: the shard index of its images, and a column for every teacher."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from pipeline.images.errors import StaleIndexError
 from pipeline.images.index import ShardIndex
 from pipeline.images.source import find_images
 from sak.errors import UsageError, nearest
+
+_MARGIN_SECONDS = 0.5  # files that are made without a lease, such as manifests, are not leftovers so soon
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ def open_targets(
             column = WritableColumn.create_or_open(cache, manifest, lease_seconds=lease_seconds)
         targets[name] = Target(column.manifest if column else manifest, column)
     return targets
+
+
+def remove_leftovers(columns: Iterable[WritableColumn]) -> None:
+    """Remove the scratch files of writers that died: those older than now, in columns that nobody writes."""
+    now = time.time()
+    for column in columns:
+        if not column.leases.held():
+            column.column.location.remove_scratch(time.time() - now + _MARGIN_SECONDS)
 
 
 def make_manifest(cache: Cache, spec: CacheSpec, name: str, index: ShardIndex) -> Manifest:

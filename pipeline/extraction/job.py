@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from pipeline.cache.column_codec import Encoded
 from pipeline.cache.column_writer import BlockJob
@@ -17,6 +16,7 @@ from pipeline.cache.records import Absent
 from pipeline.extraction.behind import HostCopy, WriteBehind, to_host
 from pipeline.extraction.clock import Clock, StageSeconds
 from pipeline.extraction.decode import DecodedBatch
+from pipeline.extraction.forward import DoesNotFitError, to_images
 from pipeline.extraction.plan import Job
 from pipeline.extraction.worker import (
     LoadedTeacher,
@@ -154,11 +154,7 @@ class _BlockWork:
                 encoded = self._forward(piece)
             except torch.OutOfMemoryError as error:
                 if not self._context.halve_batch(len(piece)):
-                    names = ", ".join(self._parts)
-                    raise SakError(
-                        f"{names}: one image does not fit {self._context.device}; extract fewer teachers at a time, "
-                        "choose precision bf16, or a device with more memory"
-                    ) from error
+                    raise DoesNotFitError(self._parts, self._context.device) from error
                 pieces = _pieces(piece, self._context.batch_size) + pieces
                 continue
             for name, each in encoded.items():
@@ -217,12 +213,6 @@ class _BlockWork:
             "seconds": round(time.perf_counter() - self._start, 3),
             "stages": {name: round(value, 3) for name, value in vars(self._clock.total()).items()},
         }
-
-
-def to_images(pixels: Tensor, device: torch.device) -> Tensor:
-    """Pixels uint8 (n, H, W, 3) to what teachers take, float32 (n, 3, H, W) in [0, 1] on the device."""
-    there = pixels.to(device, non_blocking=True)
-    return there.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def _pieces(batch: DecodedBatch, size: int) -> list[DecodedBatch]:

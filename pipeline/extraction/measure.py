@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.extraction.calibrate import forward_in_pieces
-from pipeline.extraction.job import Failure, to_images
+from pipeline.extraction.forward import forward_in_pieces, to_images
+from pipeline.extraction.job import Failure
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.worker import Run, WorkerContext, worker_context
 from pipeline.progress import duration
@@ -32,7 +32,9 @@ class Speed:
         return (max(decode, forward) if self.device.startswith("cuda") else decode + forward) / workers
 
     def lines(self, plan: Plan, workers: int) -> list[str]:
-        """For the screen."""
+        """For the screen; none where no image could be measured."""
+        if not self.forward:
+            return []
         rates = ", ".join(f"{name} {rate:,.1f}" for name, rate in self.forward.items())
         together = 1 / sum(1 / rate for rate in self.forward.values())
         return [
@@ -61,10 +63,10 @@ def _measure(context: WorkerContext, names: tuple[str, ...], samples: tuple[int,
 
 
 def _forward_rate(context: WorkerContext, name: str, images: torch.Tensor) -> float:
-    loaded = context.teacher(name)
-    forward_in_pieces(loaded, images[:1] if images.device.type == "cpu" else images)
+    teacher = context.teacher(name).teacher
+    forward_in_pieces(teacher, images[:1] if images.device.type == "cpu" else images)
     start = time.perf_counter()
-    forward_in_pieces(loaded, images)
+    forward_in_pieces(teacher, images)
     if images.device.type == "cuda":
         torch.cuda.synchronize()
     return len(images) / (time.perf_counter() - start)

@@ -3,7 +3,7 @@
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,10 +52,16 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """A teacher on the device with its column, and with the codec of the column's calibration once there is one."""
+    """A teacher on the device, its column, and the codec of the column's calibration once there is one."""
 
     teacher: Teacher
-    column: WritableColumn
+    manifest: Manifest
+    _open: Callable[[Manifest], WritableColumn]
+
+    @cached_property
+    def column(self) -> WritableColumn:
+        """Its column, begun by whoever asks first: measuring does not."""
+        return self._open(self.manifest)
 
     @cached_property
     def codec(self) -> ColumnCodec:
@@ -63,7 +69,7 @@ class LoadedTeacher:
         calibration = self.column.calibration()
         if calibration is None:
             raise CacheError(f"{self.column.column.location}: blocks before a calibration; run the extraction again")
-        return ColumnCodec(self.column.manifest, calibration).to(self.teacher.mean.device)
+        return ColumnCodec(self.manifest, calibration).to(self.teacher.mean.device)
 
     @cached_property
     def digest(self) -> str:
@@ -110,9 +116,12 @@ class WorkerContext:
         with self._load:
             if name not in self._teachers:
                 manifest = self.run.manifests[name]
-                column = WritableColumn.create_or_open(self.cache, manifest, lease_seconds=self.run.lease_seconds)
-                self._teachers[name] = LoadedTeacher(build_from_manifest(manifest, str(self.device)), column)
+                teacher = build_from_manifest(manifest, str(self.device))
+                self._teachers[name] = LoadedTeacher(teacher, manifest, self._open_column)
             return self._teachers[name]
+
+    def _open_column(self, manifest: Manifest) -> WritableColumn:
+        return WritableColumn.create_or_open(self.cache, manifest, lease_seconds=self.run.lease_seconds)
 
     @contextmanager
     def lane(self) -> Iterator[None]:
@@ -126,7 +135,8 @@ class WorkerContext:
 
     def halve_batch(self, failed: int) -> bool:
         """After a batch of `failed` images did not fit: use smaller ones from now on; False where one is too many."""
-        torch.cuda.empty_cache()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         self.batch_size = min(self.batch_size, max(1, failed // 2))
         return failed > 1
 
@@ -172,10 +182,11 @@ def surroundings(device: str) -> dict[str, object]:
     """Versions and hardware of this process, for records and reports."""
     where = torch.device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
-    libraries = ("torch", "timm", "open_clip_torch", "pillow", "numpy", "distributed")
+    libraries = ("timm", "open_clip_torch", "pillow", "numpy", "distributed")
     return {
         "sak": __version__,
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # says which CUDA it was built for
         **{library: version(library) for library in libraries},
         "device": f"{where.type} {name}",
         "host": platform.node(),

@@ -1,0 +1,214 @@
+"""`cache repair`: find what is damaged, and extract exactly those blocks again, as they were made."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from pipeline.cache.column_check import Problem
+from pipeline.cache.column_writer import WritableColumn
+from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace, split_overlay
+from pipeline.cache.key import canonical_json
+from pipeline.cache.lease import SECONDS
+from pipeline.cache.records import BlockRecord, record_name
+from pipeline.cache.store import DamageError
+from pipeline.cache.stored_views import ROW
+from pipeline.cache.verify import Verification, verify
+from pipeline.cluster import Cluster, ClusterConfig, open_cluster
+from pipeline.extraction.carry_out import carry_out
+from pipeline.extraction.columns import remove_leftovers
+from pipeline.extraction.config import Voice
+from pipeline.extraction.drive import ask, interruptible
+from pipeline.extraction.measure import measure_speed
+from pipeline.extraction.plan import Job, Plan, TeacherPlan
+from pipeline.extraction.report import ExtractReport, Tally
+from pipeline.extraction.worker import Run
+from sak.errors import UsageError
+
+Damaged = tuple[ColumnPlace, int, int]  # (column, view, block)
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """What to mend: one cache folder. `data`: where the images are now, by default where they were indexed.
+
+    `batch_size` is used for blocks whose record does not say theirs any more.
+    """
+
+    cache: str
+    data: str | None = None
+    batch_size: int = 32
+    lease_seconds: float = SECONDS
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What was damaged, which blocks were extracted again, and what is still wrong afterwards."""
+
+    found: tuple[Problem, ...]
+    blocks: tuple[Damaged, ...]
+    left: tuple[Problem, ...]
+    runs: tuple[ExtractReport, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong any more."""
+        return not self.left
+
+    def to_text(self) -> str:
+        """For the screen."""
+        lines = [f"{len(self.found)} problems were found, {len(self.blocks)} blocks extracted again"]
+        lines += [f"  {place.path} {record_name(view, block)}" for place, view, block in self.blocks]
+        if self.left:
+            lines += [f"{len(self.left)} problems are left:", *(f"  {each.file}: {each.what}" for each in self.left)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A damaged block: its column, and which samples it had attempted with which batch size."""
+
+    column: WritableColumn
+    view: int
+    block: int
+    stop: int
+    batch_size: int
+
+    @property
+    def together(self) -> tuple[str, str, int]:
+        """Blocks that agree in this can be mended in one run: same images, same views, same batches."""
+        manifest = self.column.manifest
+        return manifest.data_key, canonical_json(manifest.document["views"]), self.batch_size
+
+
+def repair(config: RepairConfig, voice: Voice | None = None) -> RepairReport:
+    """Verify deeply, extract damaged blocks again, verify again; what cannot be mended so is listed in `left`.
+
+    A damaged block's record goes only once its images and teachers are known to be there. SakError where they are not.
+    """
+    voice = voice or Voice()
+    if len(split_overlay(config.cache)) > 1:
+        raise UsageError(f"{config.cache}: give one cache folder; repair them one by one")
+    with interruptible():
+        cache = Cache.open(config.cache)
+        before = verify(cache, deep=True, progress=voice.progress)
+        if before.sound:
+            return RepairReport((), (), ())
+        _rewrite_metadata(cache.top, before.problems)
+        lost = [_lost(cache, each, config) for each in _repairable(cache.top, before)]
+        runs = _extract_again(cache, lost, config, voice) if lost else ()
+        after = verify(cache, deep=True, progress=voice.progress)
+    return RepairReport(before.problems, before.damaged_blocks, after.problems, runs)
+
+
+def _repairable(folder: CacheFolder, found: Verification) -> list[Damaged]:
+    """Damaged blocks of columns whose manifests can still be read."""
+    broken = {
+        ColumnPlace(each.column, each.data)
+        for each in found.problems
+        if each.column and each.data and each.file.endswith("manifest.json")
+    }
+    return [each for each in found.damaged_blocks if each[0] not in broken and each[0] in set(folder.columns())]
+
+
+def _rewrite_metadata(folder: CacheFolder, problems: Iterable[Problem]) -> None:
+    """Arrays' metadata follow from the manifest alone."""
+    damaged = [each for each in problems if each.file.endswith("zarr.json") and each.column and each.data]
+    for place in {ColumnPlace(each.column, each.data) for each in damaged if each.column and each.data}:
+        column = WritableColumn.create_or_open(Cache((folder,)), folder.manifest(place)).column
+        names = folder.at(place).list("records")
+        views = [int(name[1:4]) for name in names if name.startswith("v") and name[1:4].isdecimal()]
+        column.store.prepare(max(views, default=0) + 1)
+
+
+def _lost(cache: Cache, damaged: Damaged, config: RepairConfig) -> _Lost:
+    place, view, block = damaged
+    manifest = cache.top.manifest(place)
+    column = WritableColumn.create_or_open(cache, manifest, lease_seconds=config.lease_seconds)
+    samples = manifest.layout.block_samples(block)
+    stop, batch_size = samples.stop, _usual_batch(column, config.batch_size)
+    try:
+        record = column.column.record(view, block)
+    except DamageError:
+        record = None
+    if record is not None:
+        stop = _attempted(record) or stop
+        batch_size = int(record.facts.get("batch_size_asked", batch_size))
+    return _Lost(column, view, block, stop, batch_size)
+
+
+def _attempted(record: BlockRecord) -> int:
+    """One past the last sample that a block had attempted."""
+    ends = [stop for _, stop in (*record.present, *record.elsewhere)]
+    return max([*ends, *(each.sample + 1 for each in record.absent)], default=0)
+
+
+def _usual_batch(column: WritableColumn, default: int) -> int:
+    """The batch size of the column's first block that can still be read."""
+    for name in column.column.location.list("records"):
+        try:
+            return int(column.column.read_record(name).facts.get("batch_size_asked", default))
+        except DamageError:
+            continue
+    return default
+
+
+def _extract_again(
+    cache: Cache, lost: Sequence[_Lost], config: RepairConfig, voice: Voice
+) -> tuple[ExtractReport, ...]:
+    groups: dict[tuple[str, str, int], list[_Lost]] = {}
+    for each in lost:
+        groups.setdefault(each.together, []).append(each)
+    remove_leftovers({each.column.manifest.name: each.column for each in lost}.values())
+    with open_cluster(config.cluster) as cluster:
+        return tuple(_mend(cache, each, config, cluster, voice) for each in groups.values())
+
+
+def _mend(cache: Cache, lost: Sequence[_Lost], config: RepairConfig, cluster: Cluster, voice: Voice) -> ExtractReport:
+    """Extract the blocks of one group again; `carry_out` reports them as any other run."""
+    manifests = {each.column.manifest.name: each.column.manifest for each in lost}
+    index = cache.index(lost[0].column.manifest.data_key)
+    if config.data is None:
+        index.check_shards()
+    else:
+        index = index.relocated(config.data)
+    run = Run(
+        id=uuid4().hex[:12],
+        cache=tuple(layer.location.url for layer in cache.layers),
+        data=index.data,
+        data_key=index.data_key(),
+        manifests=manifests,
+        device=cluster.device,
+        batch_size=lost[0].batch_size,
+        decode_threads=cluster.threads,
+        lease_seconds=config.lease_seconds,
+    )
+    plan = _plan(lost)
+    first = plan.jobs[0]
+    ask(cluster, measure_speed, run, tuple(manifests), tuple(first.samples[:1]), first.view)
+    for each in lost:
+        each.column.withdraw(each.view, each.block)
+    return carry_out(run, cluster, Tally(plan, ()), voice, max_bad=1.0, config=vars(config))
+
+
+def _plan(lost: Sequence[_Lost]) -> Plan:
+    jobs: dict[tuple[int, int, int, int], list[str]] = {}
+    by_column: dict[str, list[_Lost]] = {}
+    for each in lost:
+        manifest = each.column.manifest
+        start = manifest.layout.block_samples(each.block).start
+        jobs.setdefault((each.view, each.block, start, each.stop), []).append(manifest.name)
+        by_column.setdefault(manifest.name, []).append(each)
+    made = tuple(sorted(Job(*place, tuple(names)) for place, names in jobs.items()))
+    return Plan(_teacher_plans(by_column), made, max(each.column.manifest.layout.samples for each in lost))
+
+
+def _teacher_plans(by_column: Mapping[str, Sequence[_Lost]]) -> dict[str, TeacherPlan]:
+    plans = {}
+    for name, blocks in by_column.items():
+        layout = blocks[0].column.manifest.layout
+        samples = sum(each.stop - layout.block_samples(each.block).start for each in blocks)
+        pending = tuple((each.view, each.block) for each in blocks)
+        nbytes = samples * (layout.nbytes + ROW.itemsize)
+        plans[name] = TeacherPlan(blocks[0].column.manifest, len(blocks), pending, samples, nbytes)
+    return plans

@@ -2,13 +2,14 @@
 
 import os
 from concurrent.futures import Executor, Future
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.native_write import append, begin_flush
-from pipeline.cache.store import FileRecord
+from pipeline.cache.store import FRAME, FileRecord
 from pipeline.storage import Location
 from pipeline.storage.errors import explain
 
@@ -23,7 +24,7 @@ class BlockFile:
         self.bytes = 0
         self._location, self._path, self._helpers = location, path, helpers
         self._scratch: Path = location.scratch(path)
-        self._whole = np.zeros(1, np.uint64)
+        self._frame = sha256()
         self._flushed = 0
         self._flushes: list[Future[int]] = []
         try:
@@ -32,9 +33,12 @@ class BlockFile:
             raise explain(error, str(self._scratch)) from error
 
     def append(self, pieces: NDArray[np.int64], sums: NDArray[np.uint64]) -> None:
-        """Append memory: rows of (address, bytes). `sums` receives the CRC32C of each, in time to be a later piece."""
+        """Append memory: rows of (address, bytes). `sums` receives the CRC32C of each, in time to be a later piece.
+
+        `frame` must be called next, with what of it is not samples' values.
+        """
         try:
-            self.bytes += append(self._descriptor, self.bytes, pieces, sums, self._whole)
+            self.bytes += append(self._descriptor, self.bytes, pieces, sums)
         except OSError as error:
             raise explain(error, str(self._scratch)) from error
         if self.bytes - self._flushed >= _FLUSH_BYTES:
@@ -42,8 +46,13 @@ class BlockFile:
             self._flushes.append(self._helpers.submit(begin_flush, self._descriptor, *part))
             self._flushed = self.bytes
 
-    def append_bytes(self, data: bytes) -> None:
-        """Append a few bytes."""
+    def frame(self, data: bytes) -> None:
+        """Count bytes that were appended into the file's digest: all but values, which their CRC32C stands for."""
+        self._frame.update(data)
+
+    def append_frame(self, data: bytes) -> None:
+        """Append a few bytes that are not values."""
+        self.frame(data)
         memory = np.frombuffer(data, np.uint8)
         self.append(np.array([[memory.ctypes.data, len(data)]], np.int64), np.zeros(1, np.uint64))
 
@@ -51,7 +60,7 @@ class BlockFile:
         """Make the file durable and visible."""
         self._close()
         self._location.publish(self._scratch, self._path)
-        return FileRecord(self._path, self.bytes, f"crc32c:{int(self._whole[0]):08x}")
+        return FileRecord(self._path, self.bytes, f"{FRAME}{self._frame.hexdigest()}")
 
     def abort(self) -> None:
         """Remove what was written."""

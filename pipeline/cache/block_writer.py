@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.cache.block_file import BlockFile
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
+from pipeline.cache.open_files import open_files
 from pipeline.cache.store import Arrays, FileRecord
+from pipeline.storage import Location
 
 Rows = dict[str, NDArray[Any]]
 
@@ -22,8 +24,9 @@ _HELPERS = 4
 class FilesWriter(ABC):
     """A `BlockWriter` over the files in `self.files`."""
 
-    def __init__(self, layout: ColumnLayout, block: int) -> None:
+    def __init__(self, location: Location, layout: ColumnLayout, view: int, block: int) -> None:
         self.layout = layout
+        self._place = location.url, view, block
         self.count = len(layout.block_samples(block))
         self.files: list[BlockFile] = []
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="block-files")
@@ -63,6 +66,7 @@ class FilesWriter(ABC):
             records = tuple(self.helpers.map(BlockFile.finish, self.files))
         self._open = False
         self.helpers.shutdown()
+        open_files().drop_block(*self._place)
         return records
 
     @contextmanager

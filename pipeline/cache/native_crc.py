@@ -5,7 +5,6 @@ summed in three lanes, joined by multiplying with a power of x modulo the polyno
 """
 
 import platform
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -170,19 +169,9 @@ def extend(checksum: Number, address: Number, length: Number) -> Number:
     return _one_lane(state, address, length) ^ np.uint64(0xFFFFFFFF)
 
 
-@lru_cache(maxsize=1024)
-def _shift(length: int) -> int:
-    return int(shift(length))
-
-
 def crc32c(data: bytes | bytearray | memoryview | NDArray[Any], start: int = 0) -> int:
     """CRC32C of contiguous bytes, or of what `start` is the checksum of followed by them."""
     array = np.frombuffer(data, np.uint8) if not isinstance(data, np.ndarray) else data
     if not array.flags.c_contiguous:
         raise ValueError("a checksum needs contiguous bytes")
     return int(extend(np.uint64(start), array.ctypes.data, array.nbytes))
-
-
-def combine(first: int, second: int, second_length: int) -> int:
-    """The checksum of two buffers one after the other, from the checksum of each."""
-    return int(multiply(np.uint64(_shift(second_length)), np.uint64(first))) ^ second

@@ -7,12 +7,11 @@ from numba import types
 from numpy.typing import NDArray
 
 from pipeline.cache.native_calls import DONE, EINTR, FAILED, last_error, start_flush, write_at, write_vectors
-from pipeline.cache.native_crc import extend, multiply, shift
+from pipeline.cache.native_crc import extend
 from pipeline.cache.native_jit import Number, compiled, inner
 
 _GROUP_BYTES = 1 << 19  # summed, then written while still in the processor's cache
 _GROUP_VECTORS = 1000  # IOV_MAX is 1,024
-_SHORT = 64  # below, summing twice is faster than joining sums
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 
 
@@ -44,26 +43,12 @@ def _write_group(file: Number, pieces: Number, first: Number, behind: Number, to
     return DONE
 
 
-@inner
-def _joined(checksum: Number, piece_sum: Number, length: Number, known: Number) -> Number:
-    """The checksum of all before and a piece; `known` keeps the factor of the last length."""
-    if known[0] != np.uint64(length):
-        known[0], known[1] = np.uint64(length), shift(length)
-    return multiply(known[1], checksum) ^ piece_sum
-
-
-@compiled(types.int64(types.int32, types.int64, types.int64[:, ::1], types.uint64[::1], types.uint64[::1]))
-def _append(file: Number, offset: Number, pieces: Number, sums: Number, whole: Number) -> Number:
-    known = np.zeros(2, np.uint64)
+@compiled(types.int64(types.int32, types.int64, types.int64[:, ::1], types.uint64[::1]))
+def _append(file: Number, offset: Number, pieces: Number, sums: Number) -> Number:
     first, total, i = 0, 0, 0
     while i < len(pieces):
-        address, length = pieces[i, 0], pieces[i, 1]
-        sums[i] = extend(np.uint64(0), address, length)
-        if length < _SHORT:
-            whole[0] = extend(whole[0], address, length)
-        else:
-            whole[0] = _joined(whole[0], sums[i], length, known)
-        total += length
+        sums[i] = extend(np.uint64(0), pieces[i, 0], pieces[i, 1])
+        total += pieces[i, 1]
         i += 1
         if i == len(pieces) or i - first == _GROUP_VECTORS or total + pieces[i, 1] > _GROUP_BYTES:
             status = _write_group(file, pieces, first, i, total, offset)
@@ -80,16 +65,13 @@ def begin_flush(file: Number, offset: Number, length: Number) -> Number:
     return start_flush(file, offset, length, np.int32(_START_WRITING))
 
 
-def append(
-    descriptor: int, offset: int, pieces: NDArray[np.int64], sums: NDArray[np.uint64], whole: NDArray[np.uint64]
-) -> int:
+def append(descriptor: int, offset: int, pieces: NDArray[np.int64], sums: NDArray[np.uint64]) -> int:
     """Write pieces of memory, rows of (address, bytes), one after the other from `offset`; returns their bytes.
 
     `sums[i]` is filled with the CRC32C of piece i before the next one is looked at, so the next may be the four
-    bytes at `sums[i]`. `whole[0]`, the CRC32C of all before, becomes that of all so far. OSError where the file
-    system refuses; then part of the pieces may be written.
+    bytes at `sums[i]`. OSError where the file system refuses; then part of the pieces may be written.
     """
-    status = int(_append(descriptor, offset, pieces, sums, whole))
+    status = int(_append(descriptor, offset, pieces, sums))
     if status:
         raise OSError(status - FAILED, os.strerror(status - FAILED))
     return int(pieces[:, 1].sum())

@@ -111,6 +111,10 @@ class OpenFiles:
         """Close the files of one column, those being read once they are given back."""
         self._drop(lambda file: file.key[0] == url)
 
+    def drop_block(self, url: str, view: int, block: int) -> None:
+        """Close the files of one block, which were written anew."""
+        self._drop(lambda file: (file.key[0], *file.key[2:]) == (url, view, block))
+
     def drop_unlinked(self) -> None:
         """Close files that have no name any more, so that their disk space is given back."""
         self._drop(lambda file: file.unlinked)

@@ -17,16 +17,20 @@ Arrays = Mapping[str, NDArray[Any]]
 REMEDY = "run `sak-cli cache verify --deep` to see how far it goes and `sak-cli cache repair` to make it again"
 
 
+FRAME = "frame-sha256:"
+
+
 class DamageError(SakError):
     """Stored bytes that cannot be what was written: a lost, cut or changed file."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a finished block: path inside the column, bytes, and `crc32c:` with the whole file's checksum.
+    """One file of a finished block: path inside the column, bytes, and a digest.
 
-    The checksum is put together from those of the file's parts, which are needed anyway, so it costs no second
-    pass; it finds any damage of up to 32 neighbouring bits with certainty, and object stores report the same one.
+    A store's digest is `frame-sha256:` and the SHA-256 of all bytes but the samples' values: headers, indices, and the
+    values' CRC32Cs, each of which answers for its values. (A SHA-256 of everything is slower than the disk; a CRC32C
+    of everything would not see exchanged files, since data followed by its own CRC always leaves the same remainder.)
     """
 
     path: str

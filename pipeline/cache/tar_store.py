@@ -118,7 +118,7 @@ class _TarWriter(FilesWriter):
     def __init__(
         self, location: Location, layout: ColumnLayout, key: Callable[[int], str], view: int, block: int
     ) -> None:
-        super().__init__(layout, block)
+        super().__init__(location, layout, view, block)
         self._key, self._first = key, layout.block_samples(block).start
         self._headers = [MemberHeaders(array, view) for array in layout.arrays]
         self._index = np.full((layout.block, len(layout.arrays), 3), -1, np.int64)
@@ -142,6 +142,10 @@ class _TarWriter(FilesWriter):
             pieces[:, i, 1, 1] = nbytes
             pieces[:, i, 2] = self._zeros.ctypes.data, header.padding
         self._append(positions, pieces)
+        framed = [
+            part + bytes(each.padding) for sample in headers for part, each in zip(sample, self._headers, strict=True)
+        ]
+        self.files[0].frame(b"".join(framed))
 
     def _append(self, positions: Longs, pieces: Longs) -> None:
         tar = self.files[0]
@@ -156,5 +160,5 @@ class _TarWriter(FilesWriter):
 
     def seal(self) -> None:
         """See `FilesWriter`."""
-        self.files[0].append_bytes(END)
-        self.files[1].append_bytes(encode_index(self._index))
+        self.files[0].append_frame(END)
+        self.files[1].append_frame(encode_index(self._index))

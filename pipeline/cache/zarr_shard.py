@@ -82,10 +82,14 @@ class ShardWriter:
         pieces[:, 2, 0], pieces[:, 2, 1] = _ZEROS.ctypes.data, padding
         start = self.file.bytes
         self.file.append(pieces.reshape(-1, 2), sums)
+        stored = sums[::3].tolist()
+        self.file.frame(
+            b"".join(s.to_bytes(SUM_BYTES, "little") + bytes(p) for s, p in zip(stored, padding.tolist(), strict=True))
+        )
         ends = start + np.cumsum(lengths + SUM_BYTES + padding)
         self._index[positions, 0] = ends - padding - SUM_BYTES - lengths
         self._index[positions, 1] = lengths + SUM_BYTES
 
     def seal(self) -> None:
         """Append the index."""
-        self.file.append_bytes(encode_index(self._index))
+        self.file.append_frame(encode_index(self._index))

@@ -69,7 +69,7 @@ class _ShardsWriter(FilesWriter):
     """One block: a shard for each array."""
 
     def __init__(self, location: Location, layout: ColumnLayout, view: int, block: int) -> None:
-        super().__init__(layout, block)
+        super().__init__(location, layout, view, block)
         self._shards: dict[str, ShardWriter] = {}
         with self.aborting():
             for array in layout.arrays:

@@ -10,6 +10,8 @@ from sak.errors import SakError
 
 SCHEMA = 1
 
+_SEAL = b',\n "seal": "%s"\n}\n'
+
 
 class CacheError(SakError):
     """A cache, or a part of one, cannot be used as asked."""
@@ -20,9 +22,10 @@ class NewerSchemaError(CacheError):
 
 
 def seal(document: Mapping[str, Any]) -> bytes:
-    """`document` as JSON with the schema and a SHA-256 of all the rest; equal documents give equal bytes."""
-    content = {**document, "schema": SCHEMA}
-    return _encode({**content, "seal": sha256(_encode(content)).hexdigest()})
+    """`document` as JSON with the schema, and behind it the SHA-256 of all before; equal documents give equal bytes."""
+    text = json.dumps({**document, "schema": SCHEMA}, sort_keys=True, indent=1, allow_nan=False).encode()
+    body = text.removesuffix(b"\n}")
+    return body + _SEAL % sha256(body).hexdigest().encode()
 
 
 def unseal(data: bytes, place: str) -> dict[str, Any]:
@@ -40,14 +43,10 @@ def unseal(data: bytes, place: str) -> dict[str, Any]:
         raise NewerSchemaError(
             f"{place}: written in cache schema {document['schema']}, this version reads up to {SCHEMA}; upgrade sak"
         )
-    content = {name: value for name, value in document.items() if name not in ("schema", "seal")}
-    if seal(content) != data:
+    body = data[: -len(_SEAL % bytes(64))]
+    if data != body + _SEAL % sha256(body).hexdigest().encode():
         raise DamageError(f"{place}: damaged, its content is not what was sealed; see `sak-cli cache verify`")
-    return content
-
-
-def _encode(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+    return {name: value for name, value in document.items() if name not in ("schema", "seal")}
 
 
 def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...], place: str) -> Any:

@@ -1,13 +1,14 @@
 """All samples that a cache's columns speak of, numbered once: one data set's, or the union of several by sample key."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.sealed import CacheError
 from pipeline.images.index import ShardIndex
+from sak.errors import UsageError
 
 Numbers = NDArray[np.int64]
 
@@ -37,6 +38,15 @@ class Universe:
             count += int(new.sum())
         rows = {name: None if _is_plain(each, count) else _inverse(each, count) for name, each in found.items()}
         return cls(dict(indices), rows, count)
+
+    def relocated(self, data: str) -> "Universe":
+        """The same samples, their images read from a copy at `data`; UsageError where they are of several sets."""
+        if len(self.indices) > 1:
+            raise UsageError(
+                f"the features are of {len(self.indices)} data sets, {', '.join(self.indices)}, which do not lie in one "
+                "place; choose one with data_key= to say where it is"
+            )
+        return replace(self, indices={name: index.relocated(data) for name, index in self.indices.items()})
 
     def rows_in(self, data: str, samples: Numbers) -> Numbers:
         """The numbers that samples have in one data set, -1 where they have none."""

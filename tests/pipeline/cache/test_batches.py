@@ -8,7 +8,7 @@ import torch
 
 from pipeline.cache.batch import ReleasedBatchError
 from pipeline.cache.batches import FeatureBatches
-from pipeline.cache.buffers import HeldBatchesError
+from pipeline.cache.buffers import BufferPool, Filled, HeldBatchesError
 from pipeline.cache.cache import FeatureCache
 from pipeline.cache.order import BatchState, ReadingOrder
 from pipeline.cache.store import DamageError
@@ -140,6 +140,31 @@ def test_batches_thrown_away_unreleased_stop_nothing_and_are_not_reused(cache):
     assert numbers == 6
     fresh = {tuple(keys): cache.read(cache.universe.locate(keys)).arrays["clip"]["l2/values"] for _, keys in kept}
     assert all((array == fresh[tuple(keys)]).all() for array, keys in kept)
+
+
+def test_buffers_wait_for_the_copy_to_the_device_before_they_are_filled():
+    class Event:
+        waited = False
+
+        def synchronize(self):
+            self.waited = True
+
+    pool = BufferPool(lambda: {"dino": {}}, limit=1)
+    first, event = pool.take(), Event()
+    pool.give_back(Filled(first.contents, event))
+    again = pool.take()
+    assert not event.waited, "whoever fills them waits, not whoever takes them"
+    assert again.wait() is first.contents
+    assert event.waited
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory and streams need a CUDA device")
+def test_pinned_buffers_reused_at_once_give_the_right_features_on_the_device(cache, made):
+    batches = FeatureBatches(cache, order(), ahead=2, pin=True)
+    for batch in batches:
+        target = batch.decode("cuda")["clip"][4]
+        batch.release()
+        assert torch.equal(target.cpu(), made.features("clip", batch.keys, 0)[4].half().float())
 
 
 def test_a_released_batch_cannot_be_read(cache):

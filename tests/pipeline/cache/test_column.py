@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -140,6 +141,28 @@ def test_two_extractions_share_the_blocks(writer):
         maker.fill(one, job, 0, 0)
     assert one.pending(1) == two.pending(1) == [(0, 2)]
     assert one.lease(0, 1) is None, "finished by the other meanwhile"
+    assert verify(maker.place, deep=True).sound
+
+
+def test_many_writers_at_once_make_one_whole_column(writer, made):
+    maker = writer(keys=tuple(f"n{number:03d}" for number in range(40)), spec=made.spec(block=4))
+    written, errors = [], []
+
+    def extract(token):
+        try:
+            column = maker.open("dino", owner=elsewhere(token))
+            while pending := column.pending(1):
+                written.extend(each for each in pending if maker.write_block(column, *each))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [Thread(target=extract, args=(str(number),)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert sorted(written) == [(0, block) for block in range(10)]
     assert verify(maker.place, deep=True).sound
 
 

@@ -22,21 +22,31 @@ from sak.losses.projection import ProjectedTarget, project
 from sak.losses.targets import TargetMaps
 
 
-@pytest.fixture
-def filled(writer, stored_as, made):
-    """A cache of three teachers and 20 samples, of which n003 is bad."""
-    maker = writer(spec=made.spec(format=stored_as), bad={"n003": "truncated file"})
+def fill(maker):
+    """Three teachers and 20 samples, of which n003 is bad."""
+    maker.bad = {"n003": "truncated file"}
     for teacher in ("dino", "clip", "sam"):
         maker.write(teacher)
     return maker
+
+
+@pytest.fixture
+def filled(writer):
+    return fill(writer())
+
+
+@pytest.fixture
+def either(writer, stored_as, made):
+    """The same in either store."""
+    return fill(writer(spec=made.spec(format=stored_as)))
 
 
 def cosine(a, b):
     return float(F.cosine_similarity(a.flatten(1), b.flatten(1)).min())
 
 
-def test_what_is_decoded_is_what_was_encoded(filled, made):
-    cache = FeatureCache.open(filled.place)
+def test_what_is_decoded_is_what_was_encoded(either, made):
+    cache = FeatureCache.open(either.place)
     samples = np.asarray([19, 0, 7, 8, 7])
     batch = cache.read(samples)
     assert batch.keys == ["n019", "n000", "n007", "n008", "n007"]
@@ -48,8 +58,8 @@ def test_what_is_decoded_is_what_was_encoded(filled, made):
         assert cosine(target, made.features("dino", batch.keys)[level]) > 0.9999
 
 
-def test_projected_teachers_come_back_with_their_leftover(filled, made):
-    targets = FeatureCache.open(filled.place, ["sam"]).read([4, 9]).decode()["sam"]
+def test_projected_teachers_come_back_with_their_leftover(either, made):
+    targets = FeatureCache.open(either.place, ["sam"]).read([4, 9]).decode()["sam"]
     assert isinstance(targets, TargetMaps)
     for level, target in zip((2, 4), targets, strict=True):
         expected = project(made.features("sam", ["n004", "n009"])[level], (2, 2))
@@ -59,8 +69,8 @@ def test_projected_teachers_come_back_with_their_leftover(filled, made):
         assert cosine(target.map, expected.map) > 0.9999
 
 
-def test_bad_images_are_never_yielded(filled):
-    cache = FeatureCache.open(filled.place)
+def test_bad_images_are_never_yielded(either):
+    cache = FeatureCache.open(either.place)
     assert len(cache) == 19
     assert 3 not in cache.samples
     assert not cache.partial
@@ -68,8 +78,8 @@ def test_bad_images_are_never_yielded(filled):
         cache.read([3])
 
 
-def test_only_the_wanted_teachers_and_levels_are_read(filled):
-    cache = FeatureCache.open(filled.place, ["clip", "dino"], levels=[4])
+def test_only_the_wanted_teachers_and_levels_are_read(either):
+    cache = FeatureCache.open(either.place, ["clip", "dino"], levels=[4])
     dino, clip = 9 * (8 + 2), 4 * 16 * 2  # int8 and a float16 scale per token; float16
     assert cache.sample_bytes == dino + clip
     batch = cache.read([0, 1, 2])
@@ -118,8 +128,8 @@ def test_facts_of_the_teachers_are_known_without_them(filled):
     assert teachers["dino"].reduction == "native"
 
 
-def test_reading_never_writes(filled):
-    root = Path(filled.place)
+def test_reading_never_writes(either):
+    root = Path(either.place)
     before = sorted((str(path), path.stat().st_mtime_ns) for path in root.rglob("*"))
     for path in [root, *root.rglob("*")]:
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
@@ -277,6 +287,21 @@ def test_a_larger_data_set_adds_a_column_and_readers_take_the_union(writer, made
     assert cache.universe.image(0)[0].key(cache.universe.image(0)[1]) == cache.universe.key(0)
 
 
+def test_images_may_have_moved_unless_they_are_of_several_data_sets(writer, made, monkeypatch):
+    from pipeline.images.index import ShardIndex
+
+    moved = []
+    monkeypatch.setattr(ShardIndex, "relocated", lambda self, data: moved.append(data) or self)
+    small, large = writer(), larger(writer, made)
+    small.write("dino")
+    universe = FeatureCache.open(small.place).universe
+    assert universe.relocated("/elsewhere").samples == 20
+    assert moved == ["/elsewhere"]
+    large.write("dino", elsewhere=set(small.keys))
+    with pytest.raises(UsageError, match="of 2 data sets"):
+        FeatureCache.open(small.place).universe.relocated("/elsewhere")
+
+
 def test_one_data_set_of_several_can_be_read_alone(writer, made):
     small, large = writer(), larger(writer, made)
     small.write("dino")
@@ -336,19 +361,19 @@ def _with_one_more(made):
     return to_bytes
 
 
-def test_a_cache_behind_a_url_reads_the_same(filled, tmp_path):
+def test_a_cache_behind_a_url_reads_the_same(either, tmp_path):
     url = f"memory://reader-{tmp_path.name}"
-    there, here = Location.parse(url), Location.parse(str(filled.place))
+    there, here = Location.parse(url), Location.parse(str(either.place))
     for entry in here.walk():
         there.write_bytes(entry.path, here.read_bytes(entry.path))
     cache = FeatureCache.open(url)
-    expected = FeatureCache.open(filled.place).read([1, 18]).arrays
+    expected = FeatureCache.open(either.place).read([1, 18]).arrays
     found = cache.read([1, 18]).arrays
     assert all((found[t][name] == expected[t][name]).all() for t in expected for name in expected[t])
 
 
-def test_a_reader_survives_pickling_and_forking(filled):
-    cache = FeatureCache.open(filled.place)
+def test_a_reader_survives_pickling_and_forking(either):
+    cache = FeatureCache.open(either.place)
     expected = cache.read([1, 18]).arrays["dino"]["l2/values"]
     again = pickle.loads(pickle.dumps(cache))
     assert (again.read([1, 18]).arrays["dino"]["l2/values"] == expected).all()

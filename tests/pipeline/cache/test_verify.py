@@ -93,7 +93,7 @@ def test_a_flipped_byte_in_values_scales_leftover_or_index_is_found_by_reading(t
         if "data" not in path.relative_to(tiny).parts or path.suffix == ".json":
             continue
         data = path.read_bytes()
-        for place in range(0, len(data), 5 if len(data) < 2000 else 37):
+        for place in range(0, len(data), 5 if len(data) < 1000 else 97):
             path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
             cache.forget()
             try:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class PruneCandidate:
     nbytes: int
     files: int
     modified: float | None
+    random: bool = False
     spared: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,8 +126,15 @@ def _candidate(folder: CacheFolder, place: ColumnPlace) -> PruneCandidate:
         nbytes=sum(entry.bytes for entry in entries),
         files=len(entries),
         modified=max(times, default=None),
+        random=_is_random(folder, place),
         spared=f"in use: {len(writers)} blocks are being written" if writers else None,
     )
+
+
+def _is_random(folder: CacheFolder, place: ColumnPlace) -> bool:
+    with suppress(SakError):  # a column whose manifest is damaged may be pruned like any other
+        return folder.manifest(place).random
+    return False
 
 
 def _writers(location: Location) -> list[str]:

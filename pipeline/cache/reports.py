@@ -89,7 +89,7 @@ def verify_text(found: Verification) -> str:
     looked = f"{found.columns:,} columns, {found.blocks:,} blocks, {human_bytes(found.nbytes)}"
     how = "read and decoded" if found.deep else "looked at (--deep reads them)"
     missing = f"; {found.missing:,} blocks are not there yet" if found.missing else ""
-    verdict = "sound" if found.sound else f"{len(found.problems):,} problems"
+    verdict = "sound" if found.sound else f"problems found, {len(found.problems):,}"
     return "\n".join([*([text_table(rows)] if rows else []), f"{verdict}: {looked} {how}{missing}"])
 
 
@@ -117,7 +117,7 @@ def _marked(name: str, random: bool) -> str:
 def _candidate(each: PruneCandidate, what: str) -> dict[str, object]:
     changed = "" if each.modified is None else datetime.fromtimestamp(each.modified).strftime("%Y-%m-%d %H:%M")
     return {
-        "column": each.name,
+        "column": _marked(each.name, each.random),
         "data": each.data,
         "files": each.files,
         "size": human_bytes(each.nbytes),

@@ -43,8 +43,8 @@ class Universe:
         """The same samples, their images read from a copy at `data`; UsageError where they are of several sets."""
         if len(self.indices) > 1:
             raise UsageError(
-                f"the features are of {len(self.indices)} data sets, {', '.join(self.indices)}, which do not lie in one "
-                "place; choose one with data_key= to say where it is"
+                f"the features are of {len(self.indices)} data sets, {', '.join(self.indices)}, which do not lie in "
+                "one place; choose one with data_key= to say where it is"
             )
         return replace(self, indices={name: index.relocated(data) for name, index in self.indices.items()})
 

@@ -10,6 +10,7 @@ import pytest
 from pipeline.cache.cache import FeatureCache
 from pipeline.cache.inventory import du, ls
 from pipeline.cache.prune import plan_prune, prune
+from pipeline.cache.reports import prune_text
 from pipeline.cache.verify import verify
 from sak.errors import SakError, UsageError
 
@@ -33,6 +34,17 @@ def test_a_plan_changes_nothing_and_says_what_would_go(filled):
     assert plan.nbytes == next(each.nbytes for each in du(filled.place) if each.name.startswith("dino"))
     assert sorted(Path(filled.place).rglob("*")) == before
     assert json.loads(json.dumps(plan.as_dict()))["nbytes"] == plan.nbytes
+
+
+def test_a_column_with_a_damaged_manifest_can_be_pruned(filled):
+    next(Path(filled.place).glob("columns/sam-*/*/manifest.json")).write_bytes(b"{")
+    prune(plan_prune(filled.place, names=["sam"]))
+    assert teachers(ls(filled.place)) == ["clip", "dino"]
+
+
+def test_random_weights_are_marked(filled):
+    text = prune_text(plan_prune(filled.place, older_than_days=0))
+    assert [line.partition("-")[0] for line in text.splitlines() if "RANDOM" in line] == ["clip"]
 
 
 def test_pruning_removes_the_column_and_nothing_else(filled):

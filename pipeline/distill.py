@@ -1,186 +1,205 @@
 """Stage 2: train the student against cached teachers, with no teacher forward."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from accelerate import Accelerator
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.cache.cache import FeatureCache
 from pipeline.cache.order import ReadingOrder
-from pipeline.data.distillation import BatchSlice, CachedBatches, DistillBatch, normalise
-from pipeline.data.view_images import PhotometricJitter
+from pipeline.cluster import resolve_device
+from pipeline.data.distillation import CachedBatches
 from pipeline.progress import Update
-from pipeline.training.config import Frozen, TrainingConfig
+from pipeline.training.config import Frozen
+from pipeline.training.devices import check_trackers, make_accelerator, start_trackers
+from pipeline.training.distill_recipe import DistillRecipe, student_config
 from pipeline.training.figures import draw_distillation
-from pipeline.training.loop import Batch, Fit, FitResult, Hooks, Step, StepResult, make_accelerator
+from pipeline.training.loop import Batch, Fit, FitResult, Hooks, Step, StepResult
+from pipeline.training.recipe import load_recipe
 from pipeline.training.rep_sim import mean_similarities
 from pipeline.training.run import RunDirectory
+from pipeline.training.taught import TargetSource, open_held_out, open_targets
 from sak.checkpoints import load_student, save_student
 from sak.errors import UsageError
-from sak.features import default_levels
 from sak.losses.distillation import DistillationLoss
-from sak.student import Student, StudentConfig, build_student
-from sak.student.sizes import StemSize, stem_size
-
-
-class StudentRecipe(Frozen):
-    """The student; teachers, their widths and the image size come from the cache.
-
-    `stem` is a timm ViT or a size (`width`, `depth`, `heads`). `adapters: false` is the many-to-one student.
-    """
-
-    stem: str | dict[str, int] = "vit_base_patch16_384.augreg_in21k_ft_in1k"
-    weights: str = "pretrained"
-    adapters: bool = True
-    down_ratio: int = Field(default=4, ge=1)
-    freeze: Literal["none", "stem"] = "none"
-    gradient_checkpointing: bool = False
-
-
-class LossRecipe(Frozen):
-    """The distillation loss; `weights` by teacher."""
-
-    kind: Literal["cos+l1", "cos", "l2"] = "cos+l1"
-    cosine: Literal["map", "token"] = "map"
-    cosine_weight: float = 0.9
-    l1_weight: float = 0.1
-    weights: dict[str, float] = Field(default_factory=dict)
-
-
-class DataRecipe(Frozen):
-    """Reading: `window` blocks are open at once, `workers` processes decode images; `jitter` is the student's alone."""
-
-    window: int = Field(default=16, ge=1)
-    workers: int = Field(default=4, ge=0)
-    brightness: float = Field(default=0.0, ge=0, le=1)
-    contrast: float = Field(default=0.0, ge=0, le=1)
-    saturation: float = Field(default=0.0, ge=0, le=1)
-
-    def jitter(self) -> PhotometricJitter | None:
-        """None where nothing changes."""
-        wanted = (self.brightness, self.contrast, self.saturation)
-        return PhotometricJitter(*wanted) if any(wanted) else None
-
-
-class DistillRecipe(Frozen):
-    """All of a distillation that is not in the cache."""
-
-    student: StudentRecipe = StudentRecipe()
-    loss: LossRecipe = LossRecipe()
-    data: DataRecipe = DataRecipe()
-    training: TrainingConfig = TrainingConfig(epochs=30)
+from sak.losses.targets import Targets
+from sak.student import Student, build_student
 
 
 class DistillConfig(Frozen):
-    """What a run was asked for; written whole into its `config.yaml`."""
+    """What a run was asked for; written whole into its `config.yaml`.
+
+    `spec` refuses columns made by another cache spec, and describes live teachers that have no column. `online` runs
+    every teacher live, `teachers_online` some of them; the views are the cache's either way. `data` is where the
+    images are now, if not where they were extracted from.
+    """
 
     cache: str
-    out: str
-    recipe: DistillRecipe
+    recipe: DistillRecipe = Field(default_factory=DistillRecipe)
     teachers: tuple[str, ...] | None = None
     levels: tuple[int, ...] | None = None
+    spec: str | None = None
+    data: str | None = None
     val_cache: str | None = None
+    online: bool = False
+    teachers_online: tuple[str, ...] = ()
     allow_partial: bool = False
     device: str = "cuda"
 
 
-def distill(
-    config: DistillConfig,
+@dataclass(frozen=True)
+class Start:
+    """How a run begins: anew, over another, or where it stopped (`force`: although the configuration changed)."""
+
+    resume: bool = False
+    overwrite: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse to go on with what is to be replaced."""
+        if self.resume and self.overwrite:
+            raise UsageError("--resume goes on with a run, --overwrite replaces it: give one of them")
+
+
+def run_distill(  # noqa: PLR0913 (the flags of the command)
+    cache: str,
+    out: str | Path,
     *,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    teachers: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+    spec: str | None = None,
+    data: str | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    val_cache: str | None = None,
+    online: bool = False,
+    teachers_online: Sequence[str] = (),
+    allow_partial: bool = False,
+    device: str = "cuda",
+    seed: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     force: bool = False,
+    trackers: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+    progress: Update | None = None,
+) -> FitResult:
+    """`sak-cli distill`: flags over `overrides` over the recipe file `config`; see `DistillConfig` and `Start`."""
+    if epochs is not None and steps is not None:
+        raise UsageError("give --epochs or --steps, one of them")
+    length = {"epochs": epochs, "steps": steps} if epochs is not None or steps is not None else {}
+    flags = {"batch_size": batch_size, "precision": precision, "seed": seed}
+    recipe = load_recipe(
+        DistillRecipe,
+        Path(config) if config is not None else None,
+        [*overrides, *(f"training.{name}=null" for name in length)],
+        {f"training.{name}": value for name, value in (flags | length).items()},
+    )
+    asked = DistillConfig(
+        cache=str(cache),
+        recipe=recipe,
+        teachers=None if teachers is None else tuple(teachers),
+        levels=None if levels is None else tuple(levels),
+        spec=spec,
+        data=data,
+        val_cache=val_cache,
+        online=online,
+        teachers_online=tuple(teachers_online),
+        allow_partial=allow_partial,
+        device=resolve_device(device),
+    )
+    start = Start(resume, overwrite, force)
+    return distill(asked, Path(out), start=start, trackers=trackers, say=say, progress=progress)
+
+
+def distill(
+    config: DistillConfig,
+    out: Path,
+    *,
+    start: Start = Start(),
+    trackers: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
     progress: Update | None = None,
 ) -> FitResult:
     """Train the student against the cache; returns how the run ended. Running it on several processes is torchrun's."""
-    cache = FeatureCache.open(config.cache, config.teachers, config.levels, allow_partial=config.allow_partial)
-    held_out = FeatureCache.open(config.val_cache, list(cache.teachers), config.levels) if config.val_cache else None
-    accelerator = make_accelerator(config.recipe.training, device=config.device)
-    student = build_student(student_config(config.recipe.student, cache), seed=config.recipe.training.seed)
-    batches = cached_batches(cache, config.recipe, accelerator)
-    run = open_run(config, accelerator, resume=resume, overwrite=overwrite, force=force)
-    if accelerator.is_main_process:
-        run.describe(stage="distill", reads=cache.describe(), student=student.config.resolved().to_json())
+    check_trackers(trackers)
+    accelerator = make_accelerator(config.recipe.training, device=config.device, trackers=trackers, folder=out)
+    targets = open_targets(config, accelerator.device)
+    recipe = config.recipe
+    student = build_student(
+        student_config(recipe.student, targets.taught_by, targets.cache.view_policy.size), seed=recipe.training.seed
+    )
+    batches = make_batches(targets, recipe, accelerator)
+    evaluate = held_out_similarity(config, targets, accelerator)
+    settings = config.model_dump(mode="json")
+    run = open_run(out, settings, accelerator, start)
     hooks = Hooks(
         save_model=save_weights,
         load_model=load_weights,
-        evaluate=None
-        if held_out is None
-        else partial(mean_similarities, held_out, accelerator, config.recipe.data.workers),
+        evaluate=evaluate,
         best="rep_sim",
         best_is_lower=False,
+        evaluate_first=True,
         progress=progress,
+        say=say,
+        remedy=batches.remedy,
     )
-    step = distill_step(DistillationLoss(**config.recipe.loss.model_dump()))
-    fit = Fit(student, batches, step, config=config.recipe.training, run=run, hooks=hooks, accelerator=accelerator)
-    if resume:
+    step = distill_step(DistillationLoss(**recipe.loss.model_dump()))
+    fit = Fit(student, batches, step, config=recipe.training, run=run, hooks=hooks, accelerator=accelerator)
+    if start.resume:
         fit.resume()
+    if accelerator.is_main_process:
+        run.describe(stage="distill", reads=targets.describe(), student=student.config.resolved().to_json())
+    start_trackers(accelerator, "sak-distill", settings)
     result = fit()
     if accelerator.is_main_process:
+        run.conclude(step=result.step, stopped=result.stopped, bytes_read=targets.cache.bytes_read)
         draw_distillation(run)
+    accelerator.end_training()
     return result
+
+
+@runtime_checkable
+class Lesson(Protocol):
+    """What the step needs of a batch: normalised images (B, 3, H, W), and each teacher's targets."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """Images."""
+
+    @property
+    def targets(self) -> Mapping[str, Targets]:
+        """Teacher -> targets."""
 
 
 def distill_step(loss: DistillationLoss) -> Step:
     """Images through the student, its answer to each teacher compared with that teacher's targets."""
 
     def step(model: nn.Module, batch: Batch) -> StepResult:
-        if not isinstance(batch, DistillBatch | BatchSlice):
+        if not isinstance(batch, Lesson):
             raise TypeError(f"a distillation batch, not {type(batch).__name__}")
-        output = model(normalise(batch.images), tasks=())
+        output = model(batch.inputs, tasks=())
         losses = loss(output.teachers, batch.targets)
         return StepResult(losses.total, losses.by_level())
 
     return step
 
 
-def student_config(recipe: StudentRecipe, cache: FeatureCache) -> StudentConfig:
-    """The student that answers to the cache's teachers at the cache's levels.
-
-    Levels are paired by position: the third of an L teacher's four (block 18) is the third of a B student's (block 9).
-    """
-    stem = StemSize(**recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
-    depth = stem.depth if isinstance(stem, StemSize) else stem_size(stem).depth
-    return StudentConfig(
-        image_size=cache.view_policy.size,
-        stem=stem,
-        weights=recipe.weights,
-        teachers={name: info.width for name, info in cache.teachers.items()},
-        levels=_paired_levels(cache, depth),
-        adapters=recipe.adapters,
-        aligners=None if recipe.adapters else True,
-        fusion="mor" if recipe.adapters else "none",
-        down_ratio=recipe.down_ratio,
-        freeze=recipe.freeze,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-    )
-
-
-def _paired_levels(cache: FeatureCache, depth: int) -> tuple[int, ...]:
-    places = set()
-    for name, reader in cache.readers.items():
-        all_levels = tuple(reader.columns[0].manifest.document["levels"])
-        places.add((len(all_levels), tuple(all_levels.index(level) for level in reader.levels)))
-        if len(places) > 1:
-            raise UsageError(
-                f"{cache.cache}: {name} has other levels than the teachers before it; name --levels for all"
-            )
-    count, chosen = places.pop()
-    own = default_levels(depth) if count == 4 else tuple(depth * (place + 1) // count for place in range(count))
-    return tuple(own[place] for place in chosen)
-
-
-def cached_batches(cache: FeatureCache, recipe: DistillRecipe, accelerator: Accelerator) -> CachedBatches:
+def make_batches(targets: TargetSource, recipe: DistillRecipe, accelerator: Accelerator) -> CachedBatches:
     """This process's part of every batch of the cache."""
     order = ReadingOrder(
         recipe.training.batch_size,
         seed=recipe.training.seed,
-        block=cache.block,
+        block=targets.cache.block,
         window=recipe.data.window,
         rank=accelerator.process_index,
         ranks=accelerator.num_processes,
@@ -189,28 +208,38 @@ def cached_batches(cache: FeatureCache, recipe: DistillRecipe, accelerator: Acce
         raise UsageError(
             f"{order.part_size} images a process do not divide into {recipe.training.accumulate} accumulated parts"
         )
-    return CachedBatches(cache, order, accelerator.device, recipe.data.workers, recipe.data.jitter())
+    return CachedBatches(
+        targets.cache,
+        order,
+        accelerator.device,
+        recipe.data.workers,
+        recipe.data.jitter(),
+        targets.live,
+        targets.read_features,
+    )
 
 
-def open_run(
-    config: DistillConfig, accelerator: Accelerator, *, resume: bool, overwrite: bool, force: bool
-) -> RunDirectory:
+def held_out_similarity(
+    config: DistillConfig, targets: TargetSource, accelerator: Accelerator
+) -> Callable[[nn.Module, int], Mapping[str, float]] | None:
+    """rep_sim on the held-out cache; None where none was named."""
+    if config.val_cache is None:
+        return None
+    held_out = open_held_out(config.val_cache, targets)
+    return partial(mean_similarities, held_out, accelerator, config.recipe.data.workers)
+
+
+def open_run(out: Path, settings: Mapping[str, Any], accelerator: Accelerator, start: Start) -> RunDirectory:
     """The run's directory, made or checked by the main process before any other uses it."""
-    settings = plain_settings(config)
-    run = RunDirectory(Path(config.out))
+    run = RunDirectory(out)
     if accelerator.is_main_process:
         run = (
-            RunDirectory.resume(run.root, settings, force=force)
-            if resume
-            else RunDirectory.create(run.root, settings, overwrite=overwrite)
+            RunDirectory.resume(out, settings, force=start.force)
+            if start.resume
+            else RunDirectory.create(out, settings, overwrite=start.overwrite)
         )
     accelerator.wait_for_everyone()
     return run
-
-
-def plain_settings(config: DistillConfig) -> Mapping[str, Any]:
-    """The configuration in YAML's own types."""
-    return config.model_dump(mode="json")
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
@@ -220,15 +249,15 @@ def save_weights(model: nn.Module, folder: Path) -> None:
     save_student(model, folder)
 
 
+@torch.no_grad()
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put a checkpoint's weights into a student that is there."""
+    """Put a checkpoint's weights into a student that is there; UsageError where it is another student."""
     if not isinstance(model, Student):
         raise TypeError(f"a student, not {type(model).__name__}")
     saved = load_student(folder)
-    model.load_state_dict(saved.state_dict())
-
-
-def relocated(cache: FeatureCache, data: str) -> FeatureCache:
-    """The cache with its images read from a copy of the data at `data`."""
-    indices = {name: index.relocated(data) for name, index in cache.universe.indices.items()}
-    return replace(cache, universe=replace(cache.universe, indices=indices))
+    try:
+        model.load_state_dict(saved.state_dict())
+    except RuntimeError as error:
+        raise UsageError(
+            f"{folder} holds another student than the recipe asks for; put the recipe back, or start a new run"
+        ) from error

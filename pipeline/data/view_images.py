@@ -1,13 +1,14 @@
 """The views' pixels: decoded in worker processes, in the order of batches that somebody else decides."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.transforms.v2 import functional as transforms
 
 from pipeline.cache.universe import Universe
@@ -15,6 +16,7 @@ from pipeline.data.augment import generator
 from pipeline.images.access import ImageAccess
 from pipeline.images.decode import decode_rgb
 from pipeline.images.views import ViewPolicy, make_view, pixel_crc, render
+from sak.errors import SakError
 
 Numbers = Sequence[int]
 
@@ -58,15 +60,15 @@ class ViewImages:
     crcs: np.ndarray[Any, np.dtype[np.uint32]]
 
 
-class Order(Protocol):
-    """What images are wanted, batch after batch, without end."""
+@dataclass(frozen=True)
+class LoadFailure:
+    """An error of ours in a worker, as its line: raised there, it would come home inside a traceback."""
 
-    def __call__(self, first: int) -> Iterator[Wanted]:
-        """From global batch `first` on."""
+    message: str
 
 
 @dataclass
-class ViewDataset(Dataset[ViewImages]):
+class ViewDataset(Dataset[ViewImages | LoadFailure]):
     """Renders whole batches; safe to pickle into worker processes."""
 
     universe: Universe
@@ -78,7 +80,16 @@ class ViewDataset(Dataset[ViewImages]):
     def __getstate__(self) -> Mapping[str, Any]:
         return {**self.__dict__, "_access": {}}
 
-    def __getitem__(self, wanted: Wanted) -> ViewImages:
+    def __getitem__(self, wanted: Wanted) -> ViewImages | LoadFailure:
+        """The pixels of one part of a batch; in a worker, what went wrong instead."""
+        if get_worker_info() is None:
+            return self.load(wanted)
+        try:
+            return self.load(wanted)
+        except SakError as error:
+            return LoadFailure(str(error))
+
+    def load(self, wanted: Wanted) -> ViewImages:
         """The pixels of one part of a batch."""
         rendered = [self._render(sample, wanted) for sample in wanted.samples]
         pixels = torch.stack([pixels for pixels, _ in rendered])
@@ -105,7 +116,10 @@ class _Batches(Sampler[Wanted]):
 
 
 def load_images(dataset: ViewDataset, wanted: Iterator[Wanted], *, workers: int, pin: bool) -> Iterator[ViewImages]:
-    """Images of every wanted batch, in order, read ahead by `workers` processes (0: here, when asked)."""
+    """Images of every wanted batch, in order, read ahead by `workers` processes (0: here, when asked).
+
+    SakError where an image cannot be had or decoded.
+    """
     loader = DataLoader(
         dataset,
         sampler=_Batches(wanted),
@@ -114,5 +128,17 @@ def load_images(dataset: ViewDataset, wanted: Iterator[Wanted], *, workers: int,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_leave_signals_alone if workers else None,
     )
-    return iter(loader)
+    for loaded in loader:
+        if isinstance(loaded, LoadFailure):
+            raise SakError(loaded.message)
+        yield loaded
+
+
+def _leave_signals_alone(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole group: the training process decides when workers end."""
+    del worker
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,17 +1,21 @@
 """Training checkpoints: all that an exact resume needs, as safetensors and JSON; nothing is ever unpickled.
 
 checkpoints/step-00000120/   student.safetensors, student.json   the model, usable on its own
-                             training.safetensors                optimiser, EMA
+                             ema/                                the averaged model, where there is one
+                             training.safetensors                optimiser
                              random-<rank>.safetensors           random generators of every process
-                             training.json                       step and the rest; written last
+                             training.json                       step and the rest
 checkpoints/last, best       links to one of them, moved when it is whole
+
+A checkpoint is filled under another name and renamed, so one that has its name is whole.
 """
 
 import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,17 +51,38 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
+@contextmanager
+def new_checkpoint(checkpoints: Path, step: int) -> Iterator[Path]:
+    """A scratch folder to fill, which becomes the checkpoint of `step` in one piece once the block has ended.
+
+    One of that step that a killed run left, with no link to it yet, is replaced. CheckpointError where the disk does
+    not take it.
+    """
+    final = step_folder(checkpoints, step)
+    scratch = final.with_name(f".{final.name}.part")
+    try:
+        for leftover in checkpoints.glob(".step-*.part"):
+            shutil.rmtree(leftover)
+        scratch.mkdir(parents=True)
+        yield scratch
+        for path in sorted(scratch.rglob("*")):
+            _sync(path)
+        _sync(scratch)
+        if final.exists():
+            shutil.rmtree(final)
+        scratch.replace(final)
+        _sync(checkpoints)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise CheckpointError(f"{final} cannot be written ({error}); make room, then go on with --resume") from error
+
+
 def write_state(folder: Path, state: TrainingState) -> None:
-    """Write the training state into a checkpoint's folder; `training.json`, last, makes the checkpoint whole."""
+    """Write the training state into a checkpoint's folder."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     save_file(tensors, folder / TENSORS)
-    _sync(folder / TENSORS)
     document = {"format": FORMAT, "step": state.step, "values": dict(state.values)}
-    scratch = folder / f"{DONE}.part"
-    scratch.write_text(json.dumps(document, indent=1) + "\n")
-    _sync(scratch)
-    scratch.replace(folder / DONE)
-    _sync(folder)
+    (folder / DONE).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def read_state(folder: Path) -> TrainingState:
@@ -75,12 +100,16 @@ def read_state(folder: Path) -> TrainingState:
 
 
 def point(checkpoints: Path, name: str, folder: Path) -> None:
-    """Make `checkpoints/<name>` lead to `folder`, in one step, and remove checkpoints that nothing leads to."""
-    scratch = checkpoints / f".{name}.part"
+    """Make `checkpoints/<name>` lead to `folder`, in one step."""
+    scratch = checkpoints / f".{name}.link"
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(folder.name)
     scratch.replace(checkpoints / name)
     _sync(checkpoints)
+
+
+def remove_unused(checkpoints: Path) -> None:
+    """Remove the checkpoints that no link leads to."""
     kept = {link.resolve() for link in checkpoints.iterdir() if link.is_symlink()}
     for other in checkpoints.glob("step-*"):
         if other.resolve() not in kept:
@@ -117,7 +146,10 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         if kind == "optimiser":
             index, _, name = rest.partition(".")
             state.setdefault(int(index), {})[name] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": values["groups"]})
+    try:
+        optimiser.load_state_dict({"state": state, "param_groups": values["groups"]})
+    except ValueError as error:
+        raise CheckpointError(f"the saved optimiser does not fit this model ({error}); start a new run") from error
 
 
 def random_state() -> dict[str, Tensor]:

@@ -25,10 +25,15 @@ class OptimiserConfig(Frozen):
 
 
 class ScheduleConfig(Frozen):
-    """`cosine` with linear warm-up (distillation), `poly` (fine-tuning), or `constant`; rates are absolute."""
+    """`cosine` with linear warm-up (distillation), `poly` (fine-tuning), or `constant`; rates are absolute.
+
+    `warmup_steps` goes before `warmup_epochs`. `delay` 1 is the published code's lag of one step, 0 the paper's.
+    """
 
     kind: Literal["cosine", "poly", "constant"] = "cosine"
     warmup_epochs: float = Field(default=2, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    delay: int = Field(default=1, ge=0)
     warmup_rate: float = Field(default=1.25e-7, ge=0)
     final_rate: float = Field(default=1e-5, ge=0)
     power: float = Field(default=0.9, gt=0)
@@ -76,8 +81,10 @@ class TrainingConfig(Frozen):
             return Poly(total, peak, chosen.power)
         if chosen.kind == "constant":
             return lambda iteration: peak
-        warmup = round(chosen.warmup_epochs * steps_per_epoch)
-        return WarmupCosine(total, warmup, peak, chosen.final_rate, chosen.warmup_rate)
+        warmup = chosen.warmup_steps
+        if warmup is None:
+            warmup = round(chosen.warmup_epochs * steps_per_epoch)
+        return WarmupCosine(total, warmup, peak, chosen.final_rate, chosen.warmup_rate, chosen.delay)
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:

@@ -5,102 +5,50 @@ batches would be shared out a second time and the schedule stepped once a proces
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from accelerate.utils import gather_object, set_seed
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import nn
 
-from pipeline.progress import Update
+from pipeline.training.agreement import Agreement
 from pipeline.training.checkpoint import (
     CheckpointError,
     TrainingState,
     load_optimiser,
+    new_checkpoint,
     optimiser_state,
     point,
     random_state,
     read_state,
+    remove_unused,
     set_random_state,
     step_folder,
     write_state,
 )
 from pipeline.training.config import TrainingConfig, make_optimiser
+from pipeline.training.devices import make_accelerator as make_accelerator
 from pipeline.training.ema import Ema
+from pipeline.training.protocols import Batch as Batch
+from pipeline.training.protocols import BatchSource as BatchSource
+from pipeline.training.protocols import Evaluate as Evaluate
+from pipeline.training.protocols import FitResult as FitResult
+from pipeline.training.protocols import Hooks as Hooks
+from pipeline.training.protocols import Step as Step
+from pipeline.training.protocols import StepResult as StepResult
+from pipeline.training.protocols import TrainingError as TrainingError
 from pipeline.training.run import RunDirectory
+from pipeline.training.speaker import Speaker
 from pipeline.training.stop import StopRequest
-from sak.errors import SakError
+from pipeline.training.window import Window
 
-
-class TrainingError(SakError):
-    """Training cannot go on: a loss is not finite."""
-
-
-class Batch(Protocol):
-    """This process's part of one global batch."""
-
-    keys: Sequence[str]
-
-    def split(self, parts: int) -> "Sequence[Batch]":
-        """Equal parts for gradient accumulation."""
-
-    def release(self) -> None:
-        """Nothing of the batch is used any more."""
-
-
-class BatchSource(Protocol):
-    """Where batches come from: a pure function of the step, so that a step is all there is to resume."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches of an epoch."""
-
-    def start_at(self, step: int) -> Iterator[Batch]:
-        """Endless batches of this process from global step `step` on, on its device."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """A loss (mean over the batch) and its parts, detached, by name."""
-
-    loss: Tensor
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-Step = Callable[[nn.Module, Batch], StepResult]
-Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a stage may add: evaluation with the name of the number that makes a checkpoint `best` and its direction."""
-
-    save_model: Callable[[nn.Module, Path], object]
-    load_model: Callable[[nn.Module, Path], object]
-    evaluate: Evaluate | None = None
-    best: str = "loss"
-    best_is_lower: bool = True
-    progress: Update | None = None
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a run ended: steps done, whether it was stopped from outside, its last measurements, its checkpoint."""
-
-    step: int
-    stopped: bool
-    metrics: Mapping[str, float]
-    checkpoint: Path
-
-
-def make_accelerator(config: TrainingConfig, *, device: str) -> Accelerator:
-    """Devices and precision; `device` is cpu or cuda, as resolved by the caller."""
-    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+EMA_FOLDER = "ema"
 
 
 class Fit:
@@ -123,13 +71,16 @@ class Fit:
         self.rates = config.learning_rates(source.steps_per_epoch)
         self.step = 0
         self.best: float | None = None
+        self.evaluated = -1
         set_seed(config.seed, device_specific=True)
         self.plain = model.to(accelerator.device)
         self.optimiser = make_optimiser(self.plain, config.optimiser)
         self.ema = Ema(self.plain, config.ema) if config.ema is not None else None
         compiled = torch.compile(self.plain) if config.compile else self.plain
         self.model, self.prepared = accelerator.prepare(compiled, self.optimiser)
-        self.window = _Window()
+        self.window = Window()
+        self.agreement = Agreement(accelerator, run.checkpoints)
+        self.speaker = Speaker(run, hooks, accelerator)
 
     def resume(self) -> None:
         """Go on from `checkpoints/last`; CheckpointError where there is none."""
@@ -140,10 +91,11 @@ class Fit:
         self.hooks.load_model(self.plain, folder)
         load_optimiser(self.optimiser, state.tensors, state.values["optimiser"])
         if self.ema is not None:
-            self.ema.load(state.tensors)
+            averaged = folder / EMA_FOLDER
+            self.hooks.load_model(self.ema.model, averaged if averaged.is_dir() else folder)
         if self.accelerator.scaler is not None and state.values.get("scaler"):
             self.accelerator.scaler.load_state_dict(state.values["scaler"])
-        self.step, self.best = state.step, state.values.get("best")
+        self.step, self.best, self.evaluated = state.step, state.values["best"], state.values["evaluated"]
         own = folder / f"random-{self.accelerator.process_index}.safetensors"
         if own.is_file():
             set_random_state(load_file(own))
@@ -153,32 +105,22 @@ class Fit:
 
     def __call__(self) -> FitResult:
         """Train to the end, or until SIGINT or SIGTERM; either way the last step is saved."""
-        saved = -1
         with StopRequest() as stop:
-            batches = self.source.start_at(self.step)
-            while self.step < self.total:
-                self._one_step(batches)
-                stopping = self._agree(stop.wanted)
-                if self._due(self.config.log_every) or stopping:
-                    self._log()
-                if self._due(self.config.evaluate_every):
-                    self._evaluate()
-                if self._due(self.config.checkpoint_every) or stopping:
-                    self._save()
-                    saved = self.step
-                if stopping:
-                    break
-        finished = self.step >= self.total
-        if finished and self.hooks.evaluate is not None and not self._due(self.config.evaluate_every):
-            self._evaluate()
-        if saved != self.step or finished:
-            self._save()
-        return FitResult(self.step, not finished, self.window.last, self.run.checkpoints / "last")
+            self.speaker.begin(self.step, self.total)
+            if self._evaluate() and self.step > 0:
+                self._name_best()
+            with _closed(self.source.start_at(self.step)) as batches:
+                while self.step < self.total and not self.agreement.stopping:
+                    self._one_step(batches, stop)
+                    self._look_up()
+            stopped = self.agreement.stopping and (self.step < self.total or self._evaluation_due())
+            last = self.run.checkpoints / "last"
+            return FitResult(self.step, stopped, self.window.last, last, stop.signal if stopped else None)
 
-    def _one_step(self, batches: Iterator[Batch]) -> None:
+    def _one_step(self, batches: Iterator[Batch], stop: StopRequest) -> None:
         waited = time.perf_counter()
         batch = next(batches)
-        waited = time.perf_counter() - waited
+        waited = 0.0 if self.agreement.busy() else time.perf_counter() - waited
         rate = self.rates(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -189,136 +131,104 @@ class Fit:
         self.prepared.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.plain)
-        self.window.add(results, batch.keys, waited, rate)
-        batch.release()
         self.step += 1
+        loss = self.window.add(results, waited, rate)
+        self.agreement.submit(self.step, batch.keys, loss, stop.wanted)
+        batch.release()
 
     def _gradients(self, batch: Batch) -> list[StepResult]:
+        """Gradients travel between processes with the last part of a batch alone."""
         parts = batch.split(self.config.accumulate) if self.config.accumulate > 1 else [batch]
         results = []
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
-            with _synchronised(self.accelerator, self.model, last), self.accelerator.autocast():
-                result = self.take_step(self.model, part)
-            with _synchronised(self.accelerator, self.model, last):
+        for number, part in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    result = self.take_step(self.model, part)
                 self.accelerator.backward(result.loss / len(parts))
             results.append(result)
         return results
 
+    def _look_up(self) -> None:
+        """What is due after a step: lines, measurements, checkpoints."""
+        stopping, ending = self.agreement.read(), self.step == self.total
+        if self._due(self.config.log_every) or stopping or ending:
+            self._log()
+        self.speaker.show(self.step)
+        better = not stopping and self._evaluate()
+        if self._due(self.config.checkpoint_every) or stopping or ending or better:
+            self._save(best=better)
+
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _agree(self, stop: bool) -> bool:
-        """Whether any process was asked to stop; TrainingError on all where any loss of the step was not finite."""
-        finite = self.window.last_is_finite()
-        flags = torch.tensor([float(stop), float(not finite)], device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            flags = self.accelerator.reduce(flags, "sum")
-        if flags[1] > 0:
-            keys = ", ".join(self.window.keys[:8]) + (" ..." if len(self.window.keys) > 8 else "")
-            raise TrainingError(
-                f"step {self.step}: the loss is not finite; the batch held {keys}; "
-                f"the last whole checkpoint is in {self.run.checkpoints}; lower the rate or look at these images"
-            )
-        return bool(flags[0] > 0)
+    def _evaluation_due(self) -> bool:
+        """A measurement that a stop has put off is due when the run goes on."""
+        if self.hooks.evaluate is None or self.evaluated == self.step:
+            return False
+        if self.step == 0:
+            return self.hooks.evaluate_first
+        return self._due(self.config.evaluate_every) or self.step == self.total
 
     def _log(self) -> None:
         values = self.window.close(self.accelerator, self.config.batch_size)
-        line = {"step": self.step, "epoch": self.step / self.source.steps_per_epoch, **values}
-        if self.accelerator.is_main_process:
-            self.run.record(line)
-            self.run.log(", ".join(f"{name} {_short(value)}" for name, value in line.items()))
-            if self.hooks.progress is not None:
-                wait = f"loss {values['loss']:.4f}, data wait {100 * values['data_wait']:.0f} %"
-                self.hooks.progress(self.step, self.total, wait)
+        self.speaker.tell(self.step, {"epoch": self.step / self.source.steps_per_epoch, **values})
 
-    def _evaluate(self) -> None:
-        if self.hooks.evaluate is None:
-            return
+    def _evaluate(self) -> bool:
+        """Measure where it is due; whether the result is the best so far."""
+        if not self._evaluation_due() or self.hooks.evaluate is None:
+            return False
+        self.agreement.settle()
         model = self.ema.model if self.ema is not None else self.plain
         training = model.training
         model.eval()
         values = dict(self.hooks.evaluate(model, self.step))
         model.train(training)
-        if self.accelerator.is_main_process:
-            self.run.record({"step": self.step, "evaluation": True, **values})
+        self.evaluated = self.step
+        self.speaker.tell(self.step, {"evaluation": True, **values})
         self.window.last = {**self.window.last, **values}
         found = values.get(self.hooks.best)
-        if found is not None and (self.best is None or (found < self.best) == self.hooks.best_is_lower):
-            self.best = found
-            self._save(names=("last", "best"))
+        if found is None or self.step == 0:
+            return False
+        better = self.best is None or (found < self.best if self.hooks.best_is_lower else found > self.best)
+        self.best = found if better else self.best
+        return better
 
-    def _save(self, names: Sequence[str] = ("last",)) -> None:
-        folder = step_folder(self.run.checkpoints, self.step)
+    def _save(self, *, best: bool) -> None:
+        self.agreement.settle()
+        random = gather_object([to_bytes(random_state())])
         if self.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
+            with new_checkpoint(self.run.checkpoints, self.step) as folder:
+                self._fill(folder, random)
+            point(self.run.checkpoints, "last", step_folder(self.run.checkpoints, self.step))
+            if best:
+                self._name_best()
+            remove_unused(self.run.checkpoints)
         self.accelerator.wait_for_everyone()
-        save_file(random_state(), folder / f"random-{self.accelerator.process_index}.safetensors")
-        self.accelerator.wait_for_everyone()
+
+    def _fill(self, folder: Path, random: list[bytes]) -> None:
+        self.hooks.save_model(self.plain, folder)
+        if self.ema is not None:
+            self.hooks.save_model(self.ema.model, folder / EMA_FOLDER)
+        for process, state in enumerate(random):
+            (folder / f"random-{process}.safetensors").write_bytes(state)
+        write_state(folder, self._state())
+
+    def _name_best(self) -> None:
         if self.accelerator.is_main_process:
-            self.hooks.save_model(self.plain, folder)
-            write_state(folder, self._state())
-            for name in names:
-                point(self.run.checkpoints, name, folder)
-        self.accelerator.wait_for_everyone()
+            point(self.run.checkpoints, "best", step_folder(self.run.checkpoints, self.step))
 
     def _state(self) -> TrainingState:
         tensors, values = optimiser_state(self.optimiser)
-        if self.ema is not None:
-            tensors |= self.ema.state()
         scaler: Any = self.accelerator.scaler
-        rest = {"optimiser": values, "best": self.best, "scaler": scaler.state_dict() if scaler is not None else None}
+        rest: Mapping[str, Any] = {
+            "optimiser": values,
+            "best": self.best,
+            "evaluated": self.evaluated,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
         return TrainingState(self.step, tensors, rest)
 
 
-def _synchronised(accelerator: Accelerator, model: nn.Module, last: bool) -> Any:
-    """Gradients travel between processes with the last part of a batch alone."""
-    from contextlib import nullcontext
-
-    return nullcontext() if last else accelerator.no_sync(model)
-
-
-def _short(value: float) -> str:
-    return f"{value:.6g}"
-
-
-class _Window:
-    """Measurements since the last log line; losses stay on the device until then."""
-
-    def __init__(self) -> None:
-        self.keys: Sequence[str] = ()
-        self.last: dict[str, float] = {}
-        self._losses: list[Tensor] = []
-        self._parts: dict[str, list[Tensor]] = {}
-        self._start = time.perf_counter()
-        self._waited = 0.0
-        self._rate = 0.0
-
-    def add(self, results: Sequence[StepResult], keys: Sequence[str], waited: float, rate: float) -> None:
-        self.keys, self._rate = keys, rate
-        self._waited += waited
-        self._losses.append(torch.stack([result.loss.detach().float() for result in results]).mean())
-        for name in results[0].parts:
-            mean = torch.stack([result.parts[name].detach().float() for result in results]).mean()
-            self._parts.setdefault(name, []).append(mean)
-
-    def last_is_finite(self) -> bool:
-        return bool(torch.isfinite(self._losses[-1]))
-
-    def close(self, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
-        """Means over the window and all processes, images a second, and the share of time spent waiting for data."""
-        seconds = time.perf_counter() - self._start
-        steps = len(self._losses)
-        means = {"loss": torch.stack(self._losses).mean()}
-        means |= {name: torch.stack(values).mean() for name, values in self._parts.items()}
-        if accelerator.num_processes > 1:
-            means = accelerator.reduce(means, "mean")
-        values = {name: float(value) for name, value in means.items()}
-        values |= {
-            "learning_rate": self._rate,
-            "images_per_second": steps * batch_size / seconds,
-            "data_wait": self._waited / seconds,
-        }
-        self.__init__()  # type: ignore[misc]
-        self.last = values
-        return values
+def _closed(batches: Iterator[Batch]) -> AbstractContextManager[Iterator[Batch]]:
+    """Generators are closed at the end, so that their threads and processes end with the loop."""
+    return closing(batches) if isinstance(batches, Generator) else nullcontext(batches)

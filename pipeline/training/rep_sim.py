@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.cache.batches import FeatureBatches
 from pipeline.cache.cache import FeatureCache
 from pipeline.cache.order import ReadingOrder
-from pipeline.data.distillation import join, normalise
+from pipeline.data.distill_batch import join
 from pipeline.data.view_images import ViewDataset, Wanted, load_images
 from sak.losses.distillation import image_similarities
 
@@ -37,7 +37,7 @@ def mean_similarities(
     for encoded in features:
         batch = join(next(images), encoded, accelerator.device)
         counted = torch.from_numpy(encoded.mask).to(accelerator.device)
-        output = model(normalise(batch.images), tasks=())
+        output = model(batch.inputs, tasks=())
         for teacher, targets in batch.targets.items():
             similar = image_similarities(output.teachers[teacher], targets)[counted].double()
             totals[teacher] = totals.get(teacher, similar.new_zeros(similar.shape[1])) + similar.sum(0)

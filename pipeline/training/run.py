@@ -93,6 +93,13 @@ class RunDirectory:
         document = {**before, **facts, "sessions": [*before["sessions"], session]}
         _write_whole(path, json.dumps(document, indent=2, default=str) + "\n")
 
+    def conclude(self, **facts: Any) -> None:
+        """Add to this session's entry in `run.json` when it ended, and how."""
+        path = self.root / ABOUT
+        document = json.loads(path.read_text())
+        document["sessions"][-1] |= {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+        _write_whole(path, json.dumps(document, indent=2, default=str) + "\n")
+
     def log(self, line: str) -> None:
         """Append a line with the time to `train.log`."""
         with (self.root / LOG).open("a") as file:

@@ -1,6 +1,7 @@
 """Stopping a run from outside: Ctrl-C and SIGTERM ask, the loop saves and stops, all ranks at the same step."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 
@@ -22,8 +23,6 @@ class StopRequest:
         return self.signal is not None
 
     def __enter__(self) -> "StopRequest":
-        import threading
-
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self

@@ -1,0 +1,138 @@
+"""What distillation trains on: the views' images with the targets of the same pixels, decoded when they are needed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.cache.batch import EncodedBatch
+from pipeline.cache.cache import FeatureCache
+from pipeline.cache.stored_views import StoredViews
+from pipeline.data.view_images import ViewImages, Wanted
+from pipeline.images.errors import ReplayError
+from sak.features import FeatureMaps
+from sak.losses.projection import ProjectedTarget
+from sak.losses.targets import Target, TargetMaps, Targets
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+Live = Callable[[Tensor], Mapping[str, Targets]]
+"""(B, 3, H, W) in [0, 1] to teacher -> targets."""
+
+
+@dataclass(frozen=True)
+class SeenPixels:
+    """What a cache says of some samples' pixels, where their features are not read."""
+
+    keys: list[str]
+    view: int
+    views: StoredViews
+
+    def decode(self, device: torch.device) -> dict[str, Targets]:
+        """No targets."""
+        del device
+        return {}
+
+    def release(self) -> None:
+        """Nothing was lent."""
+
+
+def seen_pixels(cache: FeatureCache, wanted: Wanted) -> SeenPixels:
+    """The records of some views, from the cache's first teacher."""
+    samples = np.asarray(wanted.samples, np.int64)
+    reader = next(iter(cache.readers.values()))
+    rows = reader.stored_views(wanted.view, samples, reader.parts(wanted.view)[samples].astype(np.int64))
+    return SeenPixels(cache.universe.keys(samples), wanted.view, StoredViews(rows, wanted.view, cache.view_policy.size))
+
+
+class DistillBatch:
+    """Images and targets of one process's part of a batch.
+
+    `images` (B, 3, H, W) uint8 on the device. Targets are decoded (and live teachers run) when first asked for, so
+    that this counts as computing, not as waiting for data.
+    """
+
+    def __init__(self, images: Tensor, encoded: EncodedBatch | SeenPixels, live: Live | None = None) -> None:
+        self.images, self.encoded, self.live = images, encoded, live
+        self.keys: Sequence[str] = encoded.keys
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, 3, H, W) float32, normalised."""
+        return normalise(self.images)
+
+    @cached_property
+    def targets(self) -> Mapping[str, Targets]:
+        """Teacher -> targets on the images' device."""
+        found = self.encoded.decode(self.images.device)
+        if self.live is not None:
+            found |= self.live(self.images.float() / 255)
+        return found
+
+    def split(self, parts: int) -> "list[BatchSlice]":
+        """Equal parts, for gradient accumulation."""
+        size = len(self.keys) // parts
+        return [BatchSlice(self, slice(part * size, (part + 1) * size)) for part in range(parts)]
+
+    def release(self) -> None:
+        """Give the buffers back."""
+        self.encoded.release()
+
+
+class BatchSlice:
+    """Some rows of a batch."""
+
+    def __init__(self, whole: DistillBatch, rows: slice) -> None:
+        self.keys = whole.keys[rows]
+        self.images = whole.images[rows]
+        self.targets = {teacher: take_rows(targets, rows) for teacher, targets in whole.targets.items()}
+
+    @property
+    def inputs(self) -> Tensor:
+        """(b, 3, H, W) float32, normalised."""
+        return normalise(self.images)
+
+    def split(self, parts: int) -> "list[BatchSlice]":
+        """A slice is split no further."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """The whole batch holds the buffers."""
+
+
+def take_rows(targets: Targets, rows: slice) -> Targets:
+    """The same targets of some images."""
+    if isinstance(targets, FeatureMaps):
+        return targets.apply(lambda map_: map_[rows])
+    return TargetMaps(targets.levels, tuple(_rows(target, rows) for target in targets))
+
+
+def _rows(target: Target, rows: slice) -> Target:
+    if isinstance(target, ProjectedTarget):
+        return ProjectedTarget(target.map[rows], target.leftover[rows], target.teacher_grid)
+    return target[rows]
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 to float32 of ImageNet's mean 0 and deviation 1."""
+    mean, std = (images.new_tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def join(
+    images: ViewImages, encoded: EncodedBatch | SeenPixels, device: torch.device, live: Live | None = None
+) -> DistillBatch:
+    """Images and features of the same samples, proved to be of the same pixels."""
+    differing = np.flatnonzero(images.crcs != encoded.views.crcs)
+    if len(differing):
+        row = int(differing[0])
+        raise ReplayError(
+            f"sample {encoded.keys[row]!r}, view {encoded.view}: the pixels (CRC {images.crcs[row]:08x}) are not those "
+            f"the teachers saw ({encoded.views.crcs[row]:08x}): the image, or the version of Pillow, is another one"
+        )
+    return DistillBatch(images.pixels.to(device, non_blocking=True), encoded, live)

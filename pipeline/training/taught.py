@@ -1,0 +1,133 @@
+"""Where distillation's targets come from: the cache, live teachers, or some of either."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from pipeline.cache.cache import FeatureCache
+from pipeline.cache.folder import Cache
+from pipeline.cache.key import explain_difference
+from pipeline.cache.spec import CacheSpec, load_spec
+from pipeline.data.live_teachers import (
+    LiveTeacher,
+    LiveTeachers,
+    live_from_manifest,
+    live_from_spec,
+    manifest_of,
+)
+from pipeline.training.distill_recipe import TaughtBy
+from sak.errors import UsageError, nearest
+
+Levels = Sequence[int] | None
+
+
+class Asked(Protocol):
+    """What a distillation's configuration says of its targets."""
+
+    cache: str
+    teachers: tuple[str, ...] | None
+    levels: tuple[int, ...] | None
+    spec: str | None
+    data: str | None
+    online: bool
+    teachers_online: tuple[str, ...]
+    allow_partial: bool
+
+
+@dataclass(frozen=True)
+class TargetSource:
+    """The cache that gives views and (with `read_features`) features, and the teachers that run live, if any do."""
+
+    cache: FeatureCache
+    taught_by: Mapping[str, TaughtBy]
+    live: LiveTeachers | None = None
+    read_features: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """What is read, for `run.json`."""
+        read = self.cache.describe() if self.read_features else {**self.cache.describe(), "columns": []}
+        return {**read, "live": self.live.describe() if self.live is not None else {}}
+
+
+def open_targets(asked: Asked, device: torch.device) -> TargetSource:
+    """The targets as asked; one-line errors where a teacher, a level, a spec or the data is not there."""
+    spec = load_spec(asked.spec) if asked.spec is not None else None
+    names = list(asked.teachers or (spec.teachers if spec is not None else _names(asked.cache)))
+    live = _live(asked, names)
+    cached = [name for name in names if name not in live]
+    opened = cached or live or None
+    cache = FeatureCache.open(asked.cache, opened, asked.levels, spec=spec, allow_partial=asked.allow_partial)
+    cache = located(cache, asked.data)
+    stored = {name: _stored(cache, name) for name in cache.readers if name not in live}
+    if not live:
+        return TargetSource(cache, stored)
+    running = {name: _run(asked, cache, spec, name, device) for name in live}
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # as in extraction: a teacher that says fp32 means it
+    told = {name: TaughtBy(each.teacher.width, each.levels, each.wanted) for name, each in running.items()}
+    known = stored | told
+    order = [name if name in known else name.rpartition("-")[0] for name in names]
+    return TargetSource(cache, {name: known[name] for name in order}, LiveTeachers(running), bool(cached))
+
+
+def _live(asked: Asked, names: Sequence[str]) -> list[str]:
+    """The teachers that run live, in the order of all."""
+    if asked.online and asked.teachers_online:
+        raise UsageError("--online runs every teacher live, --teachers-online some of them: give one of them")
+    for name in asked.teachers_online:
+        if name not in names:
+            raise UsageError(f"--teachers-online: no teacher {name!r} here{nearest(name, names)}")
+    return [name for name in names if asked.online or name in asked.teachers_online]
+
+
+def _names(cache: str) -> list[str]:
+    return sorted({place.teacher for place in Cache.open(cache).columns})
+
+
+def _run(asked: Asked, cache: FeatureCache, spec: CacheSpec | None, name: str, device: torch.device) -> LiveTeacher:
+    if spec is not None and name in spec.teachers:
+        return live_from_spec(spec, name, asked.levels, cache, device)
+    return live_from_manifest(manifest_of(asked.cache, name), asked.levels, device)
+
+
+def _stored(cache: FeatureCache, name: str) -> TaughtBy:
+    info = cache.teachers[name]
+    return TaughtBy(info.width, tuple(info.document["levels"]), info.levels)
+
+
+def located(cache: FeatureCache, data: str | None) -> FeatureCache:
+    """The cache with its images where they are: at `data`, or where they were; StaleIndexError where they are not."""
+    if data is None:
+        for index in cache.universe.indices.values():
+            index.check_shards()
+        return cache
+    indices = {name: index.relocated(data) for name, index in cache.universe.indices.items()}
+    return replace(cache, universe=replace(cache.universe, indices=indices))
+
+
+def open_held_out(place: str, targets: TargetSource) -> FeatureCache:
+    """The cache that rep_sim is measured on; UsageError where its teachers are others than those of the training."""
+    wanted = {name: taught.wanted for name, taught in targets.taught_by.items()}
+    held_out = located(FeatureCache.open(place, list(wanted), wanted), None)
+    policy = held_out.view_policy
+    if policy.kind != "resize" or policy.size != targets.cache.view_policy.size:
+        size = targets.cache.view_policy.size
+        raise UsageError(
+            f"{place}: its views are {policy.kind} of {policy.size}; rep_sim is measured on whole images, extract them "
+            f"with views {{kind: resize, size: {list(size)}}}"
+        )
+    for name in wanted:
+        _same_teacher(place, held_out, targets, name)
+    return held_out
+
+
+def _same_teacher(place: str, held_out: FeatureCache, targets: TargetSource, name: str) -> None:
+    if name not in targets.cache.teachers:
+        return
+    trained, measured = (each.teachers[name].document["teacher"] for each in (targets.cache, held_out))
+    differing = explain_difference(trained, measured)
+    if differing:
+        told = "; ".join(f"{field}: {here!r} and {there!r}" for field, here, there in differing)
+        raise UsageError(f"{place}: {name} is another teacher than the one trained with: {told}; extract it again")

@@ -9,7 +9,7 @@ from pipeline.cache.records import Absent
 from pipeline.cache.spec import load_spec
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.extraction.calibrate import calibrate, uncalibrated
-from pipeline.extraction.carry_out import carry_out
+from pipeline.extraction.carry_out import carry_out, refuse_bad_data
 from pipeline.extraction.columns import Target, chosen_teachers, find_index, open_targets, remove_leftovers
 from pipeline.extraction.config import ExtractConfig, Voice
 from pipeline.extraction.drive import ask, interruptible
@@ -42,6 +42,7 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
         for line in plan.lines():
             voice.say(line)
         tally = Tally(plan, _quarantined(targets))
+        refuse_bad_data(tally, config.max_bad)
         if not plan.jobs:
             return tally.report("nothing to do")
         if not config.ignore_space:

@@ -3,6 +3,7 @@
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from pipeline.images.index import ShardIndex
 from pipeline.images.views import ViewPolicy
 from sak import __version__
 from sak.teachers import Teacher
+
+_IDLE_SECONDS = 60.0  # then the run is over: another main process died, or the user's cluster serves the next
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class WorkerContext:
         self.batch_size = run.batch_size
         self.cache = Cache(tuple(CacheFolder.open(each) for each in run.cache))
         self.forward_turn = threading.Lock()
+        self.used = time.monotonic()
         self._load = threading.Lock()
         self._teachers: dict[str, LoadedTeacher] = {}
         self._decoders = ThreadPoolExecutor(run.decode_threads, "decode")
@@ -131,7 +135,12 @@ class WorkerContext:
             with torch.cuda.stream(stream):
                 yield
         finally:
+            self.used = time.monotonic()
             self._lanes.put(stream)
+
+    def is_idle(self, seconds: float) -> bool:
+        """Whether no block has been in flight for so long."""
+        return self._lanes.qsize() == BLOCKS_IN_FLIGHT and time.monotonic() - self.used > seconds
 
     def halve_batch(self, failed: int) -> bool:
         """After a batch of `failed` images did not fit: use smaller ones from now on; False where one is too many."""
@@ -157,12 +166,13 @@ _MAKING = threading.Lock()
 
 
 def worker_context(run: Run) -> WorkerContext:
-    """This process's context of a run; that of an earlier run is let go."""
+    """This process's context of a run; those of runs that went away without a word are let go."""
     with _MAKING:
         if run.id not in _CONTEXTS:
-            for old in list(_CONTEXTS):
-                _CONTEXTS.pop(old).close()
+            for name in [name for name, old in _CONTEXTS.items() if old.is_idle(_IDLE_SECONDS)]:
+                _CONTEXTS.pop(name).close()
             _CONTEXTS[run.id] = WorkerContext(run)
+        _CONTEXTS[run.id].used = time.monotonic()
         return _CONTEXTS[run.id]
 
 

@@ -1,7 +1,5 @@
 """Batches for training: their order, their buffers, their state."""
 
-import gc
-
 import numpy as np
 import pytest
 import torch
@@ -136,7 +134,6 @@ def test_batches_thrown_away_unreleased_stop_nothing_and_are_not_reused(cache):
         kept.append((batch.arrays["clip"]["l2/values"], batch.keys))
         numbers += 1
         del batch
-        gc.collect()
     assert numbers == 6
     fresh = {tuple(keys): cache.read(cache.universe.locate(keys)).arrays["clip"]["l2/values"] for _, keys in kept}
     assert all((array == fresh[tuple(keys)]).all() for array, keys in kept)

@@ -263,10 +263,10 @@ def cache_ls(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: 
     Example: [cyan]sak-cli cache ls ./cache[/cyan]
     """
     from pipeline.cache.inventory import ls
-    from pipeline.cache.show import show_listing
+    from pipeline.cache.reports import ls_table
 
     columns = ls(cache)
-    typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else show_listing(columns))
+    typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else ls_table(columns))
 
 
 @cache_app.command("du")
@@ -276,10 +276,10 @@ def cache_du(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: 
     Example: [cyan]sak-cli cache du ./cache[/cyan]
     """
     from pipeline.cache.inventory import du
-    from pipeline.cache.show import show_usage
+    from pipeline.cache.reports import du_table
 
     columns = du(cache)
-    typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else show_usage(columns))
+    typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else du_table(columns))
 
 
 @cache_app.command("stats")
@@ -289,10 +289,10 @@ def cache_stats(cache: Annotated[str, typer.Argument(help="The cache.")], as_jso
     Example: [cyan]sak-cli cache stats ./cache --json[/cyan]
     """
     from pipeline.cache.inventory import stats
-    from pipeline.cache.show import show_stats
+    from pipeline.cache.reports import stats_table
 
     levels = stats(cache)
-    typer.echo(json.dumps([each.as_dict() for each in levels], indent=2) if as_json else show_stats(levels))
+    typer.echo(json.dumps([each.as_dict() for each in levels], indent=2) if as_json else stats_table(levels))
 
 
 @cache_app.command("verify")
@@ -305,13 +305,13 @@ def cache_verify(
 
     Example: [cyan]sak-cli cache verify ./cache --deep[/cyan]
     """
-    from pipeline.cache.show import show_verification
+    from pipeline.cache.reports import verify_text
     from pipeline.cache.verify import verify
     from pipeline.progress import progress_bar
 
     with progress_bar("blocks") as progress:
         found = verify(cache, deep=deep, progress=progress)
-    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else show_verification(found))
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else verify_text(found))
     raise typer.Exit(0 if found.sound else 1)
 
 
@@ -330,11 +330,11 @@ def cache_prune(
     Example: [cyan]sak-cli cache prune ./cache --unused-by ./runs[/cyan]
     """
     from pipeline.cache.prune import plan_prune, prune
-    from pipeline.cache.show import show_prune
+    from pipeline.cache.reports import prune_text
     from pipeline.tables import human_bytes
 
     plan = plan_prune(cache, names=comma_list(keys), older_than_days=older_than_days, unused_by=comma_list(unused_by))
-    typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else show_prune(plan))
+    typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else prune_text(plan))
     if dry_run or not plan.remove:
         return
     if yes or typer.confirm("Remove them?", err=True):
@@ -357,14 +357,14 @@ def cache_copy(
     Example: [cyan]sak-cli cache copy ./cache s3://bucket/cache --format webdataset[/cyan]
     """
     from pipeline.cache.copy import copy_cache
-    from pipeline.cache.show import show_copy
+    from pipeline.cache.reports import copy_text
     from pipeline.progress import progress_bar
 
     with progress_bar("blocks") as progress:
         report = copy_cache(
             source, target, teachers=comma_list(teachers), to_format=to_format, codec=codec, progress=progress
         )
-    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else show_copy(report))
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else copy_text(report))
 
 
 @app.command("import-checkpoint")

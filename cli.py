@@ -20,6 +20,8 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[
     0
 ]  # typer carries its own click, so this is where its usage errors are found
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="sak-cli",
     no_args_is_help=True,
@@ -409,7 +411,8 @@ def _usage_line(error: Exception) -> str:
     option = getattr(error, "option_name", None)
     context = getattr(error, "ctx", None)
     if option is not None and context is not None and type(error).__name__ == "NoSuchOption":
-        known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+        options = [(*each.opts, *each.secondary_opts) for each in context.command.get_params(context)]
+        known = [name for names in options for name in names if name.startswith("--")]
         return f"no option {option} in `{context.command_path}`{nearest(str(option), known)}"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     where = f" (see `{context.command_path} --help`)" if context is not None else ""
@@ -430,6 +433,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(_usage_line(error), 2)
     except typer.Abort:
         return _fail("stopped", 1)
+    if result == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+        return _fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
@@ -440,7 +445,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = _run([argument for argument in given if argument != "--debug"])
     except KeyboardInterrupt:
-        code = _fail("interrupted", 130)
+        code = _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, as `sak-cli teachers | head -1` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -49,12 +49,20 @@ def test_version_is_the_package_version():
     assert result.stdout == f"sak-cli {cli.__version__}\n"
 
 
-def test_an_unknown_option_names_the_nearest_in_one_line():
-    result = run("doctor", "--jsn")
-    assert result.returncode == 2
-    assert result.stderr == "sak-cli: no option --jsn in `root doctor`; did you mean '--json'?\n".replace(
-        "root", result.stderr.split("`")[1].split()[0]
-    )
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["doctor", "--jsn"], "no option --jsn in `cli.py doctor`; did you mean '--json'?"),
+        (["cache", "du", "--jsn"], "no option --jsn in `cli.py cache du`; did you mean '--json'?"),
+        (["boundary", "a", "b", "--no-nm"], "no option --no-nm in `cli.py boundary`; did you mean '--no-nms'?"),
+        (["--hepl"], "no option --hepl in `cli.py`; did you mean '--help'?"),
+        (["cache", "lss"], "No such command 'lss'. Did you mean 'ls'? (see `cli.py cache --help`)"),
+    ],
+)
+def test_a_word_that_is_unknown_names_the_nearest_in_one_line(monkeypatch, capsys, arguments, line):
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+    assert exit_code(arguments) == 2
+    assert capsys.readouterr().err == f"sak-cli: {line}\n"
 
 
 def test_an_unknown_command_names_the_nearest_in_one_line():
@@ -87,6 +95,24 @@ def test_an_interrupt_is_exit_code_130(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_run", _raiser(KeyboardInterrupt()))
     assert exit_code(["doctor"]) == 130
     assert capsys.readouterr().err == "sak-cli: interrupted\n"
+
+
+def test_an_interrupt_inside_a_command_is_one_line_and_exit_code_130(monkeypatch, capsys):
+    def examine(places):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.doctor.examine", examine)
+    assert exit_code(["doctor"]) == 130
+    assert capsys.readouterr().err == "sak-cli: interrupted\n"
+
+
+def test_words_are_completed_in_the_cache_group_too(monkeypatch, capsys):
+    monkeypatch.setenv("_SAK_CLI_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "sak-cli cache ver")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    monkeypatch.setattr(sys, "argv", ["sak-cli"])
+    assert exit_code([]) == 0
+    assert capsys.readouterr().out.split() == ["verify"]
 
 
 def _raiser(error: BaseException):

@@ -1,16 +1,18 @@
 """The layer rules hold, and a planted violation of each is caught."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PLANTED = {
+PLANTED: dict[str, tuple[str, ...]] = {
     "sak imports pipeline": ("sak/planted.py", "import pipeline.images"),
     "a lower layer imports a higher one": ("pipeline/images/planted.py", "import pipeline.cache"),
     "features import the student": ("sak/features.py", "import sak.student"),
@@ -22,6 +24,15 @@ PLANTED = {
     "dask in sak": ("sak/losses/planted.py", "import dask"),
     "open_clip outside sak.teachers": ("pipeline/images/planted.py", "import open_clip"),
     "segment_anything in the student": ("sak/student/planted.py", "import segment_anything"),
+    "open_clip in a module that is new": ("sak/planted.py", "import open_clip"),
+    "segment_anything in the checkpoints": ("sak/checkpoints/planted.py", "import segment_anything.modeling"),
+    "open_clip in a stage": ("pipeline/doctor.py", "def f():\n    from open_clip import create_model"),
+    "webdataset in sak": ("sak/teachers/planted.py", "from webdataset import WebDataset"),
+    "numcodecs in sak": ("sak/features.py", "import numcodecs"),
+    "another stage uses the parts of extract": ("pipeline/distill.py", "import pipeline.extraction.plan"),
+    "a stage reaches another by a helper": ("pipeline/planted.py", "import pipeline.extract", "pipeline/doctor.py"),
+    "cluster imports training": ("pipeline/cluster.py", "import pipeline.training"),
+    "tasks import a metric": ("sak/tasks.py", "import sak.metrics"),
     "typer below the command line": ("pipeline/images/planted.py", "import typer"),
 }
 
@@ -31,10 +42,12 @@ def test_a_planted_violation_is_caught(rule: str, tmp_path: Path):
     for folder in ("sak", "pipeline"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "pipeline/extract.py").touch()
-    path, line = PLANTED[rule]
+    path, line, *users = PLANTED[rule]
     with (tmp_path / path).open("a") as file:
         file.write(f"\n{line}\n")
+    for user in users:
+        with (tmp_path / user).open("a") as file:
+            file.write(f"\nimport {path.removesuffix('.py').replace('/', '.')}\n")
     linter = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run([linter, "--no-cache"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -54,6 +67,24 @@ def _imports(path: Path) -> set[str]:
 def test_nothing_imports_the_command_line():
     modules = [path for folder in ("sak", "pipeline", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert [path for path in modules if "cli" in _imports(path)] == []
+
+
+def test_the_command_line_uses_the_project_and_typer_alone():
+    """zarr, dask, open_clip and the like are reached through `sak` and `pipeline`, inside functions too."""
+    assert _imports(ROOT / "cli.py") <= {*sys.stdlib_module_names, "typer", "sak", "pipeline"}
+
+
+def test_every_module_has_its_layer():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = " ".join(next(contract["layers"] for contract in contracts if contract["type"] == "layers"))
+    known = set(re.findall(r"[\w.]+", layers))
+    here = {
+        f"{folder}.{path.stem}"
+        for folder in ("sak", "pipeline")
+        for path in (ROOT / folder).iterdir()
+        if path.stem != "__init__" and (path.suffix == ".py" or (path / "__init__.py").exists())
+    }
+    assert here <= known
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top():

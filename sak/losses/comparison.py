@@ -5,10 +5,12 @@ which the published loss compares, the teacher's where it is taller, also where 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from sak.errors import UsageError
 from sak.features import bilinear_resize
@@ -122,6 +124,28 @@ def _wide(*tensors: Tensor) -> torch.dtype:
 
 
 def _cosine(product: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """From inner products and squared norms, all of one shape."""
+    """From inner products and squared norms, all of one shape: the published code's order, one root of both norms."""
     smallest = SMALLEST_NORM**2
-    return product / (left.clamp(min=smallest).sqrt() * right.clamp(min=smallest).sqrt())
+    root: Tensor = _Root.apply(left.clamp(min=smallest) * right.clamp(min=smallest))
+    return product / root
+
+
+class _Root(torch.autograd.Function):
+    """A square root rounded to the nearest number on every machine.
+
+    On some CPUs float32's own, taken by a vector library, is off in the last place, and the gradients of two machines
+    then differ by 2e-7 of their largest. The backward divides by the root as rounded, as that of `sqrt` does.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, squared: Tensor) -> Tensor:
+        exact = squared if squared.device.type == "mps" else squared.double()
+        root = exact.sqrt().to(squared.dtype)
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        halved: Tensor = gradients[0] / (2 * root)
+        return halved

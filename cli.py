@@ -426,7 +426,7 @@ def _fail(message: str, code: int) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app(arguments, prog_name="sak-cli", standalone_mode=False)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help itself has been printed
             return 2

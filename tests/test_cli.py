@@ -52,15 +52,14 @@ def test_version_is_the_package_version():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["doctor", "--jsn"], "no option --jsn in `cli.py doctor`; did you mean '--json'?"),
-        (["cache", "du", "--jsn"], "no option --jsn in `cli.py cache du`; did you mean '--json'?"),
-        (["boundary", "a", "b", "--no-nm"], "no option --no-nm in `cli.py boundary`; did you mean '--no-nms'?"),
-        (["--hepl"], "no option --hepl in `cli.py`; did you mean '--help'?"),
-        (["cache", "lss"], "No such command 'lss'. Did you mean 'ls'? (see `cli.py cache --help`)"),
+        (["doctor", "--jsn"], "no option --jsn in `sak-cli doctor`; did you mean '--json'?"),
+        (["cache", "du", "--jsn"], "no option --jsn in `sak-cli cache du`; did you mean '--json'?"),
+        (["boundary", "a", "b", "--no-nm"], "no option --no-nm in `sak-cli boundary`; did you mean '--no-nms'?"),
+        (["--hepl"], "no option --hepl in `sak-cli`; did you mean '--help'?"),
+        (["cache", "lss"], "No such command 'lss'. Did you mean 'ls'? (see `sak-cli cache --help`)"),
     ],
 )
 def test_a_word_that_is_unknown_names_the_nearest_in_one_line(monkeypatch, capsys, arguments, line):
-    monkeypatch.setattr(sys, "argv", ["cli.py"])
     assert exit_code(arguments) == 2
     assert capsys.readouterr().err == f"sak-cli: {line}\n"
 
@@ -110,7 +109,6 @@ def test_words_are_completed_in_the_cache_group_too(monkeypatch, capsys):
     monkeypatch.setenv("_SAK_CLI_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "sak-cli cache ver")
     monkeypatch.setenv("COMP_CWORD", "2")
-    monkeypatch.setattr(sys, "argv", ["sak-cli"])
     assert exit_code([]) == 0
     assert capsys.readouterr().out.split() == ["verify"]
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from pipeline.data.demo.manifest import NAME, is_demo_data
 from sak.errors import SakError, UsageError
 
-PARTIAL = ".partial"
+PARTIAL, OLD = ".partial", ".old"
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def whole_folder(out: Path, *, room: int, overwrite: bool) -> Iterator[Path]:
     folder or, with `overwrite`, demo data. Raises UsageError if `out` may not be replaced, SakError for what the
     file system refuses, inside the block too.
     """
-    place = out.resolve()
+    place = _resolved(out)
     _check_replaceable(out, place, overwrite=overwrite)
     made: list[Path] = []
     scratch: Path | None = None
@@ -53,6 +54,15 @@ def whole_folder(out: Path, *, room: int, overwrite: bool) -> Iterator[Path]:
                 parent.rmdir()
 
 
+def _resolved(out: Path) -> Path:
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(out)):
+        raise UsageError(f"{out} looks like a URL: demo data is written to a folder of this machine, name one")
+    try:
+        return out.resolve()
+    except RuntimeError as error:  # what Python before 3.13 calls a loop of links
+        raise UsageError(f"{out} is a link that leads back to itself: name another folder") from error
+
+
 def _check_replaceable(out: Path, place: Path, *, overwrite: bool) -> None:
     try:
         if not place.exists():
@@ -60,7 +70,9 @@ def _check_replaceable(out: Path, place: Path, *, overwrite: bool) -> None:
         if not place.is_dir():
             raise UsageError(f"{out} is a file: name a folder for the demo data")
         if place == Path.cwd() or place in Path.cwd().parents:
-            raise UsageError(f"{out} is the folder you are in, which cannot be replaced: name another")
+            raise UsageError(f"{out} is or holds the folder you are in, which cannot be replaced: name another")
+        if place.is_mount():
+            raise UsageError(f"{out} is where a file system is mounted, which cannot be replaced: name a folder in it")
         if not any(place.iterdir()):
             return
     except OSError as error:
@@ -75,15 +87,15 @@ def _check_replaceable(out: Path, place: Path, *, overwrite: bool) -> None:
 
 def _remove_abandoned(place: Path) -> None:
     """Remove what runs that were killed left beside `place`: a run that lives holds a lock on its scratch folder."""
-    for folder in place.parent.glob(f".{glob.escape(place.name)}.*{PARTIAL}"):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
-        shutil.rmtree(folder, ignore_errors=True)
+    for suffix in (PARTIAL, OLD):
+        for folder in place.parent.glob(f".{glob.escape(place.name)}.*{suffix}"):
+            with suppress(OSError):  # somebody else's, or gone by now: not in the way
+                descriptor = os.open(folder, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
 
 
 def _make_parents(parent: Path) -> list[Path]:
@@ -110,7 +122,7 @@ def _swap(scratch: Path, place: Path) -> None:
     """Put `scratch` where `place` is; the old folder goes only when the new one has its name."""
     old = None
     if place.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".old", dir=place.parent))
+        old = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=OLD, dir=place.parent))
         place.rename(old / place.name)
     try:
         scratch.rename(place)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from types import TracebackType
 from typing import TypeVar
@@ -40,6 +41,16 @@ def _leave_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold SIGINT back for the block: a process started in it inherits that, so none is hit before it can ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Workers:
@@ -81,7 +92,8 @@ class Workers:
         waiting: deque[Future[Result]] = deque()
         rest = iter(items)
         try:
-            waiting.extend(pool.submit(work, item) for item in islice(rest, 6 * self.processes))
+            with _interrupts_wait():
+                waiting.extend(pool.submit(work, item) for item in islice(rest, 6 * self.processes))
             while waiting:
                 yield waiting.popleft().result()
                 waiting.extend(pool.submit(work, item) for item in islice(rest, 1))

@@ -24,6 +24,9 @@ from sak.errors import UsageError
 LIMITS = {"images": (1, 10_000_000), "scenes": (2, 1_000_000), "size": (32, 2048), "seed": (0, LARGEST_SEED)}
 """Smallest and largest of what may be asked for; two scenes are one to train on and one to validate on."""
 
+SHEET_BYTES = 1_500_000
+"""What the contact sheet takes at most, about."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
@@ -55,7 +58,7 @@ def write_demo_data(
     total = images + 2 * scenes
     many = processes or usual_processes(total)
     with (
-        whole_folder(out, room=total * (3 * size * size + 16_000), overwrite=overwrite) as scratch,
+        whole_folder(out, room=SHEET_BYTES + total * (3 * size * size + 16_000), overwrite=overwrite) as scratch,
         Workers(many, total, progress) as workers,
     ):
         settings = Settings(scratch, seed, size)

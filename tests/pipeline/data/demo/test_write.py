@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.demo import jobs, place, processes, write_demo_data
+from pipeline.data.demo.write import SHEET_BYTES
 from sak.errors import SakError, UsageError
 
 TINY = {"images": 3, "scenes": 2, "size": 32, "processes": 1}
@@ -153,6 +156,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_left_is_removed_by_the_next_and_what_a_living_one_holds_is_not(tmp_path: Path) -> None:
     (tmp_path / ".data.abcdefgh.partial").mkdir()
+    (tmp_path / ".data.abcdefgh.old").mkdir()
     with place.whole_folder(tmp_path / "data", room=0, overwrite=False) as scratch:
         (scratch / "kept").write_text("")
         write_demo_data(tmp_path / "data", **TINY)
@@ -185,10 +189,66 @@ def test_the_working_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.
         write_demo_data(Path(), **TINY)
 
 
+def test_the_folder_above_the_one_you_are_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a/b")
+    with pytest.raises(UsageError, match="or holds the folder you are in"):
+        write_demo_data(tmp_path / "a", **TINY, overwrite=True)
+
+
+def test_a_mount_point_is_refused_before_anything_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path)
+    with pytest.raises(UsageError, match="name a folder in it"):
+        write_demo_data(tmp_path, **TINY)
+
+
+def test_a_url_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="looks like a URL"):
+        write_demo_data(Path("s3://bucket/demo"), **TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_a_folder_is_followed_and_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("data")
+    write_demo_data(tmp_path / "link", **TINY)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "data/manifest.json").exists()
+
+
+def test_a_link_to_itself_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SakError) as caught:
+        write_demo_data(tmp_path / "loop", **TINY)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_room_asked_for_is_enough_and_not_far_too_much(demo: Path, small: dict[str, int]) -> None:
     files = sum(path.stat().st_size for path in demo.rglob("*") if path.is_file() and path.suffix != ".json")
-    count = small["images"] + 2 * small["scenes"]
-    assert files - (demo / "contact_sheet.png").stat().st_size < count * (3 * small["size"] ** 2 + 16_000)
+    sheet = (demo / "contact_sheet.png").stat().st_size
+    room = (small["images"] + 2 * small["scenes"]) * (3 * small["size"] ** 2 + 16_000)
+    assert room / 20 < files - sheet < room
+    assert SHEET_BYTES / 20 < sheet < SHEET_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.3, 1.5, 6.0])
+def test_ctrl_c_at_any_moment_is_one_line_and_leaves_nothing(tmp_path: Path, after: float) -> None:
+    script = "import cli, signal; signal.signal(signal.SIGINT, signal.default_int_handler); cli.main()"
+    command = [sys.executable, "-c", script, "demo-data", "data", "--images", "2000", "--processes", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(after)
+        os.killpg(run.pid, signal.SIGINT)
+        _, told = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert [line for line in told.splitlines() if " of 2,096 images" not in line] == ["sak-cli: interrupted"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -10,15 +10,13 @@ tasks:
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.data.files import read_lines, read_png, read_rgb
+from pipeline.data.files import finite_depth, read_array, read_lines, read_mask, read_png, read_rgb, read_values
 from pipeline.data.pascal_context import decode_normals, plane
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak import tasks as table
@@ -141,7 +139,14 @@ class FolderDataset:
         """The edge labels, doubled and thinned as NYUD-v2's protocol has it."""
         if "edge" not in self.spec.tasks:
             raise DataError(f"{self.dataset} has no edge labels, so no boundary ground truth")
-        return from_boundary_map(read_png(self._file("edge", self.names[index])))
+        return from_boundary_map(self._mask(self._file("edge", self.names[index])))
+
+    @staticmethod
+    def _mask(path: Path) -> NDArray[np.bool_]:
+        values = read_mask(path)
+        if values.max() == 1:
+            raise DataError(f"{path} holds 0 and 1; a mask holds 0 and 255")
+        return values > 127
 
     def _image(self, name: str) -> Path:
         places = [inside(self.root, self.spec.images, f"{name}{suffix}") for suffix in IMAGE_SUFFIXES]
@@ -156,10 +161,10 @@ class FolderDataset:
         if task == "normals":
             return decode_normals(path)
         if task == "depth":
-            return plane(_depth(path) * np.float32(self.spec.tasks[task].scale), path)
-        values = read_png(path)
+            return plane(_depth(path, self.spec.tasks[task].scale), path)
         if task in ("sal", "edge"):
-            return plane((values > 127).astype(np.float32), path)
+            return plane(self._mask(path).astype(np.float32), path)
+        values = read_png(path)
         classes = len(self.spec.tasks[task].classes) if task == "semseg" else ROWS[task].channels
         return plane(check_classes(values, classes, path), path)
 
@@ -174,13 +179,7 @@ def inside(root: Path, *parts: str) -> Path:
     return path
 
 
-def _depth(path: Path) -> NDArray[np.float32]:
-    try:
-        if path.suffix == ".npy":
-            values: Any = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                values = np.array(image)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as depth ({error})") from error
-    return values.astype(np.float32)
+def _depth(path: Path, scale: float) -> NDArray[np.float32]:
+    if path.suffix == ".npy":
+        return finite_depth(read_array(path), path) * np.float32(scale)
+    return finite_depth(read_values(path), path) * np.float32(scale)

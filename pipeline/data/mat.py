@@ -5,6 +5,7 @@ A parsed file is found again by the SHA-256 of the .mat file's bytes, so a chang
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +34,12 @@ PART_NAMES: Mapping[int, tuple[str, ...]] = {
 }
 PART_OF = {name: part for part, names in PART_NAMES.items() for name in names}
 
+# scipy has no error of its own for a damaged file: these are what its reader and the fields of our own parsers raise
+_UNREADABLE = (
+    *(MatReadError, OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError, OverflowError),
+    *(KeyError, IndexError, TypeError, AttributeError, NotImplementedError, MemoryError),
+)
+
 Parser = Callable[[dict[str, Any]], NDArray[Any]]
 
 
@@ -44,12 +51,12 @@ def label_cache_folder() -> Path:
 
 def label_map(path: Path) -> NDArray[np.int32]:
     """`LabelMap` of a PASCAL-Context .mat: (H, W) class numbers."""
-    return _parsed(path, "label_map", lambda mat: np.asarray(mat["LabelMap"], np.int32))
+    return _parsed(path, "label_map", _label_map)
 
 
 def training_boundaries(path: Path) -> NDArray[np.bool_]:
     """Where the Laplacian of a PASCAL-Context LabelMap is not 0, thinned: (H, W)."""
-    return _parsed(path, "training_boundaries", lambda mat: label_boundaries(np.asarray(mat["LabelMap"], np.int32)))
+    return _parsed(path, "training_boundaries", lambda mat: label_boundaries(_label_map(mat)))
 
 
 def label_boundaries(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -79,6 +86,13 @@ def boundaries(path: Path) -> NDArray[np.uint8]:
 def segmentations(path: Path) -> NDArray[np.int32]:
     """`groundTruth{k}.Segmentation` of a BSDS .mat: (annotators, H, W) segment numbers."""
     return _parsed(path, "segmentations", _stack_segmentations)
+
+
+def _label_map(mat: dict[str, Any]) -> NDArray[np.int32]:
+    labels = np.asarray(mat["LabelMap"], np.int32)
+    if labels.ndim != 2:
+        raise ValueError(f"LabelMap is {labels.shape}, not (H, W)")
+    return labels
 
 
 def _stack_segmentations(mat: dict[str, Any]) -> NDArray[np.int32]:
@@ -122,7 +136,7 @@ def _parsed(path: Path, kind: str, parse: Parser) -> NDArray[Any]:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error.strerror}); check the tree with `sak-cli data check`"
+            f"{path} cannot be read ({error.strerror}); complete the tree, or leave its task out"
         ) from error
     kept = label_cache_folder() / f"{kind}-{PARSER_REVISION}" / f"{hashlib.sha256(data).hexdigest()}.npz"
     found = _read_kept(kept)
@@ -130,7 +144,7 @@ def _parsed(path: Path, kind: str, parse: Parser) -> NDArray[Any]:
         return found
     try:
         values = parse(loadmat(cast(Any, BytesIO(data))))
-    except (MatReadError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         what = kind.replace("_", " ")
         raise DataError(f"{path} is not a .mat file with {what} ({error}); copy it again") from error
     _keep(kept, values)
@@ -142,7 +156,7 @@ def _read_kept(path: Path) -> NDArray[Any] | None:
     try:
         with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return file["values"]
-    except (OSError, BadZipFile, ValueError, KeyError):
+    except (OSError, EOFError, BadZipFile, zlib.error, ValueError, KeyError):
         return None
 
 

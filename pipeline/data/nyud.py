@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import mat
-from pipeline.data.files import read_lines, read_png, read_rgb
+from pipeline.data.files import finite_depth, read_array, read_lines, read_mask, read_png, read_rgb
 from pipeline.data.pascal_context import dataset_folder, decode_normals, plane
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak.metrics.boundary.ground_truth import from_boundary_map
@@ -65,9 +65,9 @@ class Nyud:
         if task == "semseg":
             return plane(shift_classes(check_classes(read_png(path), len(NYUD_CLASSES) + 1, path)), path)
         if task == "edge":
-            return plane(read_png(path).astype(np.float32) / np.float32(255), path)
+            return plane(read_mask(path).astype(np.float32) / np.float32(255), path)
         if task == "depth":
-            return plane(_read_depth(path), path)
+            return plane(_metres(path), path)
         return decode_normals(path)
 
 
@@ -76,11 +76,8 @@ def shift_classes(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where((stored == 0) | (stored == IGNORE), IGNORE, stored - np.uint8(1)).astype(np.uint8)
 
 
-def _read_depth(path: Path) -> NDArray[np.float32]:
-    try:
-        depth = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not an array of metres ({error}); copy it again") from error
-    if depth.ndim == 3 and depth.shape[2] == 1:
-        depth = depth[:, :, 0]
-    return depth.astype(np.float32)
+def _metres(path: Path) -> NDArray[np.float32]:
+    depth = read_array(path)
+    if depth.dtype.kind != "f":
+        raise DataError(f"{path} holds {depth.dtype}; depth is metres in floating point (millimetres over 1000)")
+    return finite_depth(depth[:, :, 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth, path)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import mat
-from pipeline.data.files import read_lines, read_png, read_rgb
+from pipeline.data.files import read_lines, read_mask, read_png, read_rgb
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak.metrics.boundary.ground_truth import from_label_map
 from sak.tasks import VOC_CLASSES
@@ -103,7 +103,7 @@ class PascalContext:
         if task == "human_parts":
             return plane(mat.human_parts(first), first)
         if task == "sal":
-            return plane(read_png(first).astype(np.float32) / np.float32(255) > 0.5, first)
+            return plane(read_mask(first).astype(np.float32) / np.float32(255) > 0.5, first)
         if task == "normals":
             return self._normals(name)
         return plane(mat.training_boundaries(first), first)
@@ -152,4 +152,7 @@ def _read_classes(path: Path) -> dict[str, int]:
         raise DataError(f"{path} cannot be read ({error}); it maps class names to numbers") from error
     if not isinstance(classes, dict):
         raise DataError(f"{path}: expected class names mapped to numbers, got {type(classes).__name__}")
-    return {str(name): int(number) for name, number in classes.items()}
+    wrong = [name for name, number in classes.items() if type(number) is not int]
+    if wrong:
+        raise DataError(f"{path}: the number of class {wrong[0]!r} is {classes[wrong[0]]!r}, not a whole number")
+    return classes

@@ -46,12 +46,16 @@ class DepthError(StreamingMetric):
         """Metres, of one shape, whatever it is."""
         prediction, label = self._take(prediction, label)
         valid = (label > 0) & (label < FARTHEST)
-        prediction, label = prediction[valid].double().clamp(min=0), label[valid].double()
-        error = prediction - label
+        # what does not count is a perfect metre: no error, and taken from the close ones below
+        prediction = prediction.double().clamp(min=0).where(valid, 1.0)
+        label = label.double().where(valid, 1.0)
+        error = (prediction - label).abs_()
+        pixels = valid.count_nonzero()
+        close = (prediction < CLOSE * label) & (label < CLOSE * prediction)
         self.state["squares"] += error.square().sum()
-        self.state["relative"] += (error.abs() / label).sum()
-        self.state["close"] += ((prediction < CLOSE * label) & (label < CLOSE * prediction)).sum()
-        self.state["pixels"] += label.numel()
+        self.state["relative"] += (error / label).sum()
+        self.state["close"] += close.count_nonzero() - (valid.numel() - pixels)
+        self.state["pixels"] += pixels
 
     def result(self) -> DepthResult:
         """The scores so far."""

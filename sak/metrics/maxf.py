@@ -1,13 +1,12 @@
 """Maximum F-measure (saliency): over a data set as in multi-task learning, or by image as in saliency benchmarks."""
 
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 
 import torch
 from torch import Tensor
 
-from sak.metrics.streaming import StreamingMetric, check_classes, images, ratio
-from sak.tasks import IGNORE
+from sak.metrics.streaming import StreamingMetric, class_numbers, images, ratio
 
 BETA_SQUARED = 0.3
 """Weight of recall against precision."""
@@ -55,21 +54,21 @@ class MaxF(StreamingMetric):
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Probabilities that a pixel is salient and labels of 0, 1 and 255, both (H, W) or (B, H, W)."""
         prediction, label = self._take(prediction, label)
-        check_classes(label[label != IGNORE], 2, "a saliency label (255 apart)")
+        label = class_numbers(label, 2, "a saliency label (255 apart)")
         for probabilities, truth in zip(images(prediction), images(label), strict=True):
             self._add(probabilities, truth)
 
     def _add(self, prediction: Tensor, label: Tensor) -> None:
-        valid = label != IGNORE
-        positive, above = label[valid] == 1, _levels_above(prediction[valid])
+        """One image, its labels 0, 1 and 2 for what is left out."""
         bins = len(THRESHOLDS) + 1
-        salient = _at_least(torch.bincount(above[positive], minlength=bins))
-        predicted = _at_least(torch.bincount(above, minlength=bins))
+        pairs = torch.bincount(label.flatten() * bins + _levels_above(prediction), minlength=3 * bins)
+        negative, positive = pairs.reshape(3, bins)[:2]
+        salient, predicted = _at_least(positive), _at_least(negative + positive)
         self.state["tp"] += salient
         self.state["predicted"] += predicted
         self.state["positives"] += positive.sum()
         self.state["iou"] += ratio(salient, predicted + positive.sum() - salient)
-        self.state["images"] += valid.any()
+        self.state["images"] += (negative + positive).any()
 
     def result(self) -> MaxFResult:
         """The scores so far."""
@@ -116,9 +115,9 @@ class MaxFPerImage(StreamingMetric):
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Probabilities that a pixel is salient and labels of 0, 1 and 255, both (H, W) or (B, H, W)."""
         prediction, label = self._take(prediction, label)
-        check_classes(label[label != IGNORE], 2, "a saliency label (255 apart)")
+        label = class_numbers(label, 2, "a saliency label (255 apart)")
         for probabilities, truth in zip(images(prediction), images(label), strict=True):
-            valid = truth != IGNORE
+            valid = truth != 2
             if bool(valid.any()):
                 self._add(_grey(probabilities[valid]), truth[valid] == 1)
 
@@ -141,9 +140,16 @@ def f_measure(precision: Tensor, recall: Tensor) -> Tensor:
 
 
 def _levels_above(probabilities: Tensor) -> Tensor:
-    """How many thresholds each probability reaches, 0 to 19, in float32 or better."""
-    wide = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
-    return torch.bucketize(wide, THRESHOLDS.to(wide), right=True)
+    """How many thresholds each probability reaches, 0 to 19, uint8 (pixels,); compared in float32 or better.
+
+    The whole part of 20 p is that number or one beside it, for rounding moves p and the thresholds by far less than
+    they are apart; comparing p with the thresholds below and above settles it, in a fifth of the time of a search.
+    """
+    wide = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32)).flatten()
+    guess = (20 * wide.clamp(0, 0.99)).int()
+    ends = torch.tensor([-inf, *THRESHOLDS.tolist(), inf], dtype=wide.dtype, device=wide.device)
+    below, above = ends[:-1].index_select(0, guess), ends[1:].index_select(0, guess)
+    return (guess - (wide < below).int() + (wide >= above).int()).to(torch.uint8)
 
 
 def _at_least(histogram: Tensor) -> Tensor:

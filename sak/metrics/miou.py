@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sak.metrics.streaming import StreamingMetric, check_classes
+from sak.metrics.streaming import StreamingMetric, class_numbers
 from sak.tasks import IGNORE
 
 Absent = Literal["zero", "skip"]
@@ -45,6 +45,10 @@ class MeanIoU(StreamingMetric):
     """
 
     def __init__(self, classes: int, *, absent: Absent = "zero", device: torch.device | str = "cpu") -> None:
+        if not 1 <= classes <= IGNORE:
+            raise ValueError(
+                f"labels are bytes and {IGNORE} is ignored, so there are 1 to {IGNORE} classes, not {classes}"
+            )
         super().__init__(confusion=torch.zeros(classes, classes, dtype=torch.int64, device=device))
         self.classes = classes
         self.absent: Absent = absent
@@ -52,13 +56,16 @@ class MeanIoU(StreamingMetric):
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Class numbers of any dtype and shape, both alike; SakError for unknown classes or differing sizes."""
         prediction, label = self._take(prediction, label)
-        valid = label != IGNORE
-        label, prediction = label[valid], prediction[valid]
-        check_classes(label, self.classes, "a label (255 apart)")
-        check_classes(prediction, self.classes, "a prediction")
-        label, prediction = label.long(), prediction.long()
-        pairs = torch.bincount(label * self.classes + prediction, minlength=self.classes**2)
-        self.state["confusion"] += pairs.reshape(self.classes, self.classes)
+        rows = self._counted(class_numbers(label, self.classes, "a label (255 apart)"))
+        columns = class_numbers(prediction, self.classes, "a prediction", within=rows != self.classes)
+        # an ignored pixel is in the last row and column, which are cut off
+        side = self.classes + 1
+        pairs = torch.bincount((rows.int() * side + columns).flatten(), minlength=side**2).reshape(side, side)
+        self.state["confusion"] += pairs[: self.classes, : self.classes]
+
+    def _counted(self, label: Tensor) -> Tensor:
+        """The label's classes, `self.classes` where a pixel is left out; a subclass may leave out more."""
+        return label
 
     def result(self) -> IoUResult:
         """The scores so far."""

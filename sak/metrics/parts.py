@@ -4,7 +4,6 @@ from torch import Tensor
 
 from sak.metrics.miou import MeanIoU
 from sak.metrics.streaming import images
-from sak.tasks import IGNORE
 
 
 class PartsMeanIoU(MeanIoU):
@@ -14,9 +13,7 @@ class PartsMeanIoU(MeanIoU):
     data sets have already made such a label all 255; labels from elsewhere may come as they are.
     """
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Class numbers of any dtype, (H, W) or (B, H, W); SakError for unknown classes or differing sizes."""
-        prediction, label = self._take(prediction, label)
-        label = images(label)
-        shows_person = ((label != 0) & (label != IGNORE)).flatten(1).any(1)
-        super().update(images(prediction), label.where(shows_person[:, None, None], IGNORE))
+    def _counted(self, label: Tensor) -> Tensor:
+        maps = images(label)
+        shows_person = ((maps != 0) & (maps != self.classes)).flatten(1).any(1)
+        return maps.masked_fill(~shows_person[:, None, None], self.classes).view_as(label)

@@ -2,8 +2,14 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from scipy.io import savemat
@@ -44,10 +50,13 @@ def test_a_perfect_prediction_scores_almost_one(case):
     assert (report.images, report.left_out) == (3, 0)
 
 
-def test_processes_do_not_change_the_numbers(case):
-    one = evaluate_boundaries(case)
-    two = evaluate_boundaries(BoundaryConfig(**{**vars(case), "processes": 2}))
-    assert one.as_dict() == two.as_dict()
+@pytest.mark.slow
+def test_processes_do_not_change_the_numbers_nor_what_an_error_says(case):
+    two = BoundaryConfig(**{**vars(case), "processes": 2})
+    assert evaluate_boundaries(case).as_dict() == evaluate_boundaries(two).as_dict()
+    Image.fromarray(np.zeros((41, 50), np.uint8)).save(case.predictions / "2.png")
+    with pytest.raises(DataError, match=r"2\.png is \(41, 50\)"):
+        evaluate_boundaries(two)
 
 
 def test_a_missing_prediction_is_named_and_partial_says_how_many(case):
@@ -63,6 +72,89 @@ def test_a_prediction_of_another_size_is_named(case):
     Image.fromarray(np.zeros((41, 50), np.uint8)).save(case.predictions / "2.png")
     with pytest.raises(DataError, match=r"2\.png is \(41, 50\), the ground truth \(40, 50\)"):
         evaluate_boundaries(case)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (np.zeros((40, 50, 3), np.uint8), "one channel of grey"),
+        (np.zeros((40, 50, 4), np.uint8), "one channel of grey"),
+        (np.zeros((40, 50), np.uint16), "write it again in 8 bits"),
+        (b"text", "cannot be read as an image"),
+    ],
+)
+def test_a_prediction_that_is_no_grey_picture_is_named(case, stored, message):
+    path = case.predictions / "1.png"
+    path.write_bytes(stored) if isinstance(stored, bytes) else Image.fromarray(stored).save(path)
+    with pytest.raises(DataError, match=message) as error:
+        evaluate_boundaries(case)
+    assert str(path) in str(error.value)
+
+
+def test_a_one_bit_prediction_is_certain_where_it_is_set(case):
+    grey = evaluate_boundaries(case)
+    for path in case.predictions.iterdir():
+        with Image.open(path) as image:
+            picture = Image.fromarray(np.array(image) > 0)
+        picture.save(path)
+    bits = evaluate_boundaries(case)
+    assert bits.score.ods == grey.score.ods
+    assert bits.precision_recall.recall[98] == grey.precision_recall.recall[0]
+
+
+def test_wrong_settings_are_named(case, tmp_path):
+    for changed, message in (({"processes": 0}, "--processes"), ({"max_distance": -1.0}, "--max-dist")):
+        with pytest.raises(UsageError, match=message):
+            evaluate_boundaries(BoundaryConfig(**{**vars(case), **changed}))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="a file is in the way"):
+        write_report(evaluate_boundaries(case), tmp_path / "file")
+
+
+def test_an_image_of_one_pixel_is_scored_or_refused_in_one_line(tmp_path):
+    for folder in ("truth", "predictions"):
+        (tmp_path / folder).mkdir()
+    annotator = np.zeros((1, 1), [("Segmentation", "O")])
+    annotator["Segmentation"][0, 0] = np.zeros((1, 1), np.uint16)
+    cell = np.empty((1, 1), object)
+    cell[0, 0] = annotator
+    savemat(tmp_path / "truth/a.mat", {"groundTruth": cell})
+    Image.fromarray(np.full((1, 1), 255, np.uint8)).save(tmp_path / "predictions/a.png")
+    config = BoundaryConfig(tmp_path / "predictions", tmp_path / "truth", "bsds", suppress=False, processes=1)
+    assert evaluate_boundaries(config).score.ods == 0
+    with pytest.raises(DataError, match="--no-nms"):
+        evaluate_boundaries(BoundaryConfig(**{**vars(config), "suppress": True}))
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_every_process_at_once(case):
+    source = {folder: (case.truth.parent / folder / "0").with_suffix(suffix) for folder, suffix in FILES.items()}
+    for number in range(3, 2000):
+        for folder, suffix in FILES.items():
+            (case.truth.parent / folder / f"{number}{suffix}").symlink_to(source[folder])
+    code = "import sys; from cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "boundary", case.predictions, case.truth, "--dataset", "bsds"]
+    running = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    workers = _workers_at_work(psutil.Process(running.pid))
+    running.send_signal(signal.SIGINT)
+    errors = running.communicate(timeout=30)[1]
+    assert running.returncode == 130
+    assert "Traceback" not in errors
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+FILES = {"truth": ".mat", "predictions": ".png"}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _workers_at_work(parent):
+    """The worker processes, once both have computed for a while."""
+    for _ in range(600):
+        workers = parent.children(recursive=True)
+        if sum(sum(worker.cpu_times()[:2]) > 3 for worker in workers) >= 2:
+            return workers
+        time.sleep(0.1)
+    raise AssertionError("the workers did not start")
 
 
 def test_empty_and_unknown_places_are_named(case, tmp_path):

@@ -154,15 +154,99 @@ def test_a_tree_check_for_evaluation_looks_for_boundary_ground_truth_too(trees):
         (lambda tree: save(np.zeros((5, 6)), tree / "sal_distill/2008_000001.png"), "belongs to another image"),
         (lambda tree: save(np.full((40, 52), 77), tree / "semseg/VOC12/2008_000001.png"), "holds class 77"),
         (lambda tree: save(np.zeros((40, 52, 3)), tree / "sal_distill/2008_000001.png"), "colour picture"),
+        (lambda tree: save(np.zeros((40, 52, 4)), tree / "normals_distill/2008_000001.png"), "an RGB PNG"),
+        (lambda tree: _deep(tree / "sal_distill/2008_000001.png"), "again in 8 bits"),
+        (lambda tree: _cut(tree / "human_parts/2008_000001.mat", 300), "is not a .mat file"),
+        (lambda tree: _cut(tree / "JPEGImages/2008_000001.jpg", 700), "truncated"),
+        (lambda tree: _flip(tree / "pascal-context/trainval/2008_000001.mat"), "is not a .mat file"),
+        (lambda tree: savemat(tree / "human_parts/2008_000001.mat", {"anno": 1}), "is not a .mat file"),
+        (
+            lambda tree: savemat(tree / "pascal-context/trainval/2008_000001.mat", {"LabelMap": np.ones((40, 52, 2))}),
+            r"not \(H, W\)",
+        ),
+        (lambda tree: (tree / "json/context_classes.json").write_text('{"wall": null}'), "not a whole number"),
+        (lambda tree: (tree / "ImageSets/Context/val.txt").write_text("\n\n"), "lists no images"),
+        (lambda tree: (tree / "ImageSets/Context/val.txt").write_text("a\nb\na\n"), "lists a more than once"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(trees, break_it, message):
     break_it(trees / "PASCALContext")
-    dataset = open_dataset("pascal-context", trees, "val")
     with pytest.raises(DataError, match=message) as error:
-        dataset[0]
+        open_dataset("pascal-context", trees, "val")[0]
     assert "\n" not in str(error.value)
     assert str(trees) in str(error.value)
+
+
+def _cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def _deep(path):
+    Image.fromarray(np.zeros((40, 52), np.uint16)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (np.full((42, 56), np.nan, np.float32), "not finite"),
+        (np.full((42, 56), 1500, np.uint16), "metres in floating point"),
+        (np.full((42, 56), "a"), "real numbers"),
+        (np.ones(5, np.float32), r"a label is \(H, W\)"),
+        (b"", "not an array of numbers"),
+        (b"text", "not an array of numbers"),
+        (None, "is missing"),
+    ],
+)
+def test_broken_depth_is_named(trees, stored, message):
+    path = trees / "NYUDv2/depth/0001.npy"
+    path.unlink()
+    if isinstance(stored, bytes):
+        path.write_bytes(stored)
+    elif stored is not None:
+        np.save(path, stored)
+    with pytest.raises(DataError, match=message) as error:
+        open_dataset("nyud", trees, "val")[0]
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_lists_from_windows_read_like_any(trees):
+    whole = open_dataset("pascal-context", trees, "val").names
+    path = trees / "PASCALContext/ImageSets/Context/val.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(whole).encode() + b"\r\n")
+    assert open_dataset("pascal-context", trees, "val").names == whole
+
+
+def test_a_one_bit_mask_means_what_it_shows(trees):
+    path = trees / "PASCALContext/sal_distill/2008_000001.png"
+    Image.fromarray(np.arange(52)[None].repeat(40, 0) > 20).save(path)
+    assert open_dataset("pascal-context", trees, "val")[0].labels["sal"].sum() == 40 * 31
+
+
+def test_an_image_of_16_bits_is_refused_not_cut_off(trees):
+    _deep(trees / "NYUDv2/images/0001.png")
+    with pytest.raises(DataError, match="more than 8 bits"):
+        open_dataset("nyud", trees, "val")[0]
+
+
+def test_a_mask_of_zeros_and_ones_is_refused_in_a_users_own_folder(folder):
+    own = folder.parent / "own"
+    for value, name in ((1, "ones"), (255, "whole")):
+        (own / name).mkdir()
+        save(np.full((20, 30), value), own / name / "a.png")
+        folder.write_text(f"images: images\nsplits: {{train: train.txt}}\ntasks:\n  sal: {{folder: {name}}}\n")
+        dataset = open_dataset(str(folder), own, "train")
+        if value == 255:
+            assert dataset[0].labels["sal"].all()
+            continue
+        with pytest.raises(DataError, match="a mask holds 0 and 255"):
+            dataset[0]
 
 
 def test_unknown_names_say_what_is_known(trees):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sak.errors import SakError, UsageError
 from sak.metrics.delta_m import delta_m
 from sak.metrics.depth import DepthError
-from sak.metrics.maxf import THRESHOLDS, MaxF, MaxFPerImage
+from sak.metrics.maxf import THRESHOLDS, MaxF, MaxFPerImage, _levels_above
 from sak.metrics.miou import MeanIoU
 from sak.metrics.normals import MeanAngle
 from sak.metrics.outputs import pixel_metric, read_output
@@ -256,6 +256,15 @@ def test_a_probability_on_a_threshold_counts_as_salient():
     assert metric.state["predicted"].tolist() == list(range(19, 0, -1))
 
 
+def test_thresholds_are_told_from_their_neighbours_in_every_precision():
+    steps = THRESHOLDS.view(torch.int32)
+    beside = torch.cat([(steps + move).view(torch.float32) for move in (-2, -1, 0, 1, 2)])
+    extremes = torch.tensor([0.0, -0.0, 1.0, 0.9999999, 0.99, -3.0, 7.0, 1e-45, 3e38, -3e38])
+    for values in (beside, extremes, torch.linspace(0, 1, 100_003), beside.double() + 1e-12, torch.rand(999).half()):
+        wide = values if values.dtype == torch.float64 else values.float()
+        assert torch.equal(_levels_above(values).long(), (wide[:, None] >= THRESHOLDS.to(wide)).sum(1))
+
+
 def test_half_precision_is_compared_in_float32():
     metric = MaxF()
     metric.update(torch.full((1, 1), 0.3, dtype=torch.bfloat16), torch.ones(1, 1))  # 0.30078125
@@ -297,6 +306,28 @@ def test_the_tables_metrics_take_what_heads_put_out():
     )
 
 
+def test_maps_of_no_pixels_and_of_one_are_counted():
+    for make in (lambda: MeanIoU(3), lambda: PartsMeanIoU(3), MaxF, MaxFPerImage, DepthError):
+        metric = make()
+        metric.update(torch.ones(1, 1), torch.ones(1, 1))
+        assert metric.result().value >= 0
+    metric = MeanAngle()
+    metric.update(torch.ones(3, 1, 1), torch.ones(3, 1, 1))
+    metric.update(torch.ones(3, 0, 4), torch.ones(3, 0, 4))
+    assert (metric.result().value, metric.result().pixels) == (pytest.approx(0, abs=1e-6), 1)
+
+
+@given(SEEDS)
+def test_reading_outputs_is_the_obvious_thing(seed):
+    random = np.random.default_rng(seed)
+    output = torch.from_numpy(random.integers(-3, 4, (2, 21, 4, 5)).astype(np.float32))  # with ties: the first wins
+    assert torch.equal(read_output(PASCAL_CONTEXT["semseg"], output), output.argmax(1))
+    normals = torch.from_numpy(random.normal(size=(2, 3, 4, 5)).astype(np.float32))
+    torch.testing.assert_close(
+        read_output(PASCAL_CONTEXT["normals"], normals), torch.nn.functional.normalize(normals, dim=1)
+    )
+
+
 def test_gradients_do_not_reach_into_a_metric():
     metric, prediction = DepthError(), torch.ones(2, 2, requires_grad=True)
     metric.update(prediction, torch.ones(2, 2))
@@ -312,6 +343,20 @@ def test_what_cannot_be_scored_is_refused():
         MeanIoU(3).update(torch.tensor([[3, 255]]), torch.tensor([[2, 255]]))
     with pytest.raises(SakError, match=r"a saliency label .* holds class 0\.5"):
         MaxF().update(torch.zeros(1, 1), torch.full((1, 1), 0.5))
+    with pytest.raises(SakError, match="holds class -1"):
+        MeanIoU(3).update(torch.zeros(1, 2), torch.tensor([[0, -1]]))
+    for wrong in (254.5, 300.0, math.nan, 256.0):
+        with pytest.raises(SakError, match="a label"):
+            MeanIoU(3).update(torch.zeros(1, 1), torch.tensor([[wrong]]))
+    with pytest.raises(SakError, match="holds class 3"):  # not taken for the class of ignored pixels
+        MeanIoU(3).update(torch.zeros(1, 1), torch.tensor([[3]]))
+    with pytest.raises(ValueError, match="1 to 255 classes"):
+        MeanIoU(256)
+    with pytest.raises(SakError, match="MeanAngle: a label holds values that are not finite"):
+        MeanAngle().update(torch.ones(3, 1, 1), torch.full((3, 1, 1), math.nan))
+    for task in ("semseg", "human_parts"):
+        with pytest.raises(SakError, match="predicts no class"):
+            read_output(PASCAL_CONTEXT[task], torch.full((1, PASCAL_CONTEXT[task].channels, 2, 2), math.nan))
     with pytest.raises(SakError, match="DepthError: the prediction holds values that are not finite"):
         DepthError().update(torch.full((1, 1), math.nan), torch.ones(1, 1))
     with pytest.raises(ValueError, match="cannot merge DepthError into MaxF"):

@@ -70,37 +70,56 @@ def test_ods_ois_and_ap_are_equal(case, protocol):
         assert getattr(result, name) == pytest.approx(float(case[f"{protocol}_{name}_maxcard"]), abs=1e-12)
 
 
-@pytest.fixture(scope="module")
-def bsds(test_data):
-    """Our counts and the published benchmark's on the first real images."""
-    folder = test_data / "bsds500"
-    rows = (folder / "seism_test_order.txt").read_text().split()
-    tables = [np.loadtxt(folder / "seism_gPb-UCM_test_fb" / f"test_fb_{t:.2f}.txt") for t in THRESHOLDS]
-    ours, published = [], []
-    for path in sorted((folder / "ucm2").glob("*.mat"))[:6]:
-        probability = loadmat(path)["ucm2"][2::2, 2::2]
-        annotators = loadmat(folder / "groundTruth" / path.name)["groundTruth"][0]
-        truths = [ground_truth.from_segmentation(one["Segmentation"][0, 0]) for one in annotators]
-        ours.append(count_masks([probability > t for t in THRESHOLDS], truths, max_distance=0.0075))
-        table = np.array([table[rows.index(path.stem)] for table in tables]).astype(np.int64)
-        published.append(BoundaryCounts(*table[:, 3:7].T))
+def gpb_ucm(folder, name, rows, tables) -> tuple[BoundaryCounts, BoundaryCounts]:
+    """Our counts and the published benchmark's of one real image."""
+    probability = loadmat(folder / f"ucm2/{name}.mat")["ucm2"][2::2, 2::2]
+    annotators = loadmat(folder / f"groundTruth/{name}.mat")["groundTruth"][0]
+    truths = [ground_truth.from_segmentation(one["Segmentation"][0, 0]) for one in annotators]
+    ours = count_masks([probability > t for t in THRESHOLDS], truths, max_distance=0.0075)
+    _check_image(ours, published := _published(tables, rows.index(name)), annotators=len(truths))
     return ours, published
 
 
-def test_on_real_images_the_sums_are_the_published_ones_exactly(bsds):
-    for ours, published in zip(*bsds, strict=True):
-        assert np.array_equal(ours.prediction, published.prediction)
-        assert np.array_equal(ours.truth, published.truth)
+def _published(tables, row) -> BoundaryCounts:
+    return BoundaryCounts(*np.array([table[row] for table in tables]).astype(np.int64)[:, 3:7].T)
 
 
-def test_on_real_images_the_matcher_is_above_the_published_one_by_its_known_shortfall(bsds):
-    for ours, published in zip(*bsds, strict=True):
-        assert (ours.matched_truth >= published.matched_truth).all()
-        shortfall = 1 - published.matched_truth.sum() / ours.matched_truth.sum()
-        assert shortfall < 0.0044
+def _check_image(ours, published, *, annotators):
+    assert np.array_equal(ours.prediction, published.prediction)
+    assert np.array_equal(ours.truth, published.truth)
+    above = ours.matched_truth - published.matched_truth
+    assert (above >= 0).all()
+    assert (above <= np.maximum(0.005 * published.matched_truth, 3 * annotators)).all()
 
 
-def test_on_real_images_ods_is_the_published_one(bsds):
-    ours, published = (score(counts) for counts in bsds)
-    assert ours.ods == pytest.approx(published.ods, abs=1.5e-3)
+def _check_data_set(pairs):
+    ours, published = (score(counts) for counts in zip(*pairs, strict=True))
+    assert 0 <= ours.ods - published.ods < 1.5e-3
     assert ours.ods_threshold == published.ods_threshold
+    for protocol in ("seism", "bsds"):
+        sides = (score(counts, protocol=protocol) for counts in zip(*pairs, strict=True))
+        print(protocol, *(f"ODS {side.ods:.4f} OIS {side.ois:.4f} AP {side.ap:.4f}" for side in sides))  # noqa: T201
+
+
+@pytest.fixture(scope="module")
+def published_tables(test_data):
+    folder = test_data / "bsds500"
+    names = sorted(path.stem for path in (folder / "ucm2").glob("*.mat"))
+    rows = (folder / "seism_test_order.txt").read_text().split()
+    return names, rows, [np.loadtxt(folder / f"seism_gPb-UCM_test_fb/test_fb_{t:.2f}.txt") for t in THRESHOLDS]
+
+
+def test_on_three_real_images_counts_are_the_published_ones_and_the_matchers_known_shortfall(
+    test_data, published_tables
+):
+    names, rows, tables = published_tables
+    _check_data_set([gpb_ucm(test_data / "bsds500", name, rows, tables) for name in names[:3]])
+
+
+@pytest.mark.slow
+def test_on_all_thirty_real_images_counts_are_the_published_ones_and_the_matchers_known_shortfall(
+    test_data, published_tables
+):
+    names, rows, tables = published_tables
+    assert len(names) == 30
+    _check_data_set([gpb_ucm(test_data / "bsds500", name, rows, tables) for name in names])

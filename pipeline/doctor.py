@@ -4,12 +4,15 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata, util
 from pathlib import Path
 
 import psutil
+
+from sak.errors import UsageError
 
 GIB = 2**30
 LEAST_FREE_DISK = 5 * GIB
@@ -80,28 +83,29 @@ class Report:
 
 
 def examine(places: tuple[str, ...]) -> Report:
-    """Look at Python, torch, devices, memory, packages, disks (`places` among them) and teachers' weights."""
-    import torch
+    """Look at Python, torch, devices, memory, packages, disks (`places` among them) and teachers' weights.
 
+    Where a package is missing, what needs it is left out. UsageError for a place that is a URL.
+    """
     packages, package_findings = _installed_packages()
-    disks = tuple(_disk(place) for place in (*places, *_default_places()))
-    weights = _weights_at_hand()
+    disks = tuple(_disk(place) for place in dict.fromkeys((*places, *_default_places())))
+    torch_is_here, hub_is_here = "torch" in packages, util.find_spec("huggingface_hub") is not None
     memory = psutil.virtual_memory()
     report = Report(
         python=platform.python_version(),
         platform=platform.platform(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        threads={"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset")},
+        threads={"torch": _torch_threads() if torch_is_here else 0, "OMP_NUM_THREADS": _omp_threads()},
         memory_free=memory.available,
         memory_total=memory.total,
         packages=packages,
-        cuda=torch.version.cuda or "none in this build of torch",
-        devices=_cuda_devices(),
+        cuda=_cuda_version() if torch_is_here else "unknown without torch",
+        devices=_cuda_devices() if torch_is_here else (),
         disks=disks,
-        weights=weights,
+        weights=_weights_at_hand() if hub_is_here else {},
     )
     findings = (*package_findings, *(finding for check in _CHECKS for finding in check(report)))
-    return Report(**{**vars(report), "findings": findings})
+    return replace(report, findings=findings)
 
 
 def _installed_packages() -> tuple[dict[str, str], tuple[Finding, ...]]:
@@ -109,7 +113,11 @@ def _installed_packages() -> tuple[dict[str, str], tuple[Finding, ...]]:
 
     versions: dict[str, str] = {}
     findings = []
-    for line in metadata.requires("sak") or []:
+    try:
+        needed = metadata.requires("sak") or []
+    except metadata.PackageNotFoundError:
+        return versions, (Finding("sak itself is not installed in this Python", "run `make setup`", fatal=True),)
+    for line in needed:
         requirement = Requirement(line)
         optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
         try:
@@ -122,6 +130,22 @@ def _installed_packages() -> tuple[dict[str, str], tuple[Finding, ...]]:
             what = f"{requirement.name} {versions[requirement.name]} is installed, {requirement.specifier} is needed"
             findings.append(Finding(what, "run `make setup`", fatal=not optional))
     return versions, tuple(findings)
+
+
+def _omp_threads() -> str:
+    return os.environ.get("OMP_NUM_THREADS", "unset")
+
+
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _cuda_version() -> str:
+    import torch
+
+    return torch.version.cuda or "none in this build of torch"
 
 
 def _cuda_devices() -> tuple[Device, ...]:
@@ -137,22 +161,42 @@ def _cuda_devices() -> tuple[Device, ...]:
     return tuple(devices)
 
 
-def hub_folder() -> Path:
-    """Where weights from the Hugging Face hub lie: HF_HUB_CACHE, else HF_HOME/hub, else the user's cache folder."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-
-
 def _default_places() -> tuple[str, ...]:
-    return (str(Path.cwd()), os.environ.get("TMPDIR", "/tmp"), str(hub_folder()))
+    """The working folder, the temporary one, and where weights from the Hugging Face hub and torch.hub lie."""
+    return (str(Path.cwd()), tempfile.gettempdir(), *weight_folders())
+
+
+def weight_folders() -> tuple[str, ...]:
+    """Where downloaded weights lie: the Hugging Face hub's folder, and torch.hub's for segment-anything."""
+    from sak.teachers.hub import SAM_URLS, UrlFile
+
+    torch_hub = str(UrlFile(SAM_URLS["vit_b"]).place.parent)
+    if util.find_spec("huggingface_hub") is None:
+        return (torch_hub,)
+    from huggingface_hub import constants
+
+    return (constants.HF_HUB_CACHE, torch_hub)
 
 
 def _disk(place: str) -> Disk:
+    if "://" in place:
+        raise UsageError(f"{place} is a URL, whose free space cannot be told: name folders of this machine")
     folder = Path(place).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    usage = shutil.disk_usage(folder)
-    return Disk(place, usage.free, usage.total, os.access(folder, os.W_OK))
+    while True:  # up to the nearest folder that is there and may be looked at: / is
+        try:
+            usage = shutil.disk_usage(folder)
+            return Disk(place, usage.free, usage.total, _writable(folder))
+        except OSError:
+            folder = folder.parent
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file can be made in `folder`, by making one: permissions alone say nothing to root."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _weights_at_hand() -> dict[str, bool]:
@@ -175,7 +219,7 @@ def _check_disks(report: Report) -> list[Finding]:
     for disk in report.disks:
         if not disk.writable:
             findings.append(Finding(f"{disk.place} is not writable", "choose another folder or mend its permissions"))
-        if disk.free < LEAST_FREE_DISK:
+        elif disk.free < LEAST_FREE_DISK:
             what = f"{disk.place} has {disk.free / GIB:.1f} GiB free, less than {LEAST_FREE_DISK / GIB:.0f}"
             findings.append(Finding(what, "make room; `sak-cli cache plan` says what a cache takes"))
     return findings
@@ -204,13 +248,14 @@ def _check_weights(report: Report) -> list[Finding]:
     absent = [name for name, present in report.weights.items() if not present]
     if not absent:
         return []
+    from huggingface_hub import constants
+
     what = f"pretrained weights of {len(absent)} of {len(report.weights)} teachers are not on this machine"
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
-        remedy = f"HF_HUB_OFFLINE is set: copy them into {hub_folder()}, or give a teacher a weights file in the spec"
+    places = "{} ({} for segment-anything)".format(*weight_folders())
+    if constants.HF_HUB_OFFLINE:
+        remedy = f"HF_HUB_OFFLINE is set: copy them into {places}, or give a teacher a weights file in the spec"
     else:
-        remedy = (
-            f"they are fetched into {hub_folder()} on first use, which needs the network; or give a file in the spec"
-        )
+        remedy = f"they are fetched into {places} on first use, which needs the network; or give a file in the spec"
     return [Finding(what, remedy)]
 
 
@@ -245,7 +290,7 @@ def _packages(report: Report) -> list[str]:
 def _disks(report: Report) -> list[str]:
     lines = [
         f"  {disk.free / GIB:8.1f} of {disk.total / GIB:8.1f} GiB  {disk.place}"
-        + ("" if disk.writable else "  (read-only)")
+        + ("" if disk.writable else "  (not writable)")
         for disk in report.disks
     ]
     return ["", "Free disk", *lines]

@@ -2,13 +2,20 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
+from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from pipeline import doctor
+from sak.errors import UsageError
+from sak.teachers.hub import SAM_URLS
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +47,91 @@ def test_a_full_disk_is_a_finding_with_a_remedy(report, monkeypatch):
     assert any("0.0 GiB free" in finding.what for finding in doctor._check_disks(full))
 
 
-def test_absent_weights_name_the_folder_they_belong_in(report, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    absent = doctor.Report(**{**vars(report), "weights": {"dinov2-b": False}})
-    assert str(tmp_path) in doctor._check_weights(absent)[0].remedy
+@pytest.mark.parametrize("place", ["a_file", "a_file/cache", "/proc/cache"])
+def test_a_place_where_nothing_can_be_made_is_not_writable(report, monkeypatch, tmp_path, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").touch()
+    disk = doctor._disk(place)
+    assert not disk.writable
+    findings = doctor._check_disks(replace(report, disks=(disk,)))
+    assert [finding.what for finding in findings] == [f"{place} is not writable"]
+
+
+def test_a_folder_one_may_not_look_into_is_not_writable(monkeypatch, tmp_path):
+    usage = shutil.disk_usage
+
+    def locked(folder):
+        if folder != tmp_path:
+            raise PermissionError
+        return usage(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", locked)
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", lambda dir: locked(None))
+    assert not doctor._disk(str(tmp_path / "a" / "b")).writable
+
+
+def test_looking_leaves_nothing_behind(tmp_path):
+    assert doctor._disk(str(tmp_path)).writable
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_url_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="s3://bucket/cache"):
+        doctor.examine(("s3://bucket/cache",))
+
+
+def test_absent_weights_name_the_folders_they_belong_in(report, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    remedy = doctor._check_weights(replace(report, weights={"dinov2-b": False}))[0].remedy
+    assert remedy.startswith("HF_HUB_OFFLINE is set")
+    assert str(tmp_path / "hub") in remedy
+    assert str(tmp_path / "torch/hub/checkpoints") in remedy
+
+
+def test_weights_at_hand_are_found_where_they_are_said_to_belong(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    before = doctor._weights_at_hand()
+    place = next(folder for folder in doctor.weight_folders() if "torch" in folder)
+    Path(place).mkdir(parents=True)
+    (Path(place) / SAM_URLS["vit_b"].rsplit("/", 1)[1]).touch()
+    gained = {name for name, here in doctor._weights_at_hand().items() if here and not before[name]}
+    assert gained == {"segment-anything-b"}
+
+
+def test_without_torch_and_the_hub_the_report_still_comes_and_is_fatal():
+    code = """
+import sys
+from importlib import metadata, util
+
+version, find_spec = metadata.version, util.find_spec
+
+def version_but_of_torch(name):
+    if name == "torch":
+        raise metadata.PackageNotFoundError
+    return version(name)
+
+metadata.version = version_but_of_torch
+util.find_spec = lambda name: None if name == "huggingface_hub" else find_spec(name)
+sys.modules["torch"] = sys.modules["huggingface_hub"] = None
+from pipeline.doctor import examine
+report = examine(())
+print(report.to_text())
+sys.exit(report.exit_code)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "! torch is not installed: run `make setup`" in result.stdout
+
+
+def test_sak_itself_missing_is_fatal(monkeypatch):
+    def requires(name):
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert [finding.fatal for finding in doctor._installed_packages()[1]] == [True]
 
 
 def test_a_missing_package_is_fatal(monkeypatch, report):

@@ -7,7 +7,6 @@ PYTHON ?= python3
 JOBS ?= auto
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.sak-setup
-# The virtual environment follows the files that decide what is in it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
 
 DEMO ?= demo
@@ -21,8 +20,9 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: VENV=$(VENV) (virtual environment), PYTHON=$(PYTHON) (3.11 or newer, used to make it), JOBS=$(JOBS) (test processes)"
 
-setup: $(SETUP) ## make the virtual environment in $(VENV) and install exact versions into it
+setup: $(SETUP) ## make the virtual environment, VENV=, and install exact versions into it
 
+# The virtual environment follows the files that decide what is in it.
 $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -69,9 +69,9 @@ test: $(SETUP) ## all tests (under 12 minutes on two cores)
 test-long: $(SETUP) ## kill storms, load, browser and docs commands
 	$(PYTEST) -m long
 
-bench: $(SETUP) ## every benchmark at its quick size; see docs/benchmarks.md
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
+bench: $(SETUP) ## every benchmark at its quick size
+	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
 
 clean: ## remove caches and build leftovers, not the virtual environment
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -path ./.git -prune -o -path '$(patsubst $(CURDIR)/%,./%,$(abspath $(VENV)))' -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -1,13 +1,11 @@
-"""Rotations that spread every channel over all others, so that four bits meet something close to a Gaussian.
-
-Hadamard matrices of order 2^k (Sylvester), q + 1 (Paley's first construction, q prime, q = 3 mod 4) and 2 (q + 1)
-(his second, q prime, q = 1 mod 4), and their Kronecker products.
-"""
+"""Rotations that spread every channel over all others, so that four bits meet something close to a Gaussian."""
 
 from hashlib import shake_256
 
 import torch
 from torch import Tensor, nn
+
+from sak.losses.hadamard import hadamard, orthonormal_hadamard
 
 
 class Rotation(nn.Module):
@@ -46,18 +44,6 @@ class Rotation(nn.Module):
         return (self.left.T @ (folded @ self.right)).flatten(-2) * self.signs
 
 
-def hadamard(order: int) -> Tensor | None:
-    """An orthogonal matrix of +-1, float64 (order, order), by the constructions above; None where none applies."""
-    if order & (order - 1) == 0:
-        return _sylvester(order)
-    if order % 4:
-        return None
-    if _is_prime(order - 1):
-        return _paley_first(order - 1)
-    q = order // 2 - 1
-    return _paley_second(q) if q % 4 == 1 and _is_prime(q) else None
-
-
 def _signs(width: int) -> Tensor:
     """(width,) of +-1, float32; from a hash, not a generator whose stream a release of torch could change."""
     noise = shake_256(f"sak rotation {width}".encode()).digest(width)
@@ -65,53 +51,16 @@ def _signs(width: int) -> Tensor:
 
 
 def _powers(width: int) -> tuple[Tensor, Tensor]:
-    """Two factors of a power of two, as near to each other as can be, scaled to be orthonormal."""
+    """Two orthonormal factors of a power of two, as near to each other as can be."""
     small = 1 << (width.bit_length() - 1) // 2
-    return _orthonormal(_sylvester(small)), _orthonormal(_sylvester(width // small))
+    return orthonormal_hadamard(small), orthonormal_hadamard(width // small)
 
 
 def _with_odd_part(odd: int, power: int) -> tuple[Tensor, Tensor]:
     """(H of order odd * 4, or a cosine transform, Sylvester's of what is left)."""
-    base = hadamard(4 * odd) if power >= 4 else None
-    if base is None:
-        return _cosine_transform(odd), _orthonormal(_sylvester(power))
-    return _orthonormal(base), _orthonormal(_sylvester(power // 4))
-
-
-def _orthonormal(matrix: Tensor) -> Tensor:
-    return matrix / matrix.shape[0] ** 0.5
-
-
-def _sylvester(order: int) -> Tensor:
-    matrix = torch.ones(1, 1, dtype=torch.float64)
-    while matrix.shape[0] < order:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix
-
-
-def _paley_first(q: int) -> Tensor:
-    """Order q + 1, q = 3 mod 4: I + S with S skew."""
-    skew = torch.zeros(q + 1, q + 1, dtype=torch.float64)
-    skew[0, 1:], skew[1:, 0], skew[1:, 1:] = 1, -1, _jacobsthal(q)
-    return skew + torch.eye(q + 1, dtype=torch.float64)
-
-
-def _paley_second(q: int) -> Tensor:
-    """Order 2 (q + 1), q = 1 mod 4: a symmetric conference matrix with 2 x 2 blocks in place of its entries."""
-    conference = torch.zeros(q + 1, q + 1, dtype=torch.float64)
-    conference[0, 1:], conference[1:, 0], conference[1:, 1:] = 1, 1, _jacobsthal(q)
-    off = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
-    diagonal = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
-    return torch.kron(conference, off) + torch.kron(torch.eye(q + 1, dtype=torch.float64), diagonal)
-
-
-def _jacobsthal(q: int) -> Tensor:
-    """(q, q): 1 where row - column is a square modulo the prime q, -1 where it is none, 0 on the diagonal."""
-    character = torch.full((q,), -1.0, dtype=torch.float64)
-    character[torch.arange(1, q).square() % q] = 1
-    character[0] = 0
-    numbers = torch.arange(q)
-    return character[(numbers[:, None] - numbers[None, :]) % q]
+    if power < 4 or hadamard(4 * odd) is None:
+        return _cosine_transform(odd), orthonormal_hadamard(power)
+    return orthonormal_hadamard(4 * odd), orthonormal_hadamard(power // 4)
 
 
 def _cosine_transform(size: int) -> Tensor:
@@ -120,7 +69,3 @@ def _cosine_transform(size: int) -> Tensor:
     matrix = torch.cos(torch.pi / size * (numbers[None, :] + 0.5) * numbers[:, None]) * (2 / size) ** 0.5
     matrix[0] /= 2**0.5
     return matrix
-
-
-def _is_prime(number: int) -> bool:
-    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))

@@ -4,19 +4,27 @@ import torch
 from torch import Tensor
 
 
-def orthonormal_hadamard(order: int) -> Tensor:
-    """A Hadamard matrix divided by sqrt(order), float64 (order, order): orthonormal, entries all of one size.
+def hadamard(order: int) -> Tensor | None:
+    """An orthogonal matrix of +-1, float64 (order, order), or None for orders that this cannot reach.
 
-    Sylvester doubling of the smallest of Paley's matrices whose order divides by powers of two: 768 = 64 * 12, 384 =
-    32 * 12, 1280 = 64 * 20, 1152 = 32 * 36. ValueError for orders that this cannot reach, such as those not divisible
-    by four.
+    Sylvester doubling of the smallest of Paley's matrices (order q + 1 or 2 (q + 1), q prime) whose order divides by
+    powers of two: 768 = 64 * 12, 384 = 32 * 12, 1280 = 64 * 20, 1152 = 32 * 36; powers of two are Sylvester's own.
     """
     base = next((matrix for matrix in map(_paley, _bases(order)) if matrix is not None), None)
-    if base is None:
-        raise ValueError(f"no Hadamard matrix of order {order} by doubling one of Paley's: use another width")
-    while base.shape[0] < order:
+    while base is not None and base.shape[0] < order:
         base = torch.cat([torch.cat([base, base], 1), torch.cat([base, -base], 1)])
-    return base / order**0.5
+    return base
+
+
+def orthonormal_hadamard(order: int) -> Tensor:
+    """`hadamard` divided by sqrt(order), float64 (order, order): orthonormal, entries all of one size.
+
+    ValueError for orders without one, such as those not divisible by four.
+    """
+    matrix = hadamard(order)
+    if matrix is None:
+        raise ValueError(f"no Hadamard matrix of order {order} by doubling one of Paley's: use another width")
+    return matrix / order**0.5
 
 
 def _bases(order: int) -> list[int]:

@@ -6,7 +6,7 @@ import torch
 from sak.errors import UsageError
 from sak.features import FeatureMaps
 from sak.losses.distillation import DistillationLoss
-from sak.losses.hadamard import orthonormal_hadamard
+from sak.losses.hadamard import hadamard, orthonormal_hadamard
 from sak.losses.standardise import channel_standardiser, phi_s
 
 WIDTHS = (1, 2, 4, 8, 12, 16, 24, 36, 48, 96, 192, 384, 768, 1024, 1152, 1280, 1408, 1536, 1664)
@@ -24,8 +24,20 @@ def _map(features):
     return features.reshape(1, features.shape[0], 50, -1)
 
 
+@pytest.mark.parametrize("order", [1, 2, 4, 8, 12, 20, 24, 28, 36, 44, 60, 64])
+def test_hadamard_matrices_are_orthogonal_and_of_plus_and_minus_one(order):
+    matrix = hadamard(order)
+    assert torch.equal(matrix.abs(), torch.ones(order, order, dtype=torch.float64))
+    assert torch.equal(matrix @ matrix.T, order * torch.eye(order, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("order", [3, 6, 10, 52, 100])
+def test_orders_without_a_construction_have_none(order):
+    assert hadamard(order) is None
+
+
 @pytest.mark.parametrize("width", WIDTHS)
-def test_hadamard_matrices_are_orthonormal_with_entries_of_one_size(width):
+def test_divided_by_their_root_they_are_orthonormal_with_entries_of_one_size(width):
     matrix = orthonormal_hadamard(width)
     assert (matrix @ matrix.T - torch.eye(width, dtype=torch.float64)).abs().max() < 1e-12
     assert (matrix.abs() - width**-0.5).abs().max() < 1e-15

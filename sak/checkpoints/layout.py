@@ -50,8 +50,13 @@ class Layout:
 
     def down_ratio(self) -> int:
         """The stem's width over the adapters'; 4 where there are none."""
-        hidden = {self.state[f"{self.prefix}tsap.{name}.0.down.weight"].shape[0] for (name,) in self._paths()}
-        return self.width // hidden.pop() if hidden else 4
+        keys = [f"{self.prefix}tsap.{name}.0.down.weight" for (name,) in self._paths()]
+        if not keys:
+            return 4
+        hidden = self.state[keys[0]].shape[0]
+        if not hidden or self.width % hidden:
+            raise SakError(f"{keys[0]} is {tuple(self.state[keys[0]].shape)}: {hidden} do not divide {self.width}")
+        return self.width // hidden
 
     def _paths(self) -> list[tuple[str, ...]]:
         return self._found(r"tsap\.([^.]+)\.0\.down\.weight")

@@ -123,6 +123,8 @@ def import_checkpoint(
         dataset: see `from_reference_state_dict`.
         overwrite: replace what is in `out`.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out is the folder for the checkpoint")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists; choose another --out, or --overwrite")
     state = read_reference_file(file)
@@ -130,8 +132,8 @@ def import_checkpoint(
     student = from_reference_state_dict(
         state,
         image_size=image_size or _image_size(layout, dataset),
-        num_heads=num_heads or max(1, layout.width // 64),
-        teachers=teachers or _file_order(layout, file),
+        num_heads=max(1, layout.width // 64) if num_heads is None else num_heads,
+        teachers=_file_order(layout, file) if teachers is None else teachers,
         tasks=tasks,
         dataset=dataset,
     )
@@ -143,7 +145,9 @@ def _image_size(layout: Layout, name: str | None) -> tuple[int, int]:
         return dataset_of(name).input_size
     side = round(layout.patches**0.5)
     if side * side != layout.patches:
-        raise UsageError(f"the position embedding is for {layout.patches} patches, no square: give --image-size HxW")
+        raise UsageError(
+            f"the position embedding is for {layout.patches} patches, no square: give --image-size HEIGHT WIDTH"
+        )
     return side * PATCH, side * PATCH
 
 

@@ -1,7 +1,7 @@
 """What a student is made of: a frozen description that goes into its checkpoint as JSON."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,6 +15,9 @@ Fusion = Literal["mor", "sum", "none"]
 GateNoise = Literal["image", "pixel"]
 Freeze = Literal["none", "stem", "all-but-routers"]
 LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
+
+STEM_EXPERT = "TAS"
+"""The routers' name for the stem, their first expert; no teacher can have it."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED = frozenset(dir(nn.ModuleDict()))
@@ -33,6 +36,8 @@ class Lora:
         if self.rank < 1:
             raise UsageError(f"lora.rank must be at least 1, got {self.rank}")
         object.__setattr__(self, "targets", tuple(self.targets))
+        if not self.targets:
+            raise UsageError("lora.targets is empty: name some of qkv, proj, fc1, fc2, or leave lora out")
         for target in self.targets:
             _check_choice("lora.targets", target, get_args(LoraTarget))
 
@@ -77,8 +82,9 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         """Check all of it; what follows from the rest (`tapped`, `teacher_widths`, `aligned`) is not filled in here."""
-        object.__setattr__(self, "image_size", tuple(self.image_size))
-        object.__setattr__(self, "levels", None if self.levels is None else tuple(self.levels))
+        object.__setattr__(self, "image_size", _whole_numbers("image_size", self.image_size))
+        if self.levels is not None:
+            object.__setattr__(self, "levels", _whole_numbers("levels", self.levels))
         size = self.size
         self._check_sizes(size)
         self._check_names()
@@ -101,10 +107,13 @@ class StudentConfig:
     def _check_names(self) -> None:
         for kind, table in (("teacher", self.teacher_widths), ("task", self.tasks)):
             for name, channels in table.items():
-                if not _NAME.fullmatch(name) or name in _RESERVED:
-                    raise UsageError(f"{kind} name {name!r} cannot be used: letters, digits, - and _ make a name")
-                if channels < 1:
-                    raise UsageError(f"{kind} {name!r} needs a positive number of channels, got {channels}")
+                if not _NAME.fullmatch(name) or name in _RESERVED or name == STEM_EXPERT:
+                    raise UsageError(
+                        f"{kind} name {name!r} cannot be used: letters, digits, - and _ make a name, and {STEM_EXPERT} "
+                        "is the stem"
+                    )
+                if not isinstance(channels, int) or channels < 1:
+                    raise UsageError(f"{kind} {name!r} needs a positive number of channels, got {channels!r}")
         _check_choice("fusion", self.fusion, get_args(Fusion))
         _check_choice("gate_noise", self.gate_noise, get_args(GateNoise))
         _check_choice("freeze", self.freeze, get_args(Freeze))
@@ -152,7 +161,7 @@ class StudentConfig:
     @property
     def experts(self) -> tuple[str, ...]:
         """The routers' experts in the order of the gates: `TAS`, then the teachers."""
-        return ("TAS", *self.teachers)
+        return (STEM_EXPERT, *self.teachers)
 
     def resolved(self) -> "StudentConfig":
         """The same student with everything that follows from the rest spelled out, as checkpoints keep it."""
@@ -174,7 +183,7 @@ class StudentConfig:
         """The inverse of `to_json`; mappings are taken for teachers and tasks too. Unknown keys are errors."""
         plain = dict(value)
         for name in {"teachers", "tasks"} & plain.keys():
-            plain[name] = dict(plain[name])
+            plain[name] = _table(name, plain[name])
         if isinstance(plain.get("stem"), Mapping):
             plain["stem"] = _construct(StemSize, plain["stem"], "stem")
         if isinstance(plain.get("lora"), Mapping):
@@ -195,6 +204,20 @@ def _construct(kind: type[T], value: Mapping[str, Any], where: str) -> T:
         if entry.default is MISSING and entry.default_factory is MISSING and entry.name not in value:
             raise UsageError(f"{where}: {entry.name} is missing")
     return kind(**value)
+
+
+def _table(name: str, value: Any) -> dict[str, Any]:
+    """A mapping, or pairs, as a dictionary in that order."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Sequence) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+        raise UsageError(f"student: {name} must map names to channels, got {value!r}")
+    return dict(pairs)
+
+
+def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
+    if not isinstance(values, Sequence) or any(not isinstance(value, int) for value in values):
+        raise UsageError(f"{name} must be a list of whole numbers, got {values!r}")
+    return tuple(values)
 
 
 def _check_choice(name: str, value: str, known: Iterable[str]) -> None:

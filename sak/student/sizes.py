@@ -22,8 +22,9 @@ class StemSize:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no ViT has."""
-        if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:
-            raise UsageError(f"a stem's width must be a multiple of its heads, got {self}")
+        sizes = (self.width, self.depth, self.heads)
+        if any(not isinstance(size, int) or size < 1 for size in sizes) or self.width % self.heads:
+            raise UsageError(f"a stem's sizes are whole numbers from 1, its width a multiple of its heads, got {self}")
 
 
 STEMS: dict[str, StemSize] = {

@@ -53,23 +53,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         value: Any = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise SakError(f"{path}: not a readable weights file ({str(error).splitlines()[0]}); copy it again") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SakError(f"{path}: not a readable weights file ({reason}); copy it again") from error
     for container in ("model", "state_dict", "model_state_dict"):
         if isinstance(value, Mapping) and isinstance(value.get(container), Mapping):
             value = value[container]
-    tensors = {key.removeprefix("module."): tensor for key, tensor in value.items() if isinstance(tensor, Tensor)}
+    tensors = {key: tensor for key, tensor in value.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
     if not tensors:
-        raise SakError(f"{path}: holds no tensors; give a state dict")
-    return tensors
+        raise SakError(f"{path}: holds no tensors with names; give a state dict")
+    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
 
 
 def _load_torch(path: Path) -> Mapping[str, object]:
     try:
         value: object = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise ValueError("it holds objects other than tensors, which are never loaded") from error
+        raise SakError(
+            f"{path}: holds objects other than tensors, which are never loaded; save its state dict alone where you "
+            "trust it"
+        ) from error
     if not isinstance(value, Mapping):
-        raise ValueError(f"it holds a {type(value).__name__}, not a state dict")
+        raise SakError(f"{path}: holds a {type(value).__name__}, not a state dict; save the model's state_dict()")
     return value
 
 

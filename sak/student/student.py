@@ -150,6 +150,8 @@ class Student(nn.Module):
         shape = noise_shape(kind, batch=len(tokens), experts=experts, grid=self.config.grid)
         if given is None:
             return draw_noise(shape, tokens, generator)
+        if level not in given or task not in given[level]:
+            raise UsageError(f"no noise for level {level}, {task}; give it for every level and task, or leave it out")
         noise = given[level][task]
         if tuple(noise.shape) != shape:
             raise UsageError(
@@ -185,6 +187,8 @@ class Student(nn.Module):
                 f"the student takes (B, 3, {height}, {width}) images, got {tuple(images.shape)}; resize them, or load "
                 "the student with another image_size"
             )
+        if not images.is_floating_point():
+            raise UsageError(f"the student takes normalised float images, got {images.dtype}")
         if noise is not None and not self.training:
             raise UsageError("routers have no noise in evaluation: leave noise out, or call train() first")
         for task in tasks or ():

@@ -1,5 +1,7 @@
 """The authors' layout in and out, and what does not fit it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -76,6 +78,10 @@ def spoil_missing(state):
     del state["backbone.tsap.clip.2.up.weight"]
 
 
+def spoil_down(state):
+    state["backbone.tsap.dinov2.0.down.weight"] = torch.ones(0, 24)
+
+
 def spoil_extra(state):
     state["backbone.vit.norm.weight"] = torch.ones(24)
 
@@ -88,6 +94,7 @@ def spoil_shape(state):
     ("spoil", "message"),
     [
         (spoil_missing, r"lacks backbone\.tsap\.clip\.2\.up\.weight"),
+        (spoil_down, r"tsap\.dinov2\.0\.down\.weight is \(0, 24\): 0 do not divide 24"),
         (spoil_extra, r"has unknown backbone\.vit\.norm\.weight"),
         (spoil_shape, r"mor\.0_depth\.router\.module\.3\.weight is \(6, 12\), the student needs \(8, 12\)"),
     ],
@@ -107,6 +114,8 @@ def test_another_layout_is_refused_with_its_first_keys():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"teachers": ()}, r"teachers dinov2, clip, sam; got \(none\)"),
+        ({"num_heads": 0}, "whole numbers from 1"),
         ({"teachers": ("dinov2", "clip")}, "teachers dinov2, clip, sam; got dinov2, clip"),
         ({"tasks": ("semseg", "edge")}, "tasks semseg, depth; got semseg, edge"),
         ({"num_heads": 5}, "multiple of its heads"),
@@ -153,7 +162,7 @@ def test_a_sorted_file_needs_the_order_of_its_teachers(tmp_path):
 
 def test_an_image_size_that_cannot_be_told_is_asked_for(tmp_path):
     torch.save(to_reference_state_dict(build_student(CONFIG)), tmp_path / "theirs.pth")
-    with pytest.raises(UsageError, match="24 patches, no square: give --image-size HxW"):
+    with pytest.raises(UsageError, match="24 patches, no square: give --image-size HEIGHT WIDTH"):
         import_checkpoint(tmp_path / "theirs.pth", tmp_path / "run", num_heads=3)
 
 
@@ -163,15 +172,42 @@ def test_an_existing_run_is_not_written_over(tmp_path):
         import_checkpoint(tmp_path / "theirs.pth", tmp_path / "run")
 
 
-def test_objects_are_never_unpickled(tmp_path):
-    torch.save({"model": CONFIG}, tmp_path / "evil.pth")
-    with pytest.raises(SakError, match="objects other than tensors"):
-        read_reference_file(tmp_path / "evil.pth")
+def test_a_run_that_is_a_file_is_refused_even_with_overwrite(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UsageError, match="is a file; --out is the folder"):
+        import_checkpoint(tmp_path / "theirs.pth", tmp_path / "run", overwrite=True)
 
 
-@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
+@pytest.mark.parametrize("options", [{"num_heads": 0}, {"teachers": []}])
+def test_nothing_given_is_not_taken_for_the_default(tmp_path, options):
+    torch.save(to_reference_state_dict(build_student(CONFIG)), tmp_path / "theirs.pth")
+    with pytest.raises(UsageError):
+        import_checkpoint(tmp_path / "theirs.pth", tmp_path / "run", image_size=(64, 96), **options)
+    assert not (tmp_path / "run").exists()
+
+
+class Code:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_never_run(tmp_path, zipped):
+    file, ran = tmp_path / "evil.pth", tmp_path / "ran"
+    torch.save({"model": Code(ran)}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(SakError, match=r"evil\.pth: holds objects other than tensors, which are never loaded; save"):
+        read_reference_file(file)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "empty.pth", "cut.safetensors"])
 def test_a_cut_off_file_is_one_clear_line(tmp_path, name):
-    (tmp_path / name).write_bytes(b"PK\x03\x04 not all of it")
+    (tmp_path / name).write_bytes(b"" if name == "empty.pth" else b"PK\x03\x04 not all of it")
     with pytest.raises(SakError, match="not a readable weights file") as caught:
         read_reference_file(tmp_path / name)
     assert "\n" not in str(caught.value)

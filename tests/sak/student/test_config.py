@@ -41,12 +41,17 @@ def test_the_default_is_the_papers_base_student():
     [
         ({"image_size": (48, 60)}, r"multiples of 16, got \(48, 60\)"),
         ({"image_size": (0, 16)}, "multiples of 16"),
+        ({"image_size": 48}, "image_size must be a list of whole numbers, got 48"),
+        ({"image_size": (48.0, 64.0)}, "image_size must be a list of whole numbers"),
+        ({"levels": ("2", "4")}, r"levels must be a list of whole numbers, got \('2', '4'\)"),
         ({"levels": (1, 3)}, r"end with the last block, 4 .*got \(1, 3\)"),
         ({"levels": (2, 2, 4)}, r"increasing block numbers.*got \(2, 2, 4\)"),
         ({"levels": ()}, "increasing block numbers"),
         ({"down_ratio": 5}, "divide the stem's width 24, got 5"),
         ({"teachers": {"din.ov2": 24}}, "teacher name 'din.ov2' cannot be used"),
         ({"teachers": {"keys": 24}}, "teacher name 'keys' cannot be used"),
+        ({"teachers": {"TAS": 24}}, "teacher name 'TAS' cannot be used.*TAS is the stem"),
+        ({"tasks": {"depth": "1"}}, "task 'depth' needs a positive number of channels, got '1'"),
         ({"tasks": {"sem seg": 4}}, "task name 'sem seg' cannot be used"),
         ({"tasks": {"depth": 0}}, "task 'depth' needs a positive number of channels, got 0"),
         ({"fusion": "mean"}, "fusion must be one of mor, sum, none, got 'mean'"),
@@ -75,6 +80,17 @@ def test_an_unknown_option_inside_the_stem_is_refused(tiny):
         StudentConfig.from_json(tiny.to_json() | {"stem": {"widht": 24, "depth": 4, "heads": 3}})
 
 
+@pytest.mark.parametrize("value", [["a", "b"], [["a", 8, 9]], "a=8", 8])
+def test_teachers_that_are_no_table_are_refused(tiny, value):
+    with pytest.raises(UsageError, match="teachers must map names to channels"):
+        StudentConfig.from_json(tiny.to_json() | {"teachers": value})
+
+
+def test_lora_on_nothing_is_refused():
+    with pytest.raises(UsageError, match=r"lora\.targets is empty"):
+        Lora(targets=())
+
+
 def test_an_option_that_must_be_given_is_named():
     with pytest.raises(UsageError, match="student: image_size is missing"):
         StudentConfig.from_json({"teachers": {"a": 8}})
@@ -83,6 +99,11 @@ def test_an_option_that_must_be_given_is_named():
 def test_a_stem_needs_heads_that_divide_its_width():
     with pytest.raises(UsageError, match="multiple of its heads"):
         StemSize(width=24, depth=4, heads=5)
+
+
+def test_a_stems_sizes_are_whole_numbers():
+    with pytest.raises(UsageError, match=r"whole numbers from 1.*depth='4'"):
+        StemSize(width=24, depth="4", heads=3)
 
 
 def test_baselines_are_the_same_parts(tiny):

@@ -154,7 +154,12 @@ def test_a_missing_file_is_named():
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [([1, 2], "a list, not a state dict"), ({"iter": 7}, "holds no tensors")]
+    ("value", "message"),
+    [
+        ([1, 2], "a list, not a state dict"),
+        ({"iter": 7}, "holds no tensors"),
+        ({0: torch.ones(1)}, "holds no tensors with names"),
+    ],
 )
 def test_a_file_without_a_state_dict_is_refused(value, message):
     torch.save(value, "other.pth")

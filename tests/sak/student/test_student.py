@@ -257,6 +257,17 @@ def test_an_unknown_task_names_the_nearest_one(tiny, images):
         build_student(tiny)(images, tasks=("dept",))
 
 
+def test_noise_that_leaves_out_a_level_or_task_is_refused(tiny, images):
+    student = build_student(tiny).train()
+    with pytest.raises(UsageError, match="no noise for level 1, "):
+        student(images, noise={2: {}})
+
+
+def test_bytes_are_refused_as_images(tiny, images):
+    with pytest.raises(UsageError, match=r"normalised float images, got torch\.uint8"):
+        build_student(tiny)(images.byte())
+
+
 def test_noise_in_evaluation_is_refused(tiny, images):
     with pytest.raises(UsageError, match="no noise in evaluation"):
         build_student(tiny).eval()(images, noise={})

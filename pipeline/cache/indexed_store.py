@@ -14,8 +14,9 @@ from pipeline.cache.chunk_codecs import ChunkCodec, chunk_codec
 from pipeline.cache.file_opener import FileOpener
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
 from pipeline.cache.memory import address
-from pipeline.cache.native_calls import CUT, FAILED, WRONG_SUM
-from pipeline.cache.native_read import TRAILER, UNCHECKED, read_ranges, reason
+from pipeline.cache.native_calls import ABSENT, CUT, FAILED, WRONG_SUM
+from pipeline.cache.native_plan import plan
+from pipeline.cache.native_read import read_ranges, reason
 from pipeline.cache.open_files import FileKey, OpenFile, open_files
 from pipeline.cache.sample_request import SampleRequest
 from pipeline.cache.staging import Staging
@@ -24,6 +25,8 @@ from pipeline.storage import Location
 from pipeline.storage.errors import explain
 
 Longs = NDArray[np.int64]
+# An array's file in each block asked for, and its row in it.
+ArrayFiles = Sequence[tuple[OpenFile, int]]
 
 # Bytes of a request from which several threads pay.
 _THREADED_FROM = 8 << 20
@@ -35,6 +38,9 @@ class IndexedStore(ABC):
     `staging` takes copies of remote files, `threads` read a large request (by default as many as there are cores, up
     to 4), and `verify` off skips the checksums of samples: for measurements, never for use.
     """
+
+    # Whether a file holds the arrays of each sample together.
+    together = False
 
     def __init__(
         self,
@@ -90,7 +96,7 @@ class IndexedStore(ABC):
         """See `ColumnStore`."""
         count = len(self.layout.block_samples(block))
         with self._borrowed([(view, block)], self.layout.arrays) as files:
-            there = np.stack([file.places[row, :, 0] >= 0 for _, (file,), row in files])
+            there = np.stack([file.places[row, :, 0] >= 0 for ((file, row),) in files])
         if np.any(there != there[0]) or np.any(there[0, count:]):
             path = self.location.at(self.files(view, block)[0])
             raise DamageError(f"{path}: the arrays of this block hold different samples; {REMEDY}")
@@ -105,61 +111,47 @@ class IndexedStore(ABC):
         open_files().drop(self.location.url)
 
     def _read_part(self, request: SampleRequest, arrays: Sequence[ArrayLayout], target: Arrays) -> None:
-        with self._borrowed(request.blocks, arrays) as lent:
-            plain = [each for each in lent if chunk_codec(self.layout.codec, each[0]) is None]
-            table = np.empty((len(plain), len(request), 5), np.int64)
-            for rows, (array, files, row) in zip(table, plain, strict=True):
-                self._locate(request, files, row, rows)
-                rows[:, 1] = address(target[array.name]) + array.nbytes * request.order
-            self._fetch(table, [array for array, _, _ in plain], request, target)
-            for array, files, row in lent:
-                if (codec := chunk_codec(self.layout.codec, array)) is not None:
-                    self._read_encoded(request, array, codec, (files, row), target)
+        codecs = [chunk_codec(self.layout.codec, array) for array in arrays]
+        with self._borrowed(request.blocks, arrays) as files:
+            plain = [number for number, codec in enumerate(codecs) if codec is None]
+            if plain:
+                wanted = [arrays[number] for number in plain]
+                places = [(address(target[array.name]), array.nbytes) for array in wanted]
+                ranges = self._plan(request, places, [files[number] for number in plain])
+                self._fetch(ranges, wanted, request, target)
+            for array, codec, of_array in zip(arrays, codecs, files, strict=True):
+                if codec is not None:
+                    self._read_encoded(request, array, codec, of_array, target)
 
-    def _locate(self, request: SampleRequest, files: Sequence[OpenFile], row: int, rows: Longs) -> None:
-        """Fill all but the addresses of an array's `rows` for `read_ranges`."""
-        rows[:, 4] = TRAILER
-        starts = request.starts
-        for number, file in enumerate(files):
-            start, stop = starts[number], starts[number + 1]
-            rows[start:stop, 0] = file.descriptor
-            rows[start:stop, 2 : 2 + file.places.shape[2]] = file.places[row][request.positions[start:stop]]
-        if not self.verify:
-            rows[:, 4] = UNCHECKED
+    def _plan(self, request: SampleRequest, places: Sequence[tuple[int, int]], files: Sequence[ArrayFiles]) -> Longs:
+        return plan(request, places, files, checked=self.verify, together=self.together)
 
-    def _fetch(self, table: Longs, arrays: Sequence[ArrayLayout], request: SampleRequest, target: Arrays) -> None:
-        """Read the rows of `table`, (arrays, samples, 5); absent samples become the fill."""
-        there = table[..., 2] >= 0
-        wanted = table.reshape(-1, 5)
-        if not there.all():
-            wanted = table[there]
-            for array, present in zip(arrays, there, strict=True):
-                target[array.name][request.order[~present]] = np.dtype(array.dtype).type(array.fill)
-        status = read_ranges(wanted, self.threads if wanted[:, 3].sum() >= _THREADED_FROM else 1)
-        if status.any():
-            bad = int(np.flatnonzero(status)[0])
-            number, at = divmod(int(np.flatnonzero(there)[bad]), len(request))
-            self._fail(arrays[number], request, at, int(status[bad]))
+    def _fetch(self, ranges: Longs, arrays: Sequence[ArrayLayout], request: SampleRequest, target: Arrays) -> None:
+        """Read what `plan` made; absent samples become the fill."""
+        large = len(ranges) > 1 and int(ranges[:, 3].sum()) >= _THREADED_FROM
+        status = read_ranges(ranges, self.threads if large else 1)
+        if not status.any():
+            return
+        for row in np.flatnonzero(status).tolist():
+            at, number = divmod(row, len(arrays)) if self.together else divmod(row, len(request))[::-1]
+            array = arrays[number]
+            if status[row] != ABSENT:
+                self._fail(array, request, at, int(status[row]))
+            target[array.name][request.order[at]] = np.dtype(array.dtype).type(array.fill)
 
     def _read_encoded(
-        self,
-        request: SampleRequest,
-        array: ArrayLayout,
-        codec: ChunkCodec,
-        lent: tuple[Sequence[OpenFile], int],
-        target: Arrays,
+        self, request: SampleRequest, array: ArrayLayout, codec: ChunkCodec, files: ArrayFiles, target: Arrays
     ) -> None:
-        rows = np.empty((len(request), 5), np.int64)
-        self._locate(request, *lent, rows)
-        present = np.flatnonzero(rows[:, 2] >= 0)
-        ends = np.cumsum(np.where(rows[:, 2] >= 0, rows[:, 3], 0))
+        ranges = self._plan(request, [(0, 0)], [files])
+        present = ranges[:, 2] >= 0
+        ends = np.cumsum(np.where(present, ranges[:, 3], 0))
         chunks = np.empty(int(ends[-1]), np.uint8)
-        rows[:, 1] = address(chunks) + ends - rows[:, 3]
-        self._fetch(rows[None], [array], request, target)
-        for i in present.tolist():
+        ranges[:, 1] = address(chunks) + ends - ranges[:, 3]
+        self._fetch(ranges, [array], request, target)
+        for i in np.flatnonzero(present).tolist():
             sample = target[array.name][request.order[i] : request.order[i] + 1].reshape(-1)
             try:
-                codec.decode(chunks[ends[i] - rows[i, 3] : ends[i]], sample)
+                codec.decode(chunks[ends[i] - ranges[i, 3] : ends[i]], sample)
             except (RuntimeError, ValueError):
                 self._fail(array, request, i, WRONG_SUM)
 
@@ -174,18 +166,14 @@ class IndexedStore(ABC):
         raise DamageError(f"{place}: {what}; {REMEDY}")
 
     @contextmanager
-    def _borrowed(
-        self, blocks: Sequence[tuple[int, int]], arrays: Sequence[ArrayLayout]
-    ) -> Iterator[list[tuple[ArrayLayout, list[OpenFile], int]]]:
-        """Each array with its open files, in the order of `blocks`, and its row in them."""
+    def _borrowed(self, blocks: Sequence[tuple[int, int]], arrays: Sequence[ArrayLayout]) -> Iterator[list[ArrayFiles]]:
+        """For each array its open files, in the order of `blocks`, and its row in them."""
         url = self.location.url
-        keys = [[(url, self.data_file(array)[0], *block) for block in blocks] for array in arrays]
+        found = [self.data_file(array) for array in arrays]
+        keys = [[(url, name, *block) for block in blocks] for name, _ in found]
         lent = open_files().borrow([key for of_array in keys for key in of_array], self.load)
         try:
-            yield [
-                (array, [lent[key] for key in of_array], self.data_file(array)[1])
-                for array, of_array in zip(arrays, keys, strict=True)
-            ]
+            yield [[(lent[key], row) for key in of_array] for of_array, (_, row) in zip(keys, found, strict=True)]
         finally:
             open_files().give_back(lent.values())
 

@@ -25,8 +25,8 @@ join_thread = types.ExternalFunction("pthread_join", _int(_long, _long))
 _errno_address = types.ExternalFunction("__errno_location", _long())
 
 EINTR = 4
-# Statuses of one read, write or open; above them 16 + errno.
-DONE, CUT, WRONG_SUM, FAILED = 0, 1, 2, 16
+# Statuses of one read, write or open; from FAILED on 16 + errno.
+ABSENT, DONE, CUT, WRONG_SUM, FAILED = -1, 0, 1, 2, 16
 
 
 @intrinsic

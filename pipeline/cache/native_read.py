@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.memory import address
 from pipeline.cache.native_calls import (
+    ABSENT,
     CUT,
     DONE,
     EINTR,
@@ -30,7 +31,7 @@ from pipeline.cache.native_calls import (
     start_thread,
     take_next,
 )
-from pipeline.cache.native_crc import extend
+from pipeline.cache.native_crc import extend, load8
 from pipeline.cache.native_jit import Number, callback, compiled, inner
 
 Longs = NDArray[np.int64]
@@ -101,6 +102,10 @@ def _read_ranges(ranges: Number, status: Number, trailers: Number, first: Number
     vectors = np.empty((_GROUP_VECTORS + 1, 2), np.int64)
     trash = np.empty(_GAP, np.uint8)
     while first < last:
+        if ranges[first, 2] < 0:
+            status[first] = ABSENT
+            first += 1
+            continue
         count = _gather(ranges, first, last, vectors, trailers, trash.ctypes.data)
         behind, total = vectors[_GROUP_VECTORS, 0], vectors[_GROUP_VECTORS, 1]
         file = np.int32(ranges[first, 0])
@@ -133,7 +138,9 @@ def _open_files(files: Number, status: Number, first: Number, last: Number) -> N
         elif tail > 0:
             status[i] = _read_fully(file, files[i, 2], tail, files[i, 5] - tail)
             if status[i] == DONE:
-                stored = carray(longs(files[i, 2] + tail - 4), 1)[0]
+                stored = np.int64(0)
+                for byte in range(4):
+                    stored |= np.int64(load8(files[i, 2] + tail - 4 + byte)) << (8 * byte)
                 status[i] = _check(files[i, 2], tail - 4, TRAILER, stored)
 
 
@@ -189,7 +196,8 @@ def read_ranges(ranges: Longs, threads: int = 1) -> Longs:
 
     `expected` is the CRC32C, TRAILER where it stands in the four bytes behind the range, or UNCHECKED. Rows of one
     file in ascending order are read together. The addresses must stay valid and belong to nobody else. Status 0 is
-    done, `CUT` a file that ends early, `WRONG_SUM` another checksum, and from `FAILED` on 16 + errno.
+    done, `ABSENT` a row whose offset is negative, `CUT` a file that ends early, `WRONG_SUM` another checksum, and from
+    `FAILED` on 16 + errno.
     """
     if threads <= 1 or len(ranges) < 2:
         return _run(_READ, ranges, np.array([0, len(ranges)], np.int64), 1)

@@ -11,6 +11,8 @@ from pipeline.cache.layout import ColumnLayout
 
 Longs = NDArray[np.int64]
 
+_FIRST = np.zeros(1, np.int64)
+
 
 @dataclass(frozen=True)
 class SampleRequest:
@@ -41,10 +43,14 @@ class SampleRequest:
 
     @classmethod
     def _sorted(cls, layout: ColumnLayout, views: Longs, samples: Longs) -> Self:
+        if len(samples) == 1:
+            number = int(samples[0])
+            block = int(views[0]), number // layout.block
+            return cls(samples, np.array([number % layout.block]), _FIRST, [block], [0, 1])
         order = np.argsort(views * layout.samples + samples, kind="stable")
         samples = samples[order]
-        block, positions = np.divmod(samples, layout.block)
-        numbers = views[order] * layout.blocks + block
+        of_block, positions = np.divmod(samples, layout.block)
+        numbers = views[order] * layout.blocks + of_block
         starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()] if len(numbers) else []
         blocks = [divmod(int(numbers[start]), layout.blocks) for start in starts]
         return cls(samples, positions, order, blocks, [*starts, len(samples)])

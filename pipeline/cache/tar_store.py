@@ -38,6 +38,8 @@ def index_path(tar: str) -> str:
 class TarStore(IndexedStore):
     """See `ColumnStore`. `key` names a sample by its number; reading does without."""
 
+    together = True
+
     def __init__(
         self,
         location: Location,

@@ -16,7 +16,7 @@ from pipeline.cluster import resolve_device
 from pipeline.data.distillation import CachedBatches
 from pipeline.progress import Update
 from pipeline.training.config import Frozen
-from pipeline.training.devices import check_trackers, make_accelerator, start_trackers
+from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
 from pipeline.training.distill_recipe import DistillRecipe, student_config
 from pipeline.training.figures import draw_distillation
 from pipeline.training.loop import Batch, Fit, FitResult, Hooks, Step, StepResult
@@ -164,7 +164,7 @@ def distill(
     if accelerator.is_main_process:
         run.conclude(step=result.step, stopped=result.stopped, bytes_read=targets.cache.bytes_read)
         draw_distillation(run)
-    accelerator.end_training()
+    finish_trackers(accelerator)
     return result
 
 

@@ -1,11 +1,13 @@
 """accelerate's entry: devices, precision, trackers."""
 
+import atexit
 import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -28,6 +30,8 @@ def make_accelerator(
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     AcceleratorState._reset_state(reset_partial_state=not distributed and PartialState._shared_state != {})
     GradientState._reset_state()
+    if distributed:
+        atexit.register(_end_process_group)
     precision = _PRECISIONS[config.precision]
     return Accelerator(mixed_precision=precision, cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
 
@@ -45,6 +49,17 @@ def start_trackers(accelerator: Accelerator, project: str, settings: Mapping[str
     """Tell the trackers, if there are any, what the run is; nested settings get dotted names."""
     if accelerator.log_with:
         accelerator.init_trackers(project, config=dict(_flat(settings)))
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Let the trackers write what they hold; accelerate's own way also ends the process group."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def _end_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:

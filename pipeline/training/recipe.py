@@ -40,7 +40,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as a recipe: {error}") from error
+        raise UsageError(f"{path} cannot be read as a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UsageError(f"{path} is not a recipe: it holds {type(document).__name__}, not named settings")
     return document

@@ -58,7 +58,8 @@ class RunDirectory:
         try:
             before = yaml.safe_load((root / CONFIG).read_text())
         except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"{root} is not a run to resume ({error}); start one without --resume") from error
+            reason = " ".join(str(error).split())
+            raise UsageError(f"{root} is not a run to resume ({reason}); start one without --resume") from error
         differing = differences(before, config)
         if differing and not force:
             listed = "; ".join(f"{name}: was {old!r}, now {new!r}" for name, old, new in differing)

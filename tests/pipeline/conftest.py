@@ -1,4 +1,4 @@
-"""A small real cache for training: images, tiny random teachers of the real architectures, extracted in this process."""
+"""A small real cache for training: images, and tiny random teachers of the real architectures, run in this process."""
 
 from types import SimpleNamespace
 from uuid import uuid4

@@ -1,0 +1,98 @@
+"""Recipes: the paper's numbers, overrides, and errors of one line."""
+
+import pytest
+
+from pipeline.training.distill_recipe import DistillRecipe, StudentRecipe, TaughtBy, student_config
+from pipeline.training.recipe import load_recipe
+from sak.errors import UsageError
+
+STUDENTS = {"sak_b_from_b": "base", "sak_s_from_b": "small", "sak_b_from_l": "base", "sak_l_from_l": "large",
+            "many_to_one": "base"}  # fmt: skip
+B = {name: TaughtBy(768, (3, 6, 9, 12), (3, 6, 9, 12)) for name in ("dinov2", "clip", "sam")}
+L = {name: TaughtBy(1024, (6, 12, 18, 24), (6, 12, 18, 24)) for name in ("dinov2", "clip", "sam")}
+
+
+@pytest.fixture
+def recipes(request):
+    return request.config.rootpath / "recipes/distill"
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_recipes_have_the_hyperparameters_of_the_paper(recipes, name):
+    recipe = load_recipe(DistillRecipe, recipes / f"{name}.yaml")
+    training, optimiser, schedule = recipe.training, recipe.training.optimiser, recipe.training.schedule
+    assert (training.epochs, training.steps, training.batch_size, training.clip_norm) == (30, None, 128, None)
+    assert (optimiser.rate, optimiser.weight_decay, optimiser.betas, optimiser.eps) == (1e-3, 0.01, (0.9, 0.999), 1e-8)
+    assert (schedule.kind, schedule.warmup_epochs, schedule.warmup_rate) == ("cosine", 2, 1.25e-7)
+    assert (schedule.final_rate, schedule.delay) == (1e-5, 1)
+    loss = recipe.loss
+    assert (loss.kind, loss.cosine, loss.cosine_weight, loss.l1_weight) == ("cos+l1", "map", 0.9, 0.1)
+    assert recipe.student.stem == f"vit_{STUDENTS[name]}_patch16_384.augreg_in21k_ft_in1k"
+    assert recipe.student.adapters == (name != "many_to_one")
+
+
+@pytest.mark.parametrize(
+    ("name", "teachers", "levels", "aligned"),
+    [
+        ("sak_b_from_b", B, (3, 6, 9, 12), False),
+        ("sak_s_from_b", B, (3, 6, 9, 12), True),
+        ("sak_b_from_l", L, (3, 6, 9, 12), True),
+        ("sak_l_from_l", L, (6, 12, 18, 24), False),
+        ("many_to_one", B, (3, 6, 9, 12), True),
+    ],
+)
+def test_a_student_takes_levels_from_its_own_depth_and_aligners_where_widths_differ(
+    recipes, name, teachers, levels, aligned
+):
+    config = student_config(load_recipe(DistillRecipe, recipes / f"{name}.yaml").student, teachers, (384, 384))
+    assert (config.tapped, config.aligned) == (levels, aligned)
+
+
+def test_the_default_recipe_is_the_papers_and_takes_its_length_where_none_is_named():
+    assert DistillRecipe().training.epochs == 30
+    assert load_recipe(DistillRecipe, None, ["training.seed=3"]).training.epochs == 30
+    assert load_recipe(DistillRecipe, None, ["training.steps=3"]).training.epochs is None
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("training.optimizer.rate=1", r"unknown key training.optimizer; did you mean 'optimiser'\?"),
+        ("training.optimiser.rtae=1", r"unknown key training.optimiser.rtae; did you mean 'rate'\?"),
+        ("studnet.stem=x", r"unknown key studnet; did you mean 'student'\?"),
+        ("training.batch_size=0", r"training.batch_size: .*greater than or equal to 1"),
+        ("training.precision=fp8", r"training.precision: .*'fp32', 'bf16' or 'fp16'"),
+        ("training.steps", r"write it as name=value"),
+        ("training.seed=[", r"the value is not YAML"),
+        ("loss.kind.x=1", r"loss.kind.x|loss.kind"),
+    ],
+)
+def test_wrong_keys_and_values_are_one_clear_line(line, told):
+    with pytest.raises(UsageError, match=told) as error:
+        load_recipe(DistillRecipe, None, [line])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unreadable_recipe_is_one_clear_line(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read as a recipe"):
+        load_recipe(DistillRecipe, tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UsageError, match="is not a recipe: it holds list"):
+        load_recipe(DistillRecipe, tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1,\n")
+    with pytest.raises(UsageError, match=r"broken\.yaml") as error:
+        load_recipe(DistillRecipe, tmp_path / "broken.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_epochs_and_steps_exclude_each_other_and_parts_must_divide_the_batch():
+    with pytest.raises(UsageError, match="give epochs or steps, one of them"):
+        load_recipe(DistillRecipe, None, ["training.steps=3", "training.epochs=1"])
+    with pytest.raises(UsageError, match="batch_size 10 does not divide into 4 accumulated parts"):
+        load_recipe(DistillRecipe, None, ["training.batch_size=10", "training.accumulate=4"])
+
+
+def test_teachers_with_other_levels_are_refused():
+    teachers = {"a": TaughtBy(8, (1, 2, 3, 4), (2, 4)), "b": TaughtBy(8, (1, 2, 3, 4), (1, 4))}
+    with pytest.raises(UsageError, match=r"b is wanted at levels \(1, 4\).*paired by position, name --levels"):
+        student_config(StudentRecipe(stem={"width": 8, "depth": 4, "heads": 2}), teachers, (32, 32))

@@ -1,0 +1,65 @@
+"""A run's directory: what is refused, what a resume compares, what is forgotten."""
+
+import json
+
+import pytest
+
+from pipeline.training.run import RunDirectory, differences
+from sak.errors import UsageError
+
+CONFIG = {"recipe": {"training": {"steps": 3, "rate": 0.1}}, "cache": "c"}
+
+
+def test_an_existing_directory_is_refused_unless_it_is_a_run_to_be_replaced(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    run.record({"step": 1})
+    with pytest.raises(UsageError, match="go on with --resume, or replace it with --overwrite"):
+        RunDirectory.create(run.root, CONFIG)
+    assert RunDirectory.create(run.root, CONFIG, overwrite=True).metrics() == []
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").touch()
+    with pytest.raises(UsageError, match="is not a run's directory"):
+        RunDirectory.create(tmp_path / "thesis", CONFIG, overwrite=True)
+    assert (tmp_path / "thesis/chapter.tex").exists()
+
+
+def test_a_changed_configuration_is_listed_and_refused_unless_forced(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    changed = {"recipe": {"training": {"steps": 3, "rate": 0.2}}, "cache": "d"}
+    with pytest.raises(UsageError, match=r"recipe.training.rate: was 0.1, now 0.2; cache: was 'c', now 'd'.*--force"):
+        RunDirectory.resume(run.root, changed)
+    RunDirectory.resume(run.root, changed, force=True)
+    RunDirectory.resume(run.root, changed)
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(UsageError, match="not a run to resume"):
+        RunDirectory.resume(tmp_path, CONFIG)
+
+
+def test_differences_name_settings_by_their_path():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}) == [("a.c", 2, None), ("a.d", None, 3)]
+
+
+def test_measurements_after_the_checkpoint_are_forgotten_and_a_cut_line_too(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    for step in (1, 2, 3):
+        run.record({"step": step})
+    with (run.root / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    run.forget_after(2)
+    assert run.metrics() == [{"step": 1}, {"step": 2}]
+
+
+def test_every_session_is_kept_with_its_versions_and_its_end(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    run.describe(stage="distill")
+    run.conclude(step=7, stopped=True)
+    run.describe(stage="distill")
+    told = json.loads((run.root / "run.json").read_text())
+    first, second = told["sessions"]
+    assert first["step"] == 7
+    assert first["stopped"]
+    assert first["ended"] >= first["started"]
+    assert "ended" not in second
+    assert "torch" in second["packages"]

@@ -156,13 +156,18 @@ def _connect(address: str) -> Client:
 
 
 def _running_cluster(client: Client, config: ClusterConfig) -> Cluster:
-    client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    except TimeoutError as error:
+        raise SakError(
+            f"the Dask scheduler at {config.scheduler} has no workers; start some with `dask worker --nthreads 2`"
+        ) from error
     devices = set(client.run(_device_of_worker, config.device).values())
     if len(devices) != 1:
         raise SakError(
             f"the workers at {config.scheduler} differ in device ({sorted(devices)}); name one with --device"
         )
-    info = client.scheduler_info()["workers"]
+    info = client.scheduler_info(n_workers=-1)["workers"]
     threads = set(client.run(_threads_of_worker).values())
     return Cluster(client, devices.pop(), len(info), max(threads), client.dashboard_link)
 

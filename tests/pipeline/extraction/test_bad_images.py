@@ -78,7 +78,9 @@ def test_unusable_images_are_listed_with_reasons_and_never_read(run, planted, tm
 
 
 def test_a_run_with_too_many_unusable_images_stops_and_lists_them(run, planted, tmp_path):
-    with pytest.raises(SakError, match=r"of 20 images cannot be used, more than --max-bad 0.001 allows.*bad-cut: ") as e:
+    with pytest.raises(
+        SakError, match=r"of 20 images cannot be used, more than --max-bad 0.001 allows.*bad-cut: "
+    ) as e:
         run(planted)
     assert "\n" not in str(e.value)
     with pytest.raises(SakError, match="cannot be used"):

@@ -174,7 +174,7 @@ def test_the_report_has_blocks_versions_hardware_and_settings(run, shards):
     assert "40 images in" in report.to_text()
 
 
-TEACHER_MODULE = '''
+TEACHER_MODULE = """
 import torch
 from torch import nn
 
@@ -208,7 +208,7 @@ def insatiable(image_size):
 
 def broken(image_size):
     return Odd(100, True)
-'''
+"""
 
 
 @pytest.fixture
@@ -262,7 +262,9 @@ def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_kept(run
     from pipeline.storage import Location
 
     lease = Leases(Location.parse(folder / "leases")).acquire("v000-b000002")
-    columns = [columns_module.WritableColumn.create_or_open(cache, cache.top.manifest(place)) for place in cache.columns]
+    columns = [
+        columns_module.WritableColumn.create_or_open(cache, cache.top.manifest(place)) for place in cache.columns
+    ]
     columns_module.remove_leftovers(columns)
     assert dead.exists()
     lease.release()

@@ -95,42 +95,28 @@ def test_one_and_four_workers_write_the_same_bytes(whole, spec, shards, tmp_path
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_within_ten_seconds_and_the_next_run_completes(whole, spec, shards, tmp_path, bytes_of):
-    run = Extraction(spec, shards, tmp_path / "cache")
-    run.wait_for_records()
-    start = time.monotonic()
-    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: to everybody
-    said, _ = run.process.communicate(timeout=60)
-    assert run.wait_until_gone(10 - (time.monotonic() - start)) == []
-    assert time.monotonic() - start < 10
-    assert run.process.returncode == 130, said
-    assert "Traceback" not in said
-    again = Extraction(spec, shards, tmp_path / "cache")
-    again.finish()
-    assert bytes_of(tmp_path / "cache") == bytes_of(whole)
-
-
-@pytest.mark.slow
-def test_sigterm_as_from_a_scheduler_stops_the_run_resumably(spec, shards, tmp_path):
-    run = Extraction(spec, shards, tmp_path / "cache")
-    run.wait_for_records()
-    run.process.terminate()
-    said, _ = run.process.communicate(timeout=20)
-    assert run.process.returncode == 130, said
-    assert run.wait_until_gone(5) == []
-    assert verify(str(tmp_path / "cache"), deep=True).sound
-    assert not list((tmp_path / "cache").rglob("*.part"))
-
-
-@pytest.mark.slow
-def test_a_run_killed_half_way_is_completed_to_the_same_bytes(whole, spec, shards, tmp_path, bytes_of):
-    run = Extraction(spec, shards, tmp_path / "cache")
-    run.wait_for_records()
-    run.process.kill()
-    run.process.communicate(timeout=10)
-    assert run.wait_until_gone() == []
-    Extraction(spec, shards, tmp_path / "cache").finish()
-    assert bytes_of(tmp_path / "cache") == bytes_of(whole)
+def test_interrupted_then_terminated_then_killed_it_still_ends_in_the_same_bytes(
+    whole, spec, shards, tmp_path, bytes_of
+):
+    cache = tmp_path / "cache"
+    for number, stop in enumerate((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), 1):
+        run = Extraction(spec, shards, cache)
+        run.wait_for_records(2 * number)
+        start = time.monotonic()
+        if stop == signal.SIGINT:
+            os.killpg(run.process.pid, stop)  # as a terminal does: to everybody
+        else:
+            run.process.send_signal(stop)
+        said, _ = run.process.communicate(timeout=60)
+        assert run.wait_until_gone(10 - (time.monotonic() - start)) == []
+        assert time.monotonic() - start < 10
+        assert "Traceback" not in said
+        if run.process.returncode != 0:  # it may have come too late
+            assert run.process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 130), said
+        assert verify(str(cache), deep=True).sound
+    Extraction(spec, shards, cache).finish()
+    assert bytes_of(cache) == bytes_of(whole)
+    assert not list(cache.rglob("*.part"))
 
 
 @pytest.mark.slow

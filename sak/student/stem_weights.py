@@ -69,8 +69,8 @@ def _load_torch(path: Path) -> Mapping[str, object]:
         value: object = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise SakError(
-            f"{path}: holds objects other than tensors, which are never loaded; save its state dict alone where you "
-            "trust it"
+            f"{path}: is damaged or holds objects other than tensors, which are never loaded; copy it again, or save "
+            "its state dict alone where you trust it"
         ) from error
     if not isinstance(value, Mapping):
         raise SakError(f"{path}: holds a {type(value).__name__}, not a state dict; save the model's state_dict()")

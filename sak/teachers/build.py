@@ -24,6 +24,7 @@ _LIBRARIES = {  # module, function that finds a model in it
     "segment_anything": ("sak.teachers.segment_anything_teacher", "segment_anything_blueprint"),
     "custom": ("sak.teachers.custom", "custom_blueprint"),
 }
+_MAY_BE_NONE = ("reg_tokens", "window_size")  # sizes of which 0 is one
 _WORDS = {"normalization": ("imagenet", "native"), "precision": tuple(PRECISIONS), "sam_padding": ("keep", "crop")}
 
 
@@ -107,9 +108,14 @@ def _request(
 def _blueprint(request: TowerRequest) -> Blueprint:
     module, function = _LIBRARIES[request.name.library]
     library = import_module(module)
-    for key in request.overrides:
+    for key, value in request.overrides.items():
         if key not in library.OVERRIDES:
             raise UsageError(f"{request.name.text}: no size override {key!r}{nearest(key, library.OVERRIDES)}")
+        if value < (0 if key in _MAY_BE_NONE else 1):
+            raise UsageError(f"{request.name.text}: size override {key} must be at least 1, got {value}")
+    width, heads = request.overrides.get("embed_dim", 0), request.overrides.get("num_heads", 1)
+    if width % heads:
+        raise UsageError(f"{request.name.text}: embed_dim {width} is no multiple of num_heads {heads}")
     blueprint: Blueprint = getattr(library, function)(request)
     return blueprint
 
@@ -151,6 +157,8 @@ def _facts(blueprint: Blueprint, tower: Tower, options: _Options, known: Teacher
 def _levels(name: str, levels: tuple[int, ...] | None, depth: int) -> tuple[int, ...]:
     if levels is None and (depth < 4 or depth % 4):
         raise UsageError(f"{name}: a depth of {depth} has no quarters to take levels from; name the levels")
+    if levels is not None and not (isinstance(levels, list | tuple) and all(isinstance(n, int) for n in levels)):
+        raise UsageError(f"{name}: levels must be block numbers, got {levels!r}")
     chosen = default_levels(depth) if levels is None else tuple(levels)
     increasing = all(low < high for low, high in pairwise(chosen))
     if not chosen or not increasing or chosen[0] < 1 or chosen[-1] > depth:

@@ -101,7 +101,7 @@ class PaddedSquare:
 
 def as_size(value: int | tuple[int, int], what: str) -> Size:
     """A size as (height, width); UsageError unless both are positive whole numbers."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
     if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
         raise UsageError(f"{what} must be one positive number of pixels or (height, width), got {value!r}")
     return pair[0], pair[1]

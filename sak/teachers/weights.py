@@ -70,7 +70,7 @@ def read_state_dict(path: Path) -> State:
         )
     loaded = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
     state = _unwrap(loaded)
-    strangers = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
+    strangers = [str(k) for k, value in state.items() if not (isinstance(k, str) and isinstance(value, Tensor))]
     if strangers or not state:
         held = f"{', '.join(strangers[:3])} beside tensors" if strangers else "no tensors"
         raise WeightsError(f"{path}: holds {held}; weights are a state dict, a flat mapping of names to tensors")
@@ -93,7 +93,12 @@ def _load_torch(path: Path) -> Any:
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:  # torch's own words advise to switch weights_only off
+        raise WeightsError(
+            f"{path}: is damaged or holds objects other than tensors, which are never loaded; fetch it again, or save "
+            "its state dict alone where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"{path}: cannot be read as tensors alone ({reason}); fetch it again, or save its state dict as safetensors"

@@ -200,7 +200,7 @@ class Code:
 def test_code_in_a_file_is_never_run(tmp_path, zipped):
     file, ran = tmp_path / "evil.pth", tmp_path / "ran"
     torch.save({"model": Code(ran)}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(SakError, match=r"evil\.pth: holds objects other than tensors, which are never loaded; save"):
+    with pytest.raises(SakError, match=r"evil\.pth: .*objects other than tensors, which are never loaded"):
         read_reference_file(file)
     assert not ran.exists()
 

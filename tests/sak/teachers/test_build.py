@@ -425,3 +425,27 @@ def test_dinov2s_own_files_are_read(tiny, save_state, images):
     loaded = build_teacher(MODELS["dinov2 with registers"], weights=path, image_size=SIZE, overrides=tiny)
     assert loaded.weights_sha256 == source.weights_sha256
     assert loaded(images).grid == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"embed_dim": 25, "num_heads": 2}, "embed_dim 25 is no multiple of num_heads 2"),
+        ({"embed_dim": 24, "num_heads": 0}, "size override num_heads must be at least 1, got 0"),
+        ({"depth": 0}, "size override depth must be at least 1, got 0"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        build_teacher(DINOV2, weights="random:0", overrides=overrides)
+
+
+@pytest.mark.parametrize("levels", [("2", "4"), 3])
+def test_levels_that_are_no_numbers_are_refused(tiny, levels):
+    with pytest.raises(UsageError, match="levels must be block numbers, got "):
+        build_teacher(DINOV2, weights="random:0", overrides=tiny, levels=levels)
+
+
+def test_a_size_in_fractions_of_a_pixel_is_refused():
+    with pytest.raises(UsageError, match=r"image_size must be one positive number of pixels.*got 56\.0"):
+        build_teacher(DINOV2, weights="random:0", image_size=56.0)

@@ -126,8 +126,9 @@ def test_a_truncated_torch_file_is_refused(tmp_path):
 def test_pickled_objects_are_never_loaded(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"weight": torch.zeros(1), "object": hashlib.sha256}, path)
-    with pytest.raises(WeightsError, match="cannot be read as tensors alone"):
+    with pytest.raises(WeightsError, match="holds objects other than tensors, which are never loaded") as error:
         read_state_dict(path)
+    assert "weights_only" not in str(error.value)
 
 
 def test_a_torchscript_archive_is_refused(tmp_path):
@@ -135,6 +136,13 @@ def test_a_torchscript_archive_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("model/constants.pkl", b"")
     with pytest.raises(WeightsError, match="TorchScript archive"):
+        read_state_dict(path)
+
+
+def test_tensors_without_names_are_refused(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({0: torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="holds 0 beside tensors; weights are a state dict"):
         read_state_dict(path)
 
 

@@ -158,17 +158,18 @@ class Column:
 
     def block_views(self, view: int, block: int) -> Rows:
         """(samples of the block,) rows of box, flip and CRC, zero where absent; DamageError where the file changed."""
-        kept: dict[tuple[int, int], Rows] = self._views
-        if (view, block) not in kept:
+        rows = self._views.get((view, block))
+        if rows is None:  # another thread may empty what is kept at any moment, so it is never looked up twice
             record = self.records.get((view, block))
             if record is None or record.views is None:
                 raise CacheError(f"{self.location}: block {record_name(view, block)} is not there; extract it")
             data = check_file(self.location, record.views)
-            if len(kept) >= _VIEWS_KEPT:
-                kept.clear()
             count = len(self.manifest.layout.block_samples(block))
-            kept[view, block] = rows_from_bytes(data, count, self.location.at(record.views.path))
-        return kept[view, block]
+            rows = rows_from_bytes(data, count, self.location.at(record.views.path))
+            if len(self._views) >= _VIEWS_KEPT:
+                self._views.clear()
+            self._views[view, block] = rows
+        return rows
 
     @cached_property
     def _views(self) -> dict[tuple[int, int], Rows]:

@@ -303,3 +303,27 @@ def test_overlays_are_split_at_colons_that_are_not_part_of_urls(place, layers):
 def test_an_empty_place_is_refused():
     with pytest.raises(UsageError, match="names no cache"):
         split_overlay("")
+
+
+def test_boxes_dropped_from_memory_while_another_thread_reads_them_are_still_given(writer):
+    class Emptied(dict):
+        """What is kept, emptied by another thread after every look."""
+
+        def get(self, key):
+            found = super().get(key)
+            self.clear()
+            return found
+
+        def __contains__(self, key):
+            there = super().__contains__(key)
+            self.clear()
+            return there
+
+        def __setitem__(self, key, rows):
+            """Gone before it can be looked up."""
+
+    column = writer().write("dino").column.fresh()
+    expected = column.block_views(0, 0)
+    column.__dict__["_views"] = Emptied({(0, 0): expected})
+    assert (column.block_views(0, 0) == expected).all()
+    assert (column.block_views(0, 0) == expected).all()

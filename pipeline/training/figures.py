@@ -1,6 +1,6 @@
 """Pictures of a run, drawn from its `metrics.jsonl`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,23 @@ COLOURS = ("#1d4ed8", "#b91c1c", "#15803d", "#a16207", "#7e22ce", "#0e7490", "#b
 def draw_distillation(run: RunDirectory) -> list[Path]:
     """`losses.png`, `rep_sim.png` (where it was measured) and `speed.png`; returns what was drawn."""
     lines = run.metrics()
+    reads = run.about().get("reads", {})
+    random = frozenset(reads.get("random", ()))
     training = [line for line in lines if not line.get("evaluation")]
     measured = [line for line in lines if line.get("evaluation")]
     drawn = []
     if training:
-        drawn += [_losses(training, run.figures / "losses.png"), _speed(training, run.figures / "speed.png")]
+        drawn += [_losses(training, random, run.figures / "losses.png"), _speed(training, run.figures / "speed.png")]
     if measured:
-        drawn.append(_rep_sim(measured, run.figures / "rep_sim.png"))
+        drawn.append(_rep_sim(measured, random, run.figures / "rep_sim.png"))
     return drawn
 
 
-def _losses(lines: Lines, path: Path) -> Path:
+def _named(teacher: str, random: Collection[str]) -> str:
+    return f"{teacher} (RANDOM weights)" if teacher in random else teacher
+
+
+def _losses(lines: Lines, random: Collection[str], path: Path) -> Path:
     """The total, then one panel a teacher with a line a level."""
     names = [name for name in lines[0] if "/level" in name]
     teachers = list(dict.fromkeys(name.split("/")[0] for name in names))
@@ -37,20 +43,20 @@ def _losses(lines: Lines, path: Path) -> Path:
     for panel, teacher in zip(axes[1:], teachers, strict=True):
         levels = [name for name in names if name.startswith(f"{teacher}/")]
         for colour, name in zip(COLOURS, levels, strict=False):
-            _curve(panel, lines, name, name.split("/")[1], colour)
-        panel.set_title(teacher)
+            _curve(panel, lines, name, name.split("/")[1].replace("level", "level "), colour)
+        panel.set_title(_named(teacher, random))
     return _save(figure, axes, path)
 
 
-def _rep_sim(lines: Lines, path: Path) -> Path:
+def _rep_sim(lines: Lines, random: Collection[str], path: Path) -> Path:
     """One line a teacher over the steps, then the levels at the end."""
     teachers = [name.split("/")[1] for name in lines[-1] if name.count("/") == 1 and name.startswith("rep_sim/")]
     figure, axes = _panels(2)
     for colour, teacher in zip(COLOURS, teachers, strict=False):
-        _curve(axes[0], lines, f"rep_sim/{teacher}", teacher, colour)
+        _curve(axes[0], lines, f"rep_sim/{teacher}", _named(teacher, random), colour)
         levels = [name for name in lines[-1] if name.startswith(f"rep_sim/{teacher}/")]
         values = [lines[-1][name] for name in levels]
-        axes[1].plot(range(1, len(values) + 1), values, "o-", color=colour, label=teacher)
+        axes[1].plot(range(1, len(values) + 1), values, "o-", color=colour, label=_named(teacher, random))
     axes[0].set_title("rep_sim on held-out images")
     axes[1].set(title=f"by level, step {lines[-1]['step']}", xlabel="level")
     axes[1].set_xticks(

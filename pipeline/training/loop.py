@@ -156,7 +156,8 @@ class Fit:
         self.speaker.show(self.step)
         better = not stopping and self._evaluate()
         if self._due(self.config.checkpoint_every) or stopping or ending or better:
-            self._save(best=better)
+            with self.window.aside():
+                self._save(best=better)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -181,7 +182,8 @@ class Fit:
         model = self.ema.model if self.ema is not None else self.plain
         training = model.training
         model.eval()
-        values = dict(self.hooks.evaluate(model, self.step))
+        with self.window.aside():
+            values = dict(self.hooks.evaluate(model, self.step))
         model.train(training)
         self.evaluated = self.step
         self.speaker.tell(self.step, {"evaluation": True, **values})

@@ -82,8 +82,7 @@ class RunDirectory:
 
     def describe(self, **facts: Any) -> None:
         """Write `run.json`: versions, machine and command line, with `facts`; earlier sessions are kept."""
-        path = self.root / ABOUT
-        before = json.loads(path.read_text()) if path.is_file() else {"sessions": []}
+        before = {"sessions": [], **self.about()}
         session = {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
@@ -92,14 +91,18 @@ class RunDirectory:
             "machine": platform.platform(),
         }
         document = {**before, **facts, "sessions": [*before["sessions"], session]}
-        _write_whole(path, json.dumps(document, indent=2, default=str) + "\n")
+        _write_whole(self.root / ABOUT, json.dumps(document, indent=2, default=str) + "\n")
+
+    def about(self) -> dict[str, Any]:
+        """What `run.json` says; empty where there is none yet."""
+        path = self.root / ABOUT
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def conclude(self, **facts: Any) -> None:
         """Add to this session's entry in `run.json` when it ended, and how."""
-        path = self.root / ABOUT
-        document = json.loads(path.read_text())
+        document = self.about()
         document["sessions"][-1] |= {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
-        _write_whole(path, json.dumps(document, indent=2, default=str) + "\n")
+        _write_whole(self.root / ABOUT, json.dumps(document, indent=2, default=str) + "\n")
 
     def log(self, line: str) -> None:
         """Append a line with the time to `train.log`."""

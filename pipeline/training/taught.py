@@ -47,8 +47,13 @@ class TargetSource:
 
     def describe(self) -> dict[str, Any]:
         """What is read, for `run.json`."""
-        read = self.cache.describe() if self.read_features else {**self.cache.describe(), "columns": []}
-        return {**read, "live": self.live.describe() if self.live is not None else {}}
+        read = self.cache.describe()
+        if not self.read_features:
+            read["columns"] = []
+        live = self.live.teachers if self.live is not None else {}
+        random = [name for name, each in live.items() if each.teacher.is_random and name not in read["random"]]
+        told = self.live.describe() if self.live is not None else {}
+        return {**read, "random": [*read["random"], *random], "live": told}
 
 
 def open_targets(asked: Asked, device: torch.device) -> TargetSource:

@@ -1,7 +1,8 @@
 """Measurements between two log lines; losses stay on the device until a line is due."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -36,6 +37,15 @@ class Window:
         self._waited += waited
         self._rate = rate
         return step[0]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs in the block is no training: its time counts for neither rate nor share."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - start
 
     def close(self, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
         """Means over the window and all processes, images a second, and the share of time spent waiting for data."""

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,12 +22,12 @@ from pipeline.training.loop import Batch, Fit, FitResult, Hooks, Step, StepResul
 from pipeline.training.recipe import load_recipe
 from pipeline.training.rep_sim import mean_similarities
 from pipeline.training.run import RunDirectory
+from pipeline.training.student_files import load_weights, save_weights
 from pipeline.training.taught import TargetSource, open_held_out, open_targets
-from sak.checkpoints import load_student, save_student
 from sak.errors import UsageError
 from sak.losses.distillation import DistillationLoss
 from sak.losses.targets import Targets
-from sak.student import Student, build_student
+from sak.student import build_student
 
 
 class DistillConfig(Frozen):
@@ -240,24 +239,3 @@ def open_run(out: Path, settings: Mapping[str, Any], accelerator: Accelerator, s
         )
     accelerator.wait_for_everyone()
     return run
-
-
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write a student's checkpoint."""
-    if not isinstance(model, Student):
-        raise TypeError(f"a student, not {type(model).__name__}")
-    save_student(model, folder)
-
-
-@torch.no_grad()
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put a checkpoint's weights into a student that is there; UsageError where it is another student."""
-    if not isinstance(model, Student):
-        raise TypeError(f"a student, not {type(model).__name__}")
-    saved = load_student(folder)
-    try:
-        model.load_state_dict(saved.state_dict())
-    except RuntimeError as error:
-        raise UsageError(
-            f"{folder} holds another student than the recipe asks for; put the recipe back, or start a new run"
-        ) from error

@@ -50,6 +50,26 @@ def test_twenty_steps_are_seven_a_signal_and_thirteen_more_bit_for_bit(toy, sett
         assert same(saved, straight.ema.model.state_dict())
 
 
+def test_a_run_killed_between_checkpoints_makes_the_lost_steps_again(toy):
+    class KilledError(BaseException):
+        pass
+
+    def die(step):
+        if step == 9:
+            raise KilledError
+
+    straight = toy.fit("straight", checkpoint_every=7)
+    straight()
+    with pytest.raises(KilledError):
+        toy.fit("killed", source=toy.source(on_batch=die), checkpoint_every=7)()
+    assert list(toy.losses("killed")) == list(range(1, 10))
+    second = toy.fit("killed", resume=True, checkpoint_every=7)
+    assert second.step == 7
+    second()
+    assert toy.losses("killed") == toy.losses("straight")
+    assert same(weights(second), weights(straight))
+
+
 def test_a_second_ctrl_c_interrupts_at_once(toy):
     def twice(step):
         if step in (2, 3):

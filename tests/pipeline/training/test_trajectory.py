@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.distill import distill_step, save_weights
+from pipeline.distill import distill_step
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import Fit, Hooks, make_accelerator
 from pipeline.training.run import RunDirectory
+from pipeline.training.student_files import save_weights
 from sak.checkpoints.reference import from_reference_state_dict, reference_key
 from sak.features import FeatureMaps
 from sak.losses.distillation import DistillationLoss

@@ -14,7 +14,7 @@ DEMO_IMAGES ?= 512
 DEVICE ?= auto
 VIEWS ?= 1
 
-.PHONY: help setup constraints demo extract-features clean-demo test test-long check lint bench clean
+.PHONY: help setup constraints demo extract-features distill clean-demo test test-long check lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ $(DEMO)/data/manifest.json: $(SETUP)
 extract-features: $(SETUP) $(if $(DATA),,$(DEMO)/data/manifest.json) ## stage 1, of the demo by default: SPEC=, DATA=, CACHE=, DEVICE=, VIEWS=
 	$(BIN)/sak-cli extract --spec $(or $(SPEC),cache_specs/demo.yaml) --data $(or $(DATA),$(DEMO)/data/imagenet) \
 	  --cache $(or $(CACHE),$(DEMO)/cache) --device $(DEVICE) --views $(VIEWS)
+
+distill: $(SETUP) $(if $(CACHE),,extract-features) ## stage 2, of the demo by default: CACHE=, OUT=, RECIPE=, DEVICE=
+	$(BIN)/sak-cli distill --cache $(or $(CACHE),$(DEMO)/cache) --out $(or $(OUT),$(DEMO)/runs/distill) \
+	  --config $(or $(RECIPE),recipes/distill/demo.yaml) --device $(DEVICE) $(if $(OUT),,--overwrite)
 
 clean-demo: ## remove what `make demo` wrote
 	rm -rf $(DEMO)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from sak import __version__
-from sak.errors import SakError, nearest
+from sak.errors import SakError, UsageError, nearest
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[
     0
@@ -217,6 +217,71 @@ def extract(
     typer.echo(report.to_json() if as_json else report.to_text())
 
 
+@app.command()
+def distill(
+    cache: CachePlace,
+    out: Annotated[Path, typer.Option(help="The run's directory.")],
+    config: Annotated[Path | None, typer.Option(help="A recipe, such as those of recipes/distill/.")] = None,
+    overrides: Overrides = None,
+    teachers: Named = None,
+    levels: Annotated[str | None, typer.Option(help="Some of the teachers' blocks, such as 9,12.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="Refuse columns that another spec made.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the images are now; where they were, by default.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Length of the run in epochs.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Global: over all processes.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    val_cache: Annotated[str | None, typer.Option(help="A cache of held-out images, to measure rep_sim on.")] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Run the teachers instead of reading them: a control.")
+    ] = False,
+    teachers_online: Annotated[str | None, typer.Option(help="Run these teachers, read the others.")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Train on what is extracted so far.")] = False,
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    seed: Annotated[int | None, typer.Option(help="Of the student, the order and the jitter.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume although settings changed.")] = False,
+    trackers: Annotated[str | None, typer.Option(help="tensorboard, wandb.")] = None,
+) -> None:
+    """Stage 2: train the student against the cache, with no teacher forward. torchrun starts several processes.
+
+    Example: [cyan]sak-cli distill --cache ./cache --out ./runs/b --config recipes/distill/sak_b_from_b.yaml[/cyan]
+    """
+    from pipeline.distill import run_distill
+    from pipeline.progress import progress_bar
+
+    with progress_bar("steps") as progress:
+        result = run_distill(
+            cache,
+            out,
+            config=config,
+            overrides=overrides or (),
+            teachers=comma_list(teachers),
+            levels=number_list("--levels", levels),
+            spec=str(spec) if spec is not None else None,
+            data=data,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            precision=precision,
+            val_cache=val_cache,
+            online=online,
+            teachers_online=comma_list(teachers_online) or (),
+            allow_partial=allow_partial,
+            device=device,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            force=force,
+            trackers=comma_list(trackers) or (),
+            say=lambda line: typer.echo(line, err=True),
+            progress=progress,
+        )
+    typer.echo(f"{'Stopped' if result.stopped else 'Done'} after {result.step:,} steps; {result.checkpoint}")
+    raise typer.Exit(130 if result.stopped else 0)
+
+
 cache_app = typer.Typer(no_args_is_help=True, help="Plan, look at, prove, mend and move feature caches.")
 app.add_typer(cache_app, name="cache")
 
@@ -317,6 +382,55 @@ def cache_verify(
     raise typer.Exit(0 if found.sound else 1)
 
 
+@cache_app.command("repair")
+def cache_repair(
+    cache: Annotated[str, typer.Argument(help="The cache: one folder or URL.")],
+    data: Annotated[str | None, typer.Option(help="Where the images are now; where they were, by default.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    workers: Annotated[int | None, typer.Option(help="One per visible GPU, or one on the CPU, by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a worker.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+    batch_size: Annotated[int, typer.Option(help="For blocks whose record does not say theirs any more.")] = 32,
+) -> None:
+    """Verify deeply and extract exactly the damaged blocks again; exit code 1 where something is left.
+
+    Example: [cyan]sak-cli cache repair ./cache[/cyan]
+    """
+    from pipeline.cluster import ClusterConfig
+    from pipeline.extraction.config import Voice
+    from pipeline.extraction.repair import RepairConfig, repair
+    from pipeline.progress import progress_bar
+
+    config = RepairConfig(
+        cache, data, batch_size=batch_size, cluster=ClusterConfig(scheduler, device, workers, threads)
+    )
+    with progress_bar("images") as progress:
+        report = repair(config, Voice(say=lambda line: typer.echo(line, err=True), progress=progress))
+    typer.echo(report.to_text())
+    raise typer.Exit(0 if report.sound else 1)
+
+
+@cache_app.command("check-live")
+def cache_check_live(
+    cache: Annotated[str, typer.Argument(help="The cache.")],
+    teachers: Named = None,
+    samples: Annotated[int, typer.Option(help="Images of every column, spread evenly over it.")] = 16,
+    view: Annotated[int, typer.Option(help="Which view.")] = 0,
+    data: Annotated[str | None, typer.Option(help="Where the images are now; where they were, by default.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    as_json: AsJson = False,
+) -> None:
+    """Run the teachers on a sample of the images and compare with the cache; exit code 1 where they disagree.
+
+    Example: [cyan]sak-cli cache check-live ./cache --samples 32[/cyan]
+    """
+    from pipeline.extraction.check_live import check_live
+
+    report = check_live(cache, teachers=comma_list(teachers), samples=samples, view=view, data=data, device=device)
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.to_text())
+    raise typer.Exit(0 if report.agrees else 1)
+
+
 @cache_app.command("prune")
 def cache_prune(
     cache: Annotated[str, typer.Argument(help="The cache.")],
@@ -399,6 +513,16 @@ def import_checkpoint(
         overwrite=overwrite,
     )
     typer.echo(f"Wrote {written}")
+
+
+def number_list(option: str, text: str | None) -> list[int] | None:
+    """`9,12` as numbers; None where nothing was given."""
+    parts = comma_list(text)
+    if parts is None:
+        return None
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"{option} {text!r}: give numbers separated by commas, such as 9,12")
+    return [int(part) for part in parts]
 
 
 def comma_list(text: str | None) -> list[str] | None:

@@ -4,12 +4,13 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.utils import silence_logging_cmgr
 
 from sak.errors import SakError, UsageError
 
@@ -75,12 +76,17 @@ def visible_gpus() -> tuple[str, ...]:
 def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     """Connect to the scheduler asked for, or start a cluster of this machine that ends with the block."""
     if config.scheduler is not None:
-        with _connect(config.scheduler) as client:
+        with _quiet(), _connect(config.scheduler) as client:
             yield _running_cluster(client, config)
         return
     device = resolve_device(config.device)
     environments = _worker_environments(config, device)
-    with dask.config.set(_DASK_SETTINGS), SpecCluster(**_local_spec(environments)) as local, Client(local) as client:
+    with (
+        _quiet(),
+        dask.config.set(_DASK_SETTINGS),
+        SpecCluster(**_local_spec(environments)) as local,
+        Client(local) as client,
+    ):
         threads = int(environments[0]["OMP_NUM_THREADS"])
         try:
             yield Cluster(client, device, len(environments), threads, local.dashboard_link or None)
@@ -145,6 +151,11 @@ def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
     }
     scheduler = {"cls": Scheduler, "options": {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}}
     return {"workers": workers, "scheduler": scheduler, "silence_logs": logging.ERROR}
+
+
+def _quiet() -> AbstractContextManager[None]:
+    """Dask's own messages about lost connections, tracebacks among them; what matters of them is told as one line."""
+    return silence_logging_cmgr(logging.CRITICAL)
 
 
 def _connect(address: str) -> Client:

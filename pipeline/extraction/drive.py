@@ -5,13 +5,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 from typing import Any, TypeVar
 
 from distributed import Future, KilledWorker, wait
-from distributed.client import FutureCancelledError
+from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError
 
 from pipeline.cluster import BLOCKS_IN_FLIGHT, Cluster
 from pipeline.extraction.calibrate import Calibrated
@@ -25,6 +27,7 @@ RETRIES = 2  # of what is no fault of the data or the user: those come home as o
 STOP_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
 _HELD_SECONDS = 2.0
+_LOST = (CancelledError, CommClosedError, ClosedClientError)
 
 Answer = TypeVar("Answer", Calibrated, Speed)
 
@@ -36,6 +39,14 @@ class ExtractionError(SakError):
         """`exit_code` is that of the error behind it."""
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class SchedulerLostError(ExtractionError):
+    """The Dask scheduler does not answer any more."""
+
+    def __init__(self) -> None:
+        """There is one thing to say."""
+        super().__init__("the Dask scheduler is gone; start it again and run again: what was finished is kept")
 
 
 @contextmanager
@@ -58,8 +69,10 @@ def interruptible() -> Iterator[None]:
 
 def ask(cluster: Cluster, function: Callable[..., Answer], run: Run, *arguments: Any) -> Answer:
     """Run one task on a worker and wait for it; ExtractionError where it failed."""
-    future = cluster.client.submit(function, run, *arguments, pure=False, retries=RETRIES)
-    with _stopped_early(cluster, run, {future: None}):
+    running: dict[Future, None] = {}
+    with _stopped_early(cluster, run, running), _told_if_lost():
+        future = cluster.client.submit(function, run, *arguments, pure=False, retries=RETRIES)
+        running[future] = None
         answer: Answer = _result(future, function.__name__)
     _refuse_failure(answer.failure)
     return answer
@@ -72,7 +85,7 @@ def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job]) -> Generator[Outco
     """
     queue, held = deque(jobs), deque[tuple[float, Job]]()
     running: dict[Future, Job] = {}
-    with _stopped_early(cluster, run, running):
+    with _stopped_early(cluster, run, running), _told_if_lost():
         while queue or held or running:
             while held and held[0][0] <= time.monotonic():
                 queue.append(held.popleft()[1])
@@ -99,14 +112,18 @@ def _stopped_early(cluster: Cluster, run: Run, running: Mapping[Future, object])
         yield
     except BaseException:
         _tell(cluster, request_stop, run.id)
-        with suppress(TimeoutError, FutureCancelledError):
+        with suppress(TimeoutError, *_LOST):
             wait(list(running), timeout=STOP_SECONDS)
         raise
 
 
 def _window(cluster: Cluster) -> int:
     """Enough that no worker waits for the next job, and no more: submitted jobs hold what they will need."""
-    return BLOCKS_IN_FLIGHT * max(1, len(cluster.client.scheduler_info(n_workers=-1)["workers"])) + 1
+    try:
+        workers = len(cluster.client.scheduler_info(n_workers=-1)["workers"])
+    except OSError as error:
+        raise SchedulerLostError from error
+    return BLOCKS_IN_FLIGHT * max(1, workers) + 1
 
 
 def _finished(running: dict[Future, Job]) -> list[Future]:
@@ -118,8 +135,6 @@ def _finished(running: dict[Future, Job]) -> list[Future]:
         return list(wait(list(running), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done)
     except TimeoutError:
         return []
-    except FutureCancelledError:
-        return [future for future in running if future.done()]
 
 
 def _result(future: Future, what: str) -> Any:
@@ -130,10 +145,14 @@ def _result(future: Future, what: str) -> Any:
             f"{what}: its worker died {error.allowed_failures + 1} times, perhaps of too little memory; "
             "lower --batch-size, or look at the workers' logs; run again to go on"
         ) from error
-    except FutureCancelledError as error:
-        raise ExtractionError(
-            "the Dask scheduler is gone; start it again and run again: what was finished is kept"
-        ) from error
+
+
+@contextmanager
+def _told_if_lost() -> Iterator[None]:
+    try:
+        yield
+    except _LOST as error:
+        raise SchedulerLostError from error
 
 
 def _refuse_failure(failure: Failure | None) -> None:

@@ -39,7 +39,7 @@ def test_a_local_cluster_has_pinned_threads_ignores_ctrl_c_and_leaves_no_process
 
 def test_a_running_scheduler_is_used_as_it_is():
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as running,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as running,
         open_cluster(ClusterConfig(scheduler=running.scheduler_address, device="cpu")) as cluster,
     ):
         assert cluster.client.submit(sum, [1, 2]).result() == 3
@@ -58,7 +58,7 @@ def test_a_scheduler_that_does_not_answer_is_one_line(monkeypatch):
 def test_a_scheduler_without_workers_is_one_line(monkeypatch):
     monkeypatch.setattr(cluster_module, "CONNECT_SECONDS", 0.5)
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as running,
+        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as running,
         pytest.raises(SakError, match="has no workers"),
         open_cluster(ClusterConfig(scheduler=running.scheduler_address, device="cpu")),
     ):

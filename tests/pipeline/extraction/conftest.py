@@ -97,7 +97,7 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def scheduler():
     """The address of a Dask scheduler whose one worker is this process."""
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         yield cluster.scheduler_address
 
 

@@ -157,7 +157,9 @@ class DaskProcesses:
         self.processes[name] = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, **quiet)
 
     def kill(self, name: str) -> None:
-        self.processes.pop(name).kill()
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
 
     def close(self) -> None:
         for process in self.processes.values():

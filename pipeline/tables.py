@@ -3,16 +3,38 @@
 from collections.abc import Mapping, Sequence
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+SCREEN = 100  # characters of a line that every terminal in use shows
 
 
-def text_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of equal keys, the keys as headings; an empty sequence gives an empty text."""
+def text_table(rows: Sequence[Mapping[str, object]], *, width: int | None = None, repeat: int = 1) -> str:
+    """Rows of equal keys, the keys as headings; an empty sequence gives an empty text.
+
+    What does not fit into `width` characters goes on below, under the first `repeat` columns again, so that no line is
+    broken.
+    """
     if not rows:
         return ""
-    columns = list(rows[0])
+    names = list(rows[0])
+    first, rest = names[:repeat], names[repeat:]
+    room = sum(2 + _width(rows, name) for name in first) - 2
+    groups, taken = [list(first)], room
+    for name in rest:
+        taken += 2 + _width(rows, name)
+        if width is not None and taken > width and len(groups[-1]) > repeat:
+            groups.append(list(first))
+            taken = room + 2 + _width(rows, name)
+        groups[-1].append(name)
+    return "\n\n".join(_unfolded(rows, columns) for columns in groups)
+
+
+def _width(rows: Sequence[Mapping[str, object]], name: str) -> int:
+    return max(len(name), *(len(_cell(row[name])) for row in rows))
+
+
+def _unfolded(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
     cells = [[_cell(row[name]) for name in columns] for row in rows]
     right = [all(isinstance(row[name], int | float) for row in rows) for name in columns]
-    widths = [max(len(name), *(len(line[place]) for line in cells)) for place, name in enumerate(columns)]
+    widths = [_width(rows, name) for name in columns]
 
     def line(values: Sequence[str]) -> str:
         padded = (

@@ -196,7 +196,7 @@ class ColumnCheck:
         view, block = (of.view, of.block) if isinstance(of, BlockRecord) else of or (None, None)
         return Problem(
             file=self.location.at(path),
-            what=what,
+            what=what.removeprefix(f"{self.location.at(path)}: "),
             column=self.place.name,
             data=self.place.data,
             view=view,

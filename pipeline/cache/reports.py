@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from pipeline.cache.column_check import Problem
 from pipeline.cache.copy import CopyReport
 from pipeline.cache.inventory import ColumnListing, LevelStats, Usage
 from pipeline.cache.prune import PruneCandidate, PrunePlan
 from pipeline.cache.verify import Verification
-from pipeline.tables import human_bytes, text_table
+from pipeline.tables import SCREEN, human_bytes, text_table
+
+_DIGITS = 8  # of a data key, which commands take as its beginning
 
 
 def ls_table(listings: Sequence[ColumnListing]) -> str:
@@ -16,8 +19,7 @@ def ls_table(listings: Sequence[ColumnListing]) -> str:
         [
             {
                 "column": _marked(each.name, each.random),
-                "data": each.data,
-                "model": each.model,
+                "data": each.data[:_DIGITS],
                 "levels": ",".join(map(str, each.levels)),
                 "grid": "{}x{}".format(*each.grid) + ("" if each.reduction == "native" else f" {each.reduction}"),
                 "encoding": each.encoding,
@@ -28,9 +30,12 @@ def ls_table(listings: Sequence[ColumnListing]) -> str:
                 "bad": each.quarantined,
                 "size": human_bytes(each.nbytes),
                 "writers": each.writers,
+                "model": each.model,
             }
             for each in listings
-        ]
+        ],
+        width=SCREEN,
+        repeat=2,
     )
 
 
@@ -40,7 +45,7 @@ def du_table(usages: Sequence[Usage]) -> str:
         [
             {
                 "column": _marked(each.name, each.random),
-                "data": each.data,
+                "data": each.data[:_DIGITS],
                 "files": each.files,
                 "size": human_bytes(each.nbytes),
                 "a sample": human_bytes(each.per_sample),
@@ -48,7 +53,9 @@ def du_table(usages: Sequence[Usage]) -> str:
                 "of no block": human_bytes(each.stray),
             }
             for each in usages
-        ]
+        ],
+        width=SCREEN,
+        repeat=2,
     )
 
 
@@ -58,7 +65,7 @@ def stats_table(stats: Sequence[LevelStats]) -> str:
         [
             {
                 "column": _marked(each.name, each.random),
-                "data": each.data,
+                "data": each.data[:_DIGITS],
                 "level": each.level,
                 "encoding": each.encoding,
                 "samples": each.summary["samples"],
@@ -71,26 +78,25 @@ def stats_table(stats: Sequence[LevelStats]) -> str:
                 "outlier": f"{each.summary['deviation_max']:.1f} sd",
             }
             for each in stats
-        ]
+        ],
+        width=SCREEN,
+        repeat=2,
     )
 
 
 def verify_text(found: Verification) -> str:
-    """The problems, then one line that sums up."""
-    rows = [
-        {
-            "file": each.file,
-            "block": "" if each.view is None else f"view {each.view} block {each.block}",
-            "sample": each.sample or "",
-            "problem": each.what,
-        }
-        for each in found.problems
-    ]
+    """A line a problem, then one line that sums up."""
     looked = f"{found.columns:,} columns, {found.blocks:,} blocks, {human_bytes(found.nbytes)}"
     how = "read and decoded" if found.deep else "looked at (--deep reads them)"
     missing = f"; {found.missing:,} blocks are not there yet" if found.missing else ""
     verdict = "sound" if found.sound else f"problems found, {len(found.problems):,}"
-    return "\n".join([*([text_table(rows)] if rows else []), f"{verdict}: {looked} {how}{missing}"])
+    return "\n".join([*map(_problem, found.problems), f"{verdict}: {looked} {how}{missing}"])
+
+
+def _problem(each: Problem) -> str:
+    struck = [] if each.view is None else [f"view {each.view} block {each.block}"]
+    struck += [f"sample {each.sample}"] if each.sample else []
+    return f"{each.file}: {each.what}" + (f" ({', '.join(struck)})" if struck else "")
 
 
 def prune_text(plan: PrunePlan) -> str:
@@ -98,7 +104,9 @@ def prune_text(plan: PrunePlan) -> str:
     rows = [_candidate(each, "remove") for each in plan.remove]
     rows += [_candidate(each, each.spared or "") for each in plan.spare]
     total = f"{len(plan.remove)} columns, {human_bytes(plan.nbytes)}" if plan.remove else "nothing"
-    return "\n".join([*([text_table(rows)] if rows else []), f"to be removed from {plan.cache}: {total}"])
+    return "\n".join(
+        [*([text_table(rows, width=SCREEN, repeat=2)] if rows else []), f"to be removed from {plan.cache}: {total}"]
+    )
 
 
 def copy_text(report: CopyReport) -> str:
@@ -118,7 +126,7 @@ def _candidate(each: PruneCandidate, what: str) -> dict[str, object]:
     changed = "" if each.modified is None else datetime.fromtimestamp(each.modified).strftime("%Y-%m-%d %H:%M")
     return {
         "column": _marked(each.name, each.random),
-        "data": each.data,
+        "data": each.data[:_DIGITS],
         "files": each.files,
         "size": human_bytes(each.nbytes),
         "last change": changed,

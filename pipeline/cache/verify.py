@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.cache.column_check import ColumnCheck, Problem
 from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace
 from pipeline.cache.manifest import data_name
+from pipeline.cache.sealed import unseal
 from sak.errors import SakError
 
 
@@ -59,7 +60,7 @@ def verify(
     problems: list[Problem] = []
     columns, checks = 0, []
     for layer in cache.layers:
-        problems += _index_problems(layer)
+        problems += [*_index_problems(layer), *_identity_problems(layer)]
         for column_place in layer.columns():
             columns += 1
             check = ColumnCheck(layer, column_place, deep=deep)
@@ -93,7 +94,17 @@ def _index_problems(folder: CacheFolder) -> Iterator[Problem]:
         try:
             key = folder.index(name).data_key()
         except SakError as error:
-            yield Problem(file, str(error))
+            yield Problem(file, str(error).removeprefix(f"{file}: "))
             continue
         if data_name(key) != name:
             yield Problem(file, f"the index of other data, {data_name(key)}; extract with the right data again")
+
+
+def _identity_problems(folder: CacheFolder) -> Iterator[Problem]:
+    """Remembered digests of weights: a damaged one would stop the next extraction."""
+    for name in folder.location.list("identities"):
+        path = f"identities/{name}"
+        try:
+            unseal(folder.location.read_bytes(path), folder.location.at(path))
+        except SakError:
+            yield Problem(folder.location.at(path), "damaged; remove it, the next extraction reads the weights again")

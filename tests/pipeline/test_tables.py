@@ -21,6 +21,16 @@ def test_numbers_stand_to_the_right_and_words_to_the_left():
     assert table.splitlines() == ["name     count", "------  ------", "a            5", "longer  12,345"]
 
 
+def test_a_table_too_wide_for_the_screen_goes_on_below_under_its_first_column():
+    rows = [{"name": "a", "count": 5, "note": "x" * 8}, {"name": "b", "count": 12, "note": "y"}]
+    lines = text_table(rows, width=14).splitlines()
+    assert lines[0].split() == ["name", "count"]
+    assert lines[5].split() == ["name", "note"]
+    assert lines[7].split() == ["a", "x" * 8]
+    assert max(map(len, lines)) <= 14
+    assert text_table(rows, width=100) == text_table(rows)
+
+
 def test_no_rows_make_no_table():
     assert text_table([]) == ""
 

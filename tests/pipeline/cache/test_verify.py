@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.cache.cache import FeatureCache
+from pipeline.cache.reports import verify_text
+from pipeline.cache.sealed import seal
 from pipeline.cache.verify import verify
 from sak.errors import SakError
 
@@ -211,3 +213,27 @@ def test_progress_is_told(tiny):
     told = []
     verify(tiny, progress=lambda done, known: told.append((done, known)))
     assert told == [(1, 2), (2, 2)]
+
+
+def test_every_damaged_memory_of_weights_is_found(tiny):
+    known = seal({"model": "timm/made_up.sam", "weights_sha256": "0" * 64})
+    file = tiny / "identities" / "0123.json"
+    file.parent.mkdir()
+    file.write_bytes(known)
+    assert verify(tiny).sound
+    for place in range(len(known)):
+        file.write_bytes(known[:place] + bytes([known[place] ^ 1]) + known[place + 1 :])
+        assert [Path(each.file).name for each in verify(tiny).problems] == ["0123.json"], place
+    file.write_bytes(known[:-1])
+    assert "damaged; remove it" in verify(tiny).problems[0].what
+
+
+def test_a_problem_is_one_line_that_names_its_file_once(tiny):
+    for file in files(tiny, "columns"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1])
+        found = verify(tiny)
+        for problem, line in zip(found.problems, verify_text(found).splitlines(), strict=False):
+            assert line.startswith(f"{problem.file}: ")
+            assert line.count(problem.file) == 1
+        file.write_bytes(whole)

@@ -33,12 +33,9 @@ from report import machine, table, versions
 from pipeline.cache.spec import load_spec
 from pipeline.cache.teacher_facts import TeacherFacts, is_sam, teacher_facts
 from pipeline.cache.training_cost import forward_operations
-from pipeline.cluster import ClusterConfig
 from pipeline.data.distill_batch import DistillBatch
 from pipeline.data.distillation import CachedBatches
 from pipeline.distill import DistillConfig, distill_step, make_batches
-from pipeline.extract import extract
-from pipeline.extraction.config import ExtractConfig
 from pipeline.training.config import make_optimiser
 from pipeline.training.devices import make_accelerator
 from pipeline.training.distill_recipe import DistillRecipe, student_config
@@ -91,6 +88,10 @@ def noise(folder: Path, count: int, size: int) -> Path:
 
 def make_cache(options: argparse.Namespace, root: Path) -> tuple[str, Path]:
     """(the cache, the spec that made it): extracted here, unless one was named."""
+    from pipeline.cluster import ClusterConfig  # not needed by the processes that decode images
+    from pipeline.extract import extract
+    from pipeline.extraction.config import ExtractConfig
+
     document = yaml.safe_load(Path(options.spec).read_text())
     if options.random:
         for seed, teacher in enumerate(document["teachers"].values()):

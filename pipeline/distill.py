@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.cache.order import ReadingOrder
 from pipeline.cluster import resolve_device
 from pipeline.data.distillation import CachedBatches
+from pipeline.data.view_images import dead_workers_told
 from pipeline.progress import Update
 from pipeline.training.config import Frozen
 from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
@@ -159,7 +160,8 @@ def distill(
     if accelerator.is_main_process:
         run.describe(stage="distill", reads=targets.describe(), student=student.config.resolved().to_json())
     start_trackers(accelerator, "sak-distill", settings)
-    result = fit()
+    with dead_workers_told(recipe.data.workers):
+        result = fit()
     if accelerator.is_main_process:
         run.conclude(step=result.step, stopped=result.stopped, bytes_read=targets.cache.bytes_read)
         draw_distillation(run)

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +135,19 @@ def load_images(dataset: ViewDataset, wanted: Iterator[Wanted], *, workers: int,
         if isinstance(loaded, LoadFailure):
             raise SakError(loaded.message)
         yield loaded
+
+
+@contextmanager
+def dead_workers_told(workers: int) -> Iterator[None]:
+    """A worker that dies interrupts the process wherever it is, with torch's RuntimeError: SakError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SakError(
+            f"a process that decodes images died, perhaps for want of memory; lower data.workers ({workers})"
+        ) from error
 
 
 def _leave_signals_alone(worker: int) -> None:

@@ -13,7 +13,14 @@ from pipeline.cache.order import ReadingOrder
 from pipeline.data.distill_batch import join, normalise
 from pipeline.data.distillation import CachedBatches
 from pipeline.data.live_teachers import live_from_manifest, manifest_of
-from pipeline.data.view_images import LoadFailure, PhotometricJitter, ViewDataset, Wanted, load_images
+from pipeline.data.view_images import (
+    LoadFailure,
+    PhotometricJitter,
+    ViewDataset,
+    Wanted,
+    dead_workers_told,
+    load_images,
+)
 from pipeline.images.access import ImageAccess
 from pipeline.images.decode import decode_rgb
 from pipeline.images.errors import ReplayError
@@ -154,6 +161,23 @@ def test_workers_give_the_same_batches_and_leave_signals_to_the_training(cache):
         batch.release()
     stream.close()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_one_line(cache):
+    from multiprocessing import active_children
+
+    def train():
+        stream = batches_of(cache, workers=1).start_at(0)
+        for number, batch in enumerate(islice(stream, 20)):
+            batch.release()
+            if number == 0:
+                for child in active_children():
+                    child.kill()
+
+    told = r"died, perhaps for want of memory; lower data.workers \(1\)"
+    with pytest.raises(SakError, match=told), dead_workers_told(1):
+        train()
 
 
 def test_the_remedy_names_what_was_waited_for(cache):

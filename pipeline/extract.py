@@ -13,6 +13,7 @@ from pipeline.extraction.carry_out import carry_out, refuse_bad_data
 from pipeline.extraction.columns import Target, chosen_teachers, find_index, open_targets, remove_leftovers
 from pipeline.extraction.config import ExtractConfig, Voice
 from pipeline.extraction.drive import ask, interruptible
+from pipeline.extraction.elsewhere import samples_elsewhere
 from pipeline.extraction.measure import measure_speed
 from pipeline.extraction.plan import Plan, make_plan, refuse_small_disk
 from pipeline.extraction.report import ExtractReport, Tally
@@ -38,7 +39,10 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
         targets = open_targets(cache, spec, names, index, begin=not config.dry_run, lease_seconds=config.lease_seconds)
         if not config.dry_run:
             remove_leftovers(target.column for target in targets.values() if target.column)
-        plan = make_plan(targets, views=config.views, limit=config.limit)
+        elsewhere = {
+            name: samples_elsewhere(cache, target.manifest, index, config.views) for name, target in targets.items()
+        }
+        plan = make_plan(targets, views=config.views, limit=config.limit, elsewhere=elsewhere)
         for line in plan.lines():
             voice.say(line)
         tally = Tally(plan, _quarantined(targets))

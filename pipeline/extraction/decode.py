@@ -31,6 +31,17 @@ class DecodedBatch:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def rows(self, rows: Sequence[int]) -> "DecodedBatch":
+        """Some of the samples; `absent` stays with the whole."""
+        return DecodedBatch(
+            tuple(self.samples[row] for row in rows),
+            tuple(self.keys[row] for row in rows),
+            self.pixels[torch.tensor(rows, dtype=torch.long)],
+            tuple(self.views[row] for row in rows),
+            tuple(self.crcs[row] for row in rows),
+            (),
+        )
+
 
 class ViewSource:
     """Decodes one view of any samples; `pool` does the work of all blocks of a process."""

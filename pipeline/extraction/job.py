@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -74,7 +74,13 @@ class _Part:
 
     loaded: LoadedTeacher
     block: BlockJob
+    left_out: frozenset[int]
     fidelity: dict[int, LevelFidelity] = field(default_factory=dict)
+
+    def needed(self, batch: DecodedBatch) -> DecodedBatch:
+        """The batch without the samples that lie elsewhere; mostly the batch itself."""
+        rows = [row for row, sample in enumerate(batch.samples) if sample not in self.left_out]
+        return batch if len(rows) == len(batch) else batch.rows(rows)
 
     def append(self, batch: DecodedBatch, copy: HostCopy) -> None:
         self.block.append(batch.samples, copy.arrays(), batch.views, batch.crcs)
@@ -131,13 +137,15 @@ class _BlockWork:
         if lease is not None:
             self._stack.enter_context(lease)
             block = self._stack.enter_context(loaded.column.write(lease, job.view, job.block))
-            self._parts[name] = _Part(loaded, block)
+            self._parts[name] = _Part(loaded, block, job.left_out(name))
             return
         record = loaded.column.column.record(job.view, job.block)
         (self._recorded if record is not None and record.covers(job.samples) else self._held).append(name)
 
     def _batches(self) -> Iterator[DecodedBatch]:
-        batches = self._context.source.batches(self._job.samples, self._job.view, self._context.batch_size)
+        unneeded = frozenset.intersection(*(part.left_out for part in self._parts.values()))
+        samples = [sample for sample in self._job.samples if sample not in unneeded]
+        batches = self._context.source.batches(samples, self._job.view, self._context.batch_size)
         while True:
             with self._clock.wait("decode"):
                 batch = next(batches, None)
@@ -160,7 +168,7 @@ class _BlockWork:
             for name, each in encoded.items():
                 part = self._parts[name]
                 part.add(each.fidelity)
-                write = partial(part.append, piece, to_host(each.arrays))
+                write = partial(part.append, part.needed(piece), to_host(each.arrays))
                 with self._clock.wait("write"):
                     behind.submit(write)
 
@@ -171,10 +179,14 @@ class _BlockWork:
         images = to_images(batch.pixels, self._context.device)
         encoded = {}
         for name, part in self._parts.items():
+            needed = part.needed(batch)
+            if not len(needed):
+                continue
+            mine = images if needed is batch else to_images(needed.pixels, self._context.device)
             with self._turn(), self._clock.work("forward"):
-                features = part.loaded.teacher(images)
+                features = part.loaded.teacher(mine)
             with self._clock.work("encode"):
-                encoded[name] = part.loaded.codec.encode(features, batch.keys)
+                encoded[name] = part.loaded.codec.encode(features, needed.keys)
         return encoded
 
     @contextmanager
@@ -197,7 +209,8 @@ class _BlockWork:
                         fidelity=part.fidelity,
                         facts=self._facts(),
                         calibration=part.loaded.digest,
-                        absent=self._absent,
+                        absent=[each for each in self._absent if each.sample not in part.left_out],
+                        elsewhere=sorted(part.left_out),
                     )
             except LeaseLostError:
                 self._held.append(name)
@@ -219,19 +232,7 @@ def _pieces(batch: DecodedBatch, size: int) -> list[DecodedBatch]:
     """The batch in parts of at most `size`."""
     if len(batch) <= size:
         return [batch]
-    cuts = [slice(start, start + size) for start in range(0, len(batch), size)]
-    return [
-        replace(
-            batch,
-            samples=batch.samples[cut],
-            keys=batch.keys[cut],
-            pixels=batch.pixels[cut],
-            views=batch.views[cut],
-            crcs=batch.crcs[cut],
-            absent=(),
-        )
-        for cut in cuts
-    ]
+    return [batch.rows(range(start, min(start + size, len(batch)))) for start in range(0, len(batch), size)]
 
 
 def _worker_name() -> str:

@@ -3,31 +3,43 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.cache.layout import ColumnLayout
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.records import record_name
 from pipeline.cache.stored_views import ROW
 from pipeline.extraction.columns import Target
+from pipeline.extraction.elsewhere import Samples
 from pipeline.storage import Location
 from pipeline.storage.errors import StorageError
 
 BlockName = tuple[int, int]  # (view, block)
+Elsewhere = Mapping[int, Samples]  # view -> samples, ascending
 
 
 @dataclass(frozen=True, order=True)
 class Job:
-    """One block of one view, samples `start` to `stop`, for every teacher that still needs it."""
+    """One block of one view, samples `start` to `stop`, for every teacher that still needs it.
+
+    `elsewhere` names the samples that a teacher's columns over other data hold already.
+    """
 
     view: int
     block: int
     start: int
     stop: int
     teachers: tuple[str, ...]
+    elsewhere: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def samples(self) -> range:
-        """The sample numbers it attempts."""
+        """The sample numbers it is about."""
         return range(self.start, self.stop)
+
+    def left_out(self, teacher: str) -> frozenset[int]:
+        """The samples that `teacher` has elsewhere."""
+        return frozenset(sample for name, samples in self.elsewhere if name == teacher for sample in samples)
 
     @property
     def name(self) -> str:
@@ -75,17 +87,28 @@ class Plan:
         return lines
 
 
-def make_plan(targets: Mapping[str, Target], *, views: int, limit: int | None) -> Plan:
-    """Compare what is planned with what is recorded."""
-    teachers = {name: _teacher_plan(target, views, limit) for name, target in targets.items()}
+def make_plan(
+    targets: Mapping[str, Target],
+    *,
+    views: int,
+    limit: int | None,
+    elsewhere: Mapping[str, Elsewhere] | None = None,
+) -> Plan:
+    """Compare what is planned with what is recorded, here and, by teacher, `elsewhere`."""
+    away = elsewhere or {}
+    teachers = {name: _teacher_plan(target, views, limit, away.get(name, {})) for name, target in targets.items()}
     covered = max(_stop(limit, target.manifest.layout.samples) for target in targets.values())
     pending = {name: set(plan.pending) for name, plan in teachers.items()}
     layouts = {name: plan.manifest.layout for name, plan in teachers.items()}
-    return Plan(teachers, make_jobs(pending, layouts, limit=limit), covered)
+    return Plan(teachers, make_jobs(pending, layouts, limit=limit, elsewhere=away), covered)
 
 
 def make_jobs(
-    pending: Mapping[str, set[BlockName]], layouts: Mapping[str, ColumnLayout], *, limit: int | None
+    pending: Mapping[str, set[BlockName]],
+    layouts: Mapping[str, ColumnLayout],
+    *,
+    limit: int | None,
+    elsewhere: Mapping[str, Elsewhere],
 ) -> tuple[Job, ...]:
     """One job for each pending block, with all the teachers whose columns have blocks of that size."""
     jobs = []
@@ -94,7 +117,10 @@ def make_jobs(
         for view, block in sorted({each for name in names for each in pending[name]}):
             samples = layouts[names[0]].block_samples(block)
             needing = tuple(name for name in names if (view, block) in pending[name])
-            jobs.append(Job(view, block, samples.start, _stop(limit, samples.stop), needing))
+            stop = _stop(limit, samples.stop)
+            away = {name: _within(elsewhere.get(name, {}), view, samples.start, stop) for name in needing}
+            held = tuple((name, found) for name, found in away.items() if found)
+            jobs.append(Job(view, block, samples.start, stop, needing, held))
     return tuple(sorted(jobs))
 
 
@@ -116,21 +142,29 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def _teacher_plan(target: Target, views: int, limit: int | None) -> TeacherPlan:
+def _teacher_plan(target: Target, views: int, limit: int | None, elsewhere: Elsewhere) -> TeacherPlan:
     layout = target.manifest.layout
     blocks = -(-_stop(limit, layout.samples) // layout.block)
     if target.column is None:
         pending = [(view, block) for view in range(views) for block in range(blocks)]
     else:
         pending = target.column.pending(views, limit=limit)
-    samples = sum(len(_cut(layout.block_samples(block), limit)) for _, block in pending)
+    spans = [(view, layout.block_samples(block)) for view, block in pending]
+    samples = sum(
+        _stop(limit, span.stop) - span.start - len(_within(elsewhere, view, span.start, _stop(limit, span.stop)))
+        for view, span in spans
+    )
     return TeacherPlan(
         target.manifest, views * blocks, tuple(pending), samples, samples * (layout.nbytes + ROW.itemsize)
     )
 
 
-def _cut(samples: range, limit: int | None) -> range:
-    return range(samples.start, _stop(limit, samples.stop))
+def _within(elsewhere: Elsewhere, view: int, start: int, stop: int) -> tuple[int, ...]:
+    """The samples of one block."""
+    if view not in elsewhere:
+        return ()
+    first, last = np.searchsorted(elsewhere[view], (start, stop))
+    return tuple(elsewhere[view][first:last].tolist())
 
 
 def _stop(limit: int | None, stop: int) -> int:

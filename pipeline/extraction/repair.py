@@ -9,7 +9,7 @@ from pipeline.cache.column_writer import WritableColumn
 from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace, split_overlay
 from pipeline.cache.key import canonical_json
 from pipeline.cache.lease import SECONDS
-from pipeline.cache.records import BlockRecord, record_name
+from pipeline.cache.records import BlockRecord, from_ranges, record_name
 from pipeline.cache.store import DamageError
 from pipeline.cache.stored_views import ROW
 from pipeline.cache.verify import Verification, verify
@@ -18,6 +18,7 @@ from pipeline.extraction.carry_out import carry_out
 from pipeline.extraction.columns import remove_leftovers
 from pipeline.extraction.config import Voice
 from pipeline.extraction.drive import ask, interruptible
+from pipeline.extraction.elsewhere import samples_elsewhere
 from pipeline.extraction.measure import measure_speed
 from pipeline.extraction.plan import Job, Plan, TeacherPlan
 from pipeline.extraction.report import ExtractReport, Tally
@@ -73,6 +74,7 @@ class _Lost:
     block: int
     stop: int
     batch_size: int
+    elsewhere: tuple[int, ...]
 
     @property
     def together(self) -> tuple[str, str, int]:
@@ -134,7 +136,11 @@ def _lost(cache: Cache, damaged: Damaged, config: RepairConfig) -> _Lost:
     if record is not None:
         stop = _attempted(record) or stop
         batch_size = int(record.facts.get("batch_size_asked", batch_size))
-    return _Lost(column, view, block, stop, batch_size)
+        elsewhere = from_ranges(record.elsewhere)
+    else:
+        found = samples_elsewhere(cache, manifest, cache.index(manifest.data_key), view + 1)[view]
+        elsewhere = found[(found >= samples.start) & (found < stop)]
+    return _Lost(column, view, block, stop, batch_size, tuple(elsewhere.tolist()))
 
 
 def _attempted(record: BlockRecord) -> int:
@@ -192,15 +198,23 @@ def _mend(cache: Cache, lost: Sequence[_Lost], config: RepairConfig, cluster: Cl
 
 
 def _plan(lost: Sequence[_Lost]) -> Plan:
-    jobs: dict[tuple[int, int, int, int], list[str]] = {}
+    jobs: dict[tuple[int, int, int, int], list[_Lost]] = {}
     by_column: dict[str, list[_Lost]] = {}
     for each in lost:
         manifest = each.column.manifest
         start = manifest.layout.block_samples(each.block).start
-        jobs.setdefault((each.view, each.block, start, each.stop), []).append(manifest.name)
+        jobs.setdefault((each.view, each.block, start, each.stop), []).append(each)
         by_column.setdefault(manifest.name, []).append(each)
-    made = tuple(sorted(Job(*place, tuple(names)) for place, names in jobs.items()))
-    return Plan(_teacher_plans(by_column), made, max(each.column.manifest.layout.samples for each in lost))
+    made = [_job(place, blocks) for place, blocks in jobs.items()]
+    return Plan(
+        _teacher_plans(by_column), tuple(sorted(made)), max(each.column.manifest.layout.samples for each in lost)
+    )
+
+
+def _job(place: tuple[int, int, int, int], blocks: Sequence[_Lost]) -> Job:
+    names = tuple(each.column.manifest.name for each in blocks)
+    elsewhere = tuple((each.column.manifest.name, each.elsewhere) for each in blocks if each.elsewhere)
+    return Job(*place, names, elsewhere)
 
 
 def _teacher_plans(by_column: Mapping[str, Sequence[_Lost]]) -> dict[str, TeacherPlan]:

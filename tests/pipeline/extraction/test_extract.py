@@ -153,13 +153,21 @@ def test_weights_are_not_read_again_once_their_file_is_known(run, shards, tmp_pa
     assert set(built) == {("meta",)}
 
 
-def test_changed_shards_are_indexed_again_as_other_data(run, tmp_path, write_shards, write_shard, jpeg):
+def test_changed_shards_are_other_data_of_which_only_what_is_new_is_extracted(
+    run, tmp_path, write_shards, write_shard, jpeg
+):
     data = write_shards(tmp_path / "shards", 20)
     run(data)
     write_shard(Path(data) / "train-002.tar", {f"q{number}.jpg": jpeg(100 + number) for number in range(4)})
     report = run(data)
     assert any("train-002.tar is new since it was indexed" in line for line in run.said)
-    assert report.images == 24
+    assert report.images == 4, "what the first data set's columns hold is not made again"
+    features = FeatureCache.open(str(tmp_path / "cache"))
+    assert len(features.samples) == 24
+    assert features.read(features.samples).decode()
+    assert not features.partial
+    assert verify(str(tmp_path / "cache"), deep=True).sound
+    assert run(data).status == "nothing to do"
     assert len(Cache.open(str(tmp_path / "cache")).top.data_keys()) == 2
 
 

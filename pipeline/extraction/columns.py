@@ -54,7 +54,9 @@ def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
     voice.say(f"Reading all images of {found} once, to index them")
 
     def report(progress: Progress) -> None:
-        voice.progress(progress.samples, 0, f"{progress.bytes / 1e9:.1f} of {progress.bytes_total / 1e9:.1f} GB")
+        expected = round(progress.samples * progress.bytes_total / max(1, progress.bytes))
+        note = f"indexing, {progress.bytes / 1e9:.1f} of {progress.bytes_total / 1e9:.1f} GB"
+        voice.progress(progress.samples, expected, note)
 
     index = build_index(data, progress=report)
     cache.top.add_index(index)

@@ -93,6 +93,24 @@ def test_only_an_added_teacher_is_extracted(run, shards, tmp_path, write_spec, t
     assert len(after) > len(before)
 
 
+def test_webdataset_columns_and_principal_components_are_written_as_well(run, shards, tmp_path, write_spec, teachers):
+    kept = {"clip": teachers["clip"] | {"encoding": {"kind": "int8", "pca": 16}}, "sam": teachers["sam"]}
+    run(shards, spec=write_spec(tmp_path / "tar.yaml", kept, format="webdataset"))
+    assert verify(str(tmp_path / "cache"), deep=True).sound
+    assert len(FeatureCache.open(str(tmp_path / "cache"))) == 40
+    assert check_live(str(tmp_path / "cache"), teachers=["sam"], device="cpu", samples=3).agrees
+
+
+def test_columns_with_blocks_of_another_size_are_completed_beside_new_ones(
+    run, shards, tmp_path, write_spec, teachers, bytes_of
+):
+    run(shards, teachers=["clip"], limit=16)
+    report = run(shards, spec=write_spec(tmp_path / "other.yaml", block=10, codec="zstd"))
+    assert report.status == "complete"
+    assert {column.blocks_planned for column in ls(str(tmp_path / "cache"))} == {3, 4}
+    assert verify(str(tmp_path / "cache"), deep=True).sound
+
+
 def test_named_teachers_alone_are_extracted_and_unknown_ones_are_refused(run, shards, tmp_path):
     report = run(shards, teachers=["clip"])
     assert set(report.nbytes) == {"clip"}

@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from cache_parts.columns import (
     write_column,
     write_safetensors,
 )
-from cache_parts.measure import Timing, compare, drop_from_page_cache, in_turns, sync_files
+from cache_parts.measure import Timing, compare, drop_from_page_cache, in_turns, read_from_disk, sync_files
 from cache_parts.peers import (
     RawReader,
     Tensorstore,
@@ -142,9 +141,9 @@ class Reading:
 
 def parts(written: Written, size: Size) -> Rows:
     """One of four levels, two of three teachers: the share of the time of all, checked, warm."""
-    samples = np.random.default_rng(1).permutation(written.layout.samples)[: size.batch]
+    samples = np.random.default_rng(1).permutation(written.layout.samples)[: 2 * size.batch]
     every = names(written.layout)
-    outs = [allocate(written.layout, every, size.batch) for _ in written.zarr]
+    outs = [allocate(written.layout, every, len(samples)) for _ in written.zarr]
 
     def read(teachers: int, levels: tuple[int, ...]) -> None:
         for store, out in zip(written.zarr[:teachers], outs, strict=False):
@@ -246,10 +245,10 @@ def python_work(units: int) -> int:
 def busy_consumer(written: Written, size: Size) -> Rows:
     """Batches read ahead by one thread while the main thread computes in Python and never lets the GIL go."""
     every = names(written.layout)
-    count = min(2 * size.batch, written.layout.samples)
+    count = min(4 * size.batch, written.layout.samples)
     buffers = [allocate(written.layout, every, count) for _ in range(3)]
     samples = np.random.default_rng(2).permutation(written.layout.samples)[:count]
-    store, batches = written.zarr[0], 12
+    store, batches = written.zarr[0], 30
 
     def read(number: int) -> Batch:
         return store.read(0, samples, every, buffers[number % len(buffers)])
@@ -269,9 +268,7 @@ def busy_consumer(written: Written, size: Size) -> Rows:
 
     read_all()
     reading = min(in_turns({"read": read_all}, 3)["read"].wall) / batches
-    start = time.perf_counter()
-    python_work(1_000_000)
-    unit = (time.perf_counter() - start) / 1_000_000
+    unit = min(in_turns({"work": lambda: python_work(1_000_000)}, 7)["work"].wall) / 1_000_000
     rows = []
     for share, limit in ((1.0, 1.25), (0.5, 1.1), (0.25, 1.1)):
         units = max(1, int(reading / share / unit))
@@ -332,6 +329,7 @@ def run(size: Size, disk: Path, tmpfs: Path, show: Callable[[str, Rows], None]) 
     show("Writing a block, durable", writing(disk, size, durable=True))
     show("Writing a block, tmpfs", writing(tmpfs, size, durable=False))
     written = write_all(disk, of, content(of, size.batch))
+    read_from_disk(written.folders)
     reading = Reading(written, size)
     show("Random samples, warm page cache", reading.rows(cold=False))
     show("Random samples, cold page cache", reading.rows(cold=True))

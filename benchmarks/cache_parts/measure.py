@@ -65,6 +65,21 @@ def drop_from_page_cache(folders: Iterable[Path]) -> None:
                 os.close(descriptor)
 
 
+def read_from_disk(folders: Iterable[Path]) -> None:
+    """Read all files once after forgetting them, so that the page cache holds all alike, however they were written."""
+    folders = list(folders)
+    for folder in folders:
+        sync_files(folder)
+    drop_from_page_cache(folders)
+    memory = bytearray(1 << 22)
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb", buffering=0) as file:
+                    while file.readinto(memory):
+                        pass
+
+
 def sync_files(folder: Path) -> None:
     """Make all files below `folder` durable, for writers that leave it to others."""
     for path in folder.rglob("*"):

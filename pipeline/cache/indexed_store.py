@@ -35,7 +35,7 @@ _THREADED_FROM = 8 << 20
 class IndexedStore(ABC):
     """The reading side of a `ColumnStore`.
 
-    `staging` takes copies of remote files, `threads` read a large request (by default as many as there are cores, up
+    `staging` takes copies of remote files, `threads` read a large request (by default one less than there are cores, up
     to 4), and `verify` off skips the checksums of samples: for measurements, never for use.
     """
 
@@ -53,7 +53,7 @@ class IndexedStore(ABC):
     ) -> None:
         self.location, self.layout = location, layout
         self.opener = FileOpener(location, staging or Staging())
-        self.threads = threads or min(4, len(os.sched_getaffinity(0)))
+        self.threads = threads or max(1, min(4, len(os.sched_getaffinity(0)) - 1))
         self.verify = verify
 
     @abstractmethod

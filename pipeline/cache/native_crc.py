@@ -13,10 +13,12 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from pipeline.cache.native_fold import STRIDE, VECTOR, available, fold
 from pipeline.cache.native_jit import Number, compiled, inner
 
 POLYNOMIAL = 0x82F63B78  # Castagnoli, reflected
 _LANES_FROM = 6144
+_FOLDING = available()
 
 
 @intrinsic
@@ -157,11 +159,29 @@ def _three_lanes(state: Number, address: Number, lane: Number) -> Number:
     return multiply(factor, multiply(factor, state) ^ second) ^ third
 
 
+@inner
+def _folded(state: Number, address: Number, length: Number) -> Number:
+    """The state after `length` bytes, a multiple of STRIDE."""
+    kept = np.empty(STRIDE // 8, np.uint64)
+    for word in range(STRIDE // 8):
+        kept[word] = load64(address + 8 * word)
+    kept[0] ^= state
+    for at in range(address + STRIDE, address + length, STRIDE):
+        for part in range(0, STRIDE, VECTOR):
+            fold(kept.ctypes.data + part, at + part)
+    return _one_lane(np.uint64(0), kept.ctypes.data, STRIDE)
+
+
 @compiled(types.uint64(types.uint64, types.int64, types.int64))
 def extend(checksum: Number, address: Number, length: Number) -> Number:
     """The checksum of what `checksum` was of, followed by `length` bytes at `address`."""
     state = checksum ^ np.uint64(0xFFFFFFFF)
-    if length >= _LANES_FROM:
+    if _FOLDING and length >= 2 * STRIDE:
+        whole = length // STRIDE * STRIDE
+        state = _folded(state, address, whole)
+        address += whole
+        length -= whole
+    elif length >= _LANES_FROM:
         lane = length // 24 * 8
         state = _three_lanes(state, address, lane)
         address += 3 * lane

@@ -13,6 +13,7 @@ Function = Callable[..., Any]
 Number = Any
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
+_BRIEF = {**_OPTIONS, "nogil": False}
 
 # numba asks only whether the file of the outermost function has changed; the functions it calls lie in several.
 _STAMP = tuple(
@@ -34,11 +35,14 @@ def _kept(function: Any) -> Any:
     return function
 
 
-def compiled(signature: Signature) -> Callable[[Function], Function]:
-    """A function to be called from Python or from compiled code; compiled, or taken from disk, at import."""
+def compiled(signature: Signature, *, brief: bool = False) -> Callable[[Function], Function]:
+    """A function to be called from Python or from compiled code; compiled, or taken from disk, at import.
+
+    A `brief` one keeps the GIL: giving it up beside a busy thread means waiting five milliseconds for it.
+    """
 
     def decorate(function: Function) -> Function:
-        dispatcher = _kept(njit(**_OPTIONS)(function))
+        dispatcher = _kept(njit(**(_BRIEF if brief else _OPTIONS))(function))
         dispatcher.compile(signature)
         dispatcher.disable_compile()
         return dispatcher

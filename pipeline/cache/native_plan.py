@@ -17,7 +17,7 @@ Longs = NDArray[np.int64]
 _matrix, _row = types.int64[:, ::1], types.int64[::1]
 
 
-@compiled(types.void(_matrix, _matrix, _row, _row, _row, types.UniTuple(types.int64, 3), _matrix))
+@compiled(types.void(_matrix, _matrix, _row, _row, _row, types.UniTuple(types.int64, 3), _matrix), brief=True)
 def _fill(
     targets: Number,
     files: Number,

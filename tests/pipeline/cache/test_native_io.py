@@ -20,7 +20,7 @@ from pipeline.cache.native_crc import crc32c
 from pipeline.cache.native_read import TRAILER, UNCHECKED, open_tails, read_ranges, reason
 from pipeline.cache.native_write import append
 
-LENGTHS = [0, 1, 3, 7, 8, 9, 63, 64, 65, 6143, 6144, 6145, 6151, 24_000, 100_003]
+LENGTHS = [0, 1, 3, 7, 8, 9, 63, 64, 65, 1023, 1024, 1025, 1536, 6143, 6144, 6145, 6151, 24_000, 100_003]
 
 
 def random_bytes(count, seed=0):
@@ -45,6 +45,14 @@ def test_processors_without_the_instruction_get_the_same_steps(state, word):
     state_word, data = np.uint64(state), np.uint64(word)
     expected = google_crc32c.extend(state ^ 0xFFFFFFFF, word.to_bytes(8, "little")) ^ 0xFFFFFFFF
     assert int(native_crc.step_by_tables(state_word, data)) == expected
+
+
+@pytest.mark.parametrize("length", [6144, 24_000, 100_003])
+def test_processors_without_wide_multiplication_get_the_same_sums_from_three_lanes(length):
+    data, state = random_bytes(length), np.uint64(0x1234ABCD)
+    lane = length // 24 * 8
+    expected = google_crc32c.extend(0x1234ABCD ^ 0xFFFFFFFF, data[: 3 * lane].tobytes()) ^ 0xFFFFFFFF
+    assert int(native_crc._three_lanes(state, address(data), lane)) == expected
 
 
 def test_only_contiguous_bytes_have_a_checksum():

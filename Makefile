@@ -37,15 +37,29 @@ constraints: ## refresh constraints.txt: the newest versions that pyproject.toml
 	  build/constraints/bin/python -m pip freeze --exclude sak ) > constraints.txt.part
 	mv constraints.txt.part constraints.txt && rm -rf build/constraints
 
-demo: $(DEMO)/data/manifest.json ## the demo: procedural data, then a cache of three small teachers' features, proved
+demo: $(SETUP) ## the stages there are, on procedural data: images, cache, distilled student; minutes on two cores
+	@echo "== what the cache will take"
 	$(BIN)/sak-cli cache plan cache_specs/demo.yaml --samples $(DEMO_IMAGES)
-	$(MAKE) --no-print-directory extract-features
+	@echo "== stage 1: three small teachers (random weights) look at every image once"
+	@$(MAKE) --no-print-directory extract-features $(DEMO)/val-cache
+	@echo "== every byte against its digest, every sample decoded"
 	$(BIN)/sak-cli cache verify $(DEMO)/cache --deep
+	@echo "== what the encoding kept, by teacher and level"
 	$(BIN)/sak-cli cache stats $(DEMO)/cache
-	@echo "Look at $(DEMO)/data/contact_sheet.png; the cache is $(DEMO)/cache (\`$(BIN)/sak-cli cache ls $(DEMO)/cache\`)."
+	@echo "== stage 2: the student learns from the cache, no teacher runs"
+	$(BIN)/sak-cli distill --cache $(DEMO)/cache --out $(DEMO)/runs/distill --config recipes/distill/demo.yaml \
+	  --val-cache $(DEMO)/val-cache --device $(DEVICE) --overwrite
+	@echo "Look at $(DEMO)/data/contact_sheet.png (the data) and $(DEMO)/runs/distill/figures (loss, rep_sim, speed)."
 
 $(DEMO)/data/manifest.json: $(SETUP)
 	$(BIN)/sak-cli demo-data $(DEMO)/data --images $(DEMO_IMAGES) --overwrite
+
+$(DEMO)/held-out/manifest.json: $(SETUP)
+	$(BIN)/sak-cli demo-data $(DEMO)/held-out --images 96 --scenes 2 --seed 1 --overwrite
+
+.PHONY: $(DEMO)/val-cache
+$(DEMO)/val-cache: $(DEMO)/held-out/manifest.json
+	$(BIN)/sak-cli extract --spec cache_specs/demo_val.yaml --data $(DEMO)/held-out/imagenet --cache $@ --device $(DEVICE)
 
 extract-features: $(SETUP) $(if $(DATA),,$(DEMO)/data/manifest.json) ## stage 1, of the demo by default: SPEC=, DATA=, CACHE=, DEVICE=, VIEWS=
 	$(BIN)/sak-cli extract --spec $(or $(SPEC),cache_specs/demo.yaml) --data $(or $(DATA),$(DEMO)/data/imagenet) \

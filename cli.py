@@ -279,7 +279,7 @@ def distill(
             progress=progress,
         )
     typer.echo(f"{'Stopped' if result.stopped else 'Done'} after {result.step:,} steps; {result.checkpoint}")
-    raise typer.Exit(130 if result.stopped else 0)
+    raise typer.Exit(128 + (result.signal or 0) if result.stopped else 0)
 
 
 cache_app = typer.Typer(no_args_is_help=True, help="Plan, look at, prove, mend and move feature caches.")

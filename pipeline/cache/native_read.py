@@ -27,6 +27,7 @@ from pipeline.cache.native_calls import (
     open_file,
     read_at,
     read_vectors,
+    read_vectors_at_hand,
     seek_file,
     start_thread,
     take_next,
@@ -42,8 +43,11 @@ UNCHECKED, TRAILER = -1, -2
 _GROUP_BYTES = 1 << 19  # ranges that lie together are read by one system call, and summed while in the cache
 _GROUP_VECTORS = 1000  # IOV_MAX is 1,024
 _GAP = 4096  # bytes between ranges that are cheaper to read than to skip
+_AHEAD = 16 << 20  # bytes that the disk is asked for before they are waited for
 _READ, _OPEN = 0, 1
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC
+_WILL_NEED = os.POSIX_FADV_WILLNEED
+_NOT_WAITING = os.RWF_NOWAIT
 _END = os.SEEK_END
 
 
@@ -98,9 +102,22 @@ def _gather(ranges: Number, first: Number, last: Number, vectors: Number, traile
 
 
 @inner
+def _ask_ahead(ranges: Number, ahead: Number, last: Number, credit: Number) -> Number:
+    """Have the system fetch ranges from `ahead` on, up to `credit` bytes; returns both as they are then."""
+    while ahead < last and credit > 0:
+        if ranges[ahead, 2] >= 0:
+            advise_file(np.int32(ranges[ahead, 0]), ranges[ahead, 2], ranges[ahead, 3], np.int32(_WILL_NEED))
+            credit -= ranges[ahead, 3]
+        ahead += 1
+    return ahead, credit
+
+
+@inner
 def _read_ranges(ranges: Number, status: Number, trailers: Number, first: Number, last: Number) -> None:
     vectors = np.empty((_GROUP_VECTORS + 1, 2), np.int64)
     trash = np.empty(_GAP, np.uint8)
+    # From the first range on that is not in memory, the disk is asked for many at a time.
+    waits, ahead, credit = False, first, _AHEAD
     while first < last:
         if ranges[first, 2] < 0:
             status[first] = ABSENT
@@ -108,8 +125,16 @@ def _read_ranges(ranges: Number, status: Number, trailers: Number, first: Number
             continue
         count = _gather(ranges, first, last, vectors, trailers, trash.ctypes.data)
         behind, total = vectors[_GROUP_VECTORS, 0], vectors[_GROUP_VECTORS, 1]
-        file = np.int32(ranges[first, 0])
-        whole = read_vectors(file, vectors.ctypes.data, np.int32(count), ranges[first, 2]) == total
+        file, offset = np.int32(ranges[first, 0]), ranges[first, 2]
+        whole = False
+        if not waits:
+            at_hand = read_vectors_at_hand(file, vectors.ctypes.data, np.int32(count), offset, np.int32(_NOT_WAITING))
+            whole = at_hand == total
+            waits, ahead = not whole, first
+        if waits:
+            ahead, credit = _ask_ahead(ranges, ahead, last, credit)
+            whole = read_vectors(file, vectors.ctypes.data, np.int32(count), offset) == total
+            credit += total
         for i in range(first, behind):
             place, offset, length, expected = ranges[i, 1], ranges[i, 2], ranges[i, 3], ranges[i, 4]
             if not whole:

@@ -1,0 +1,177 @@
+"""How columns are read in use: in order, in part, ahead of a busy consumer, for the first time."""
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from cache_parts.columns import (
+    LEVELS,
+    Batch,
+    Written,
+    content,
+    layout,
+    names,
+    write_column,
+)
+from cache_parts.measure import compare, drop_from_page_cache, in_turns
+from cache_parts.peers import (
+    ZarrPython,
+    stream_our_tars,
+    stream_safetensors,
+)
+from cache_parts.size import Rows, Size
+
+from pipeline.cache.store import allocate
+from pipeline.cache.tar_store import TarStore
+from pipeline.cache.zarr_store import ZarrStore
+from pipeline.storage import Location
+
+
+def parts(written: Written, size: Size) -> Rows:
+    """One of four levels, two of three teachers: the share of the time of all, checked, warm."""
+    samples = np.random.default_rng(1).permutation(written.layout.samples)[: 2 * size.batch]
+    every = names(written.layout)
+    outs = [allocate(written.layout, every, len(samples)) for _ in written.zarr]
+
+    def read(teachers: int, levels: tuple[int, ...]) -> None:
+        for store, out in zip(written.zarr[:teachers], outs, strict=False):
+            wanted = names(written.layout, levels)
+            store.read(0, samples, wanted, {name: out[name] for name in wanted})
+
+    read(3, LEVELS)
+    timings = in_turns(
+        {
+            "four levels": lambda: read(1, LEVELS),
+            "one level": lambda: read(1, LEVELS[:1]),
+            "three teachers": lambda: read(3, LEVELS),
+            "two teachers": lambda: read(2, LEVELS),
+        },
+        size.rounds,
+    )
+    best = {name: min(timing.wall) for name, timing in timings.items()}
+    return [
+        {"part": "one of four levels", "of the time": best["one level"] / best["four levels"], "at most": 0.27},
+        {"part": "two of three teachers", "of the time": best["two teachers"] / best["three teachers"], "at most": 0.7},
+    ]
+
+
+def streaming(written: Written, size: Size) -> Rows:
+    """A whole column in order, warm."""
+    every = names(written.layout)
+    out = allocate(written.layout, every, size.batch)
+    samples = np.arange(written.layout.samples).reshape(-1, size.batch)
+
+    def ours(store: ZarrStore | TarStore) -> Callable[[], None]:
+        def read() -> None:
+            for batch in samples:
+                store.read(0, batch, every, out)
+
+        return read
+
+    def drain(stream: Callable[[], object]) -> Callable[[], None]:
+        def read() -> None:
+            for _ in stream():  # type: ignore[attr-defined]
+                pass
+
+        return read
+
+    variants = {
+        "zarr": ours(written.zarr[0]),
+        "our tars": ours(written.tar),
+        "webdataset + safetensors": drain(lambda: stream_safetensors(written.safetensors)),
+        "webdataset on our tars": drain(lambda: stream_our_tars(written.folders[3])),
+    }
+    timings = in_turns(variants, size.few)
+    whole = written.layout.samples * written.layout.nbytes / 1e9
+    return compare(timings, dict.fromkeys(variants, whole), "webdataset + safetensors")
+
+
+def python_work(units: int) -> int:
+    """What a busy Python thread does."""
+    total = 0
+    for number in range(units):
+        total += number ^ total & 7
+    return total
+
+
+def busy_consumer(written: Written, size: Size) -> Rows:
+    """Batches read ahead by one thread while the main thread computes in Python and never lets the GIL go."""
+    every = names(written.layout)
+    count = min(4 * size.batch, written.layout.samples)
+    buffers = [allocate(written.layout, every, count) for _ in range(3)]
+    samples = np.random.default_rng(2).permutation(written.layout.samples)[:count]
+    store, batches = written.zarr[0], 30
+
+    def read(number: int) -> Batch:
+        return store.read(0, samples, every, buffers[number % len(buffers)])
+
+    def read_all() -> None:
+        for number in range(batches):
+            read(number)
+
+    def consume(units: int) -> None:
+        with ThreadPoolExecutor(1) as ahead:
+            coming = [ahead.submit(read, number) for number in range(2)]
+            for number in range(batches):
+                coming.pop(0).result()
+                if number + 2 < batches:
+                    coming.append(ahead.submit(read, number + 2))
+                python_work(units)
+
+    read_all()
+    reading = min(in_turns({"read": read_all}, 3)["read"].wall) / batches
+    unit = min(in_turns({"work": lambda: python_work(1_000_000)}, 7)["work"].wall) / 1_000_000
+    rows = []
+    for share, limit in ((1.0, 1.25), (0.5, 1.1), (0.25, 1.1)):
+        units = max(1, int(reading / share / unit))
+        turns = in_turns(
+            {
+                "read": read_all,
+                "compute": lambda n=units: [python_work(n) for _ in range(batches)],
+                "both": lambda n=units: consume(n),
+            },
+            size.few,
+        )
+        best = {name: min(timing.wall) for name, timing in turns.items()}
+        rows.append(
+            {
+                "reading / computing": best["read"] / best["compute"],
+                "of the longer": best["both"] / max(best["read"], best["compute"]),
+                "at most": limit,
+            }
+        )
+    return rows
+
+
+def first_batch(folder: Path, size: Size) -> Rows:
+    """Opening a column of many samples and reading one random batch."""
+    of = layout(size.tokens, size.channels // 12, size.wide, 512)
+    location = Location.parse(folder / "wide")
+    write_column(ZarrStore(location, of), content(of, size.batch))
+    every = names(of)
+    samples = np.random.default_rng(3).permutation(of.samples)[: size.batch]
+
+    def ours() -> None:
+        store = ZarrStore(location, of)
+        store.forget()
+        store.read(0, samples, every)
+
+    rows = []
+    for cold in (False, True):
+        before = (lambda: drop_from_page_cache([folder / "wide"])) if cold else (lambda: None)
+        peer = lambda: ZarrPython(folder / "wide", every).read(samples)  # noqa: E731
+        timings = in_turns({"zarr": ours, "zarr-python": peer}, size.few, before)
+        best = {name: min(timing.wall) for name, timing in timings.items()}
+        rows.append(
+            {
+                "page cache": "cold" if cold else "warm",
+                "ours, ms": 1e3 * best["zarr"],
+                "zarr-python, ms": 1e3 * best["zarr-python"],
+                "of zarr-python's time": best["zarr"] / best["zarr-python"],
+                "at most": 0.25,
+            }
+        )
+    shutil.rmtree(folder / "wide")
+    return rows

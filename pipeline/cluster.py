@@ -100,6 +100,7 @@ _DASK_SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,  # a hundred samples a second of all threads, kept for an hour
     "distributed.comm.timeouts.connect": "30s",
 }
 

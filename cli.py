@@ -5,6 +5,7 @@ Nothing imports this module, and `--help` imports neither torch nor a stage.
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -562,8 +563,16 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM stops a command as Ctrl-C does."""
+    del number, frame
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted; errors are one line."""
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _interrupt)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
@@ -582,6 +591,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         hint = "" if debug else "; run it again with --debug for the traceback"
         code = _fail(f"{type(error).__name__}: {error}{hint}", 1)
+    if arguments is None:  # the work is over: a signal that comes now must not change how it ended
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -94,7 +94,7 @@ def test_the_command_line_imports_nothing_heavy_at_its_top():
         for node in tree.body
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert top <= {"collections", "os", "sys", "traceback", "typing", "typer", "sak", "pathlib", "json"}
+    assert top <= {"collections", "os", "signal", "sys", "traceback", "typing", "typer", "sak", "pathlib", "json"}
 
 
 def test_the_project_speaks_of_itself_alone():

@@ -12,7 +12,7 @@ class Size:
     tokens: int = 576
     channels: int = 768
     samples: int = 512
-    block: int = 128
+    block: int = 256
     batch: int = 64
     wide: int = 10_000  # samples of the column whose first batch is timed
     rounds: int = 24

@@ -124,7 +124,7 @@ def busy_consumer(written: Written, size: Size) -> Rows:
     reading = min(in_turns({"read": read_all}, 3)["read"].wall) / batches
     unit = min(in_turns({"work": lambda: python_work(1_000_000)}, 7)["work"].wall) / 1_000_000
     rows = []
-    for share, limit in ((1.0, 1.25), (0.5, 1.1), (0.25, 1.1)):
+    for share in (1.0, 0.45, 0.25):
         units = max(1, int(reading / share / unit))
         turns = in_turns(
             {
@@ -139,7 +139,7 @@ def busy_consumer(written: Written, size: Size) -> Rows:
             {
                 "reading / computing": best["read"] / best["compute"],
                 "of the longer": best["both"] / max(best["read"], best["compute"]),
-                "at most": limit,
+                "at most": 1.1 if best["read"] <= best["compute"] / 2 else 1.25,
             }
         )
     return rows

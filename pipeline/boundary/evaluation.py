@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline.boundary.report import BoundaryReport
 from pipeline.boundary.truth import GROUND_TRUTHS, BsdsTruth, SplitTruth
-from pipeline.boundary.workers import run
 from pipeline.data.files import read_mask
 from pipeline.data.sample import DataError
+from pipeline.processes import run
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary.score import MAX_DISTANCE, BoundaryCounts, Protocol, count, curve, score
 from sak.metrics.boundary.suppress import non_maximum_suppression

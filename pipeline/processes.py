@@ -1,0 +1,97 @@
+"""Images over processes, results in order; an interrupt ends the workers with their parent, and quietly."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+from sak.errors import SakError
+
+Result = TypeVar("Result")
+
+WAITING = 4
+"""Images handed to a process ahead of their turn: enough to keep it busy, few enough to leave at once."""
+
+
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(job: Callable[[str], Result], names: Sequence[str], processes: int | None) -> Iterator[Result]:
+    """`job` of every name, in the names' order; `processes` None takes all cores.
+
+    What a job raises comes through; SakError where a process dies.
+    """
+    workers = min(processes or usable_cores(), len(names))
+    if workers == 1:
+        yield from map(job, names)
+        return
+    with worker_pool(workers, "--processes") as pool:
+        yield from in_order(pool, job, names, WAITING * workers)
+
+
+def in_order(
+    pool: Executor, job: Callable[[Any], Result], items: Sequence[Any] | Iterator[Any], ahead: int
+) -> Iterator[Result]:
+    """`job` of every item in the pool, in the items' order, `ahead` of them at most on their way."""
+    rest = iter(items)
+    waiting: deque[Future[Result]] = deque(pool.submit(job, item) for item in islice(rest, ahead))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(job, item) for item in islice(rest, 1))
+
+
+@contextmanager
+def worker_pool(
+    processes: int, option: str, *, prepare: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+) -> Iterator[Executor]:
+    """Fresh processes that have run `prepare(*arguments)` and end with the block; 0 processes: this one.
+
+    SakError where one dies; it names the `option` that says how many there are.
+    """
+    if processes == 0:
+        if prepare is not None:
+            prepare(*arguments)
+        yield _Here()
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(prepare, arguments))
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise SakError(f"one of {processes} processes died, perhaps for want of memory; try fewer {option}") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Here(Executor):
+    """Does the work in this process, when it is handed in."""
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """The finished work; what it raises is raised here."""
+        done: Future[Result] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def _start(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    """A worker leaves interrupts to its parent, and goes when that one goes, however it goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    if prepare is not None:
+        prepare(*arguments)
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

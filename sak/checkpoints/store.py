@@ -31,9 +31,9 @@ def save_student(student: Student, folder: Path) -> Path:
     description = {"format": _FORMAT, "config": student.config.resolved().to_json()}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()}
     header = {"format": _FORMAT, "config": json.dumps(description["config"])}
-    _write_whole(folder / WEIGHTS, lambda scratch: save_file(tensors, scratch, metadata=header))
+    write_whole(folder / WEIGHTS, lambda scratch: save_file(tensors, scratch, metadata=header))
     text = json.dumps(description | {"weights": WEIGHTS, "parameters": parameter_counts(student)}, indent=2)
-    _write_whole(folder / DESCRIPTION, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))
+    write_whole(folder / DESCRIPTION, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))
     return folder / WEIGHTS
 
 
@@ -89,7 +89,7 @@ def student_from_tensors(
     return student
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` make a scratch file beside `path`, and put it in its place once it is on disk."""
     scratch = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:

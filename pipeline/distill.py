@@ -140,8 +140,8 @@ def distill(
     )
     batches = make_batches(targets, recipe, accelerator)
     evaluate = held_out_similarity(config, targets, accelerator)
-    settings = config.model_dump(mode="json")
-    run = open_run(out, settings, accelerator, start)
+    settings, reads = config.model_dump(mode="json"), targets.describe()
+    run = open_run(out, settings, reads, accelerator, start)
     hooks = Hooks(
         save_model=save_weights,
         load_model=load_weights,
@@ -152,13 +152,14 @@ def distill(
         progress=progress,
         say=say,
         remedy=batches.remedy,
+        saved=partial(draw_distillation, run),
     )
     step = distill_step(DistillationLoss(**recipe.loss.model_dump()))
     fit = Fit(student, batches, step, config=recipe.training, run=run, hooks=hooks, accelerator=accelerator)
     if start.resume:
         fit.resume()
     if accelerator.is_main_process:
-        run.describe(stage="distill", reads=targets.describe(), student=student.config.resolved().to_json())
+        run.describe(stage="distill", reads=reads, student=student.config.resolved().to_json())
     start_trackers(accelerator, "sak-distill", settings)
     with dead_workers_told(recipe.data.workers):
         result = fit()
@@ -230,12 +231,14 @@ def held_out_similarity(
     return partial(mean_similarities, held_out, accelerator, config.recipe.data.workers)
 
 
-def open_run(out: Path, settings: Mapping[str, Any], accelerator: Accelerator, start: Start) -> RunDirectory:
+def open_run(
+    out: Path, settings: Mapping[str, Any], reads: Mapping[str, Any], accelerator: Accelerator, start: Start
+) -> RunDirectory:
     """The run's directory, made or checked by the main process before any other uses it."""
     run = RunDirectory(out)
     if accelerator.is_main_process:
         run = (
-            RunDirectory.resume(out, settings, force=start.force)
+            RunDirectory.resume(out, settings, force=start.force, reads=reads)
             if start.resume
             else RunDirectory.create(out, settings, overwrite=start.overwrite)
         )

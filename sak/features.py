@@ -49,8 +49,8 @@ class FeatureMaps:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Level names by position, as losses and reports write them: `level1` is the shallowest."""
-        return tuple(f"level{position}" for position in range(1, len(self.levels) + 1))
+        """Level names as losses and reports write them: `level3` is block 3."""
+        return tuple(f"level{level}" for level in self.levels)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -62,6 +62,18 @@ def write_durably(target: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def replace_durably(target: Path, data: bytes) -> None:
+    """Write a file whole or not at all, over one that may be there."""
+    scratch = scratch_beside(target)
+    try:
+        write_durably(scratch, data)
+        scratch.replace(target)
+        fsync_folder(target.parent)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
 def fsync_file(path: Path) -> None:
     """Make a file's bytes durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -138,15 +150,9 @@ class LocalFolder(Location):
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """See `Location`."""
-        scratch = self.scratch(path)
         with _explained(self.at(path)):
-            try:
-                write_durably(scratch, data)
-                scratch.replace(self._path(path))
-                fsync_folder(scratch.parent)
-            except OSError:
-                scratch.unlink(missing_ok=True)
-                raise
+            make_folder(self._path(path).parent)
+            replace_durably(self._path(path), data)
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
         """See `Location`."""

@@ -7,12 +7,11 @@ checkpoints/step-00000120/   student.safetensors, student.json   the model, usab
                              training.json                       step and the rest
 checkpoints/last, best       links to one of them, moved when it is whole
 
-A checkpoint is filled under another name and renamed, so one that has its name is whole.
+A checkpoint is filled under another name and renamed, and renamed again before it is removed: one that has its name is
+whole.
 """
 
 import json
-import os
-import random
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.storage.local import fsync_file, fsync_folder, replace_durably
 from sak.errors import SakError
 
 DONE = "training.json"
@@ -59,19 +58,19 @@ def new_checkpoint(checkpoints: Path, step: int) -> Iterator[Path]:
     not take it.
     """
     final = step_folder(checkpoints, step)
-    scratch = final.with_name(f".{final.name}.part")
+    scratch = _scratch(final)
     try:
         for leftover in checkpoints.glob(".step-*.part"):
             shutil.rmtree(leftover)
         scratch.mkdir(parents=True)
         yield scratch
         for path in sorted(scratch.rglob("*")):
-            _sync(path)
-        _sync(scratch)
+            fsync_folder(path) if path.is_dir() else fsync_file(path)
+        fsync_folder(scratch)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         scratch.replace(final)
-        _sync(checkpoints)
+        fsync_folder(checkpoints)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(f"{final} cannot be written ({error}); make room, then go on with --resume") from error
@@ -81,31 +80,59 @@ def write_state(folder: Path, state: TrainingState) -> None:
     """Write the training state into a checkpoint's folder."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     save_file(tensors, folder / TENSORS)
-    document = {"format": FORMAT, "step": state.step, "values": dict(state.values)}
-    (folder / DONE).write_text(json.dumps(document, indent=1) + "\n")
+    (folder / DONE).write_text(_text(state.step, state.values))
+
+
+def change_values(folder: Path, **values: Any) -> None:
+    """Change some of the plain values of a whole checkpoint, in one step."""
+    document = _document(folder)
+    replace_durably(folder / DONE, _text(document["step"], document["values"] | values).encode())
 
 
 def read_state(folder: Path) -> TrainingState:
     """The training state of a checkpoint; CheckpointError where it is not whole."""
+    document = _document(folder)
+    return TrainingState(int(document["step"]), read_tensors(folder / TENSORS), document["values"])
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's file; CheckpointError where they cannot be read."""
     try:
-        document = json.loads((folder / DONE).read_text())
-        tensors = load_file(folder / TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} is not a whole checkpoint ({error}); resume from another, or start anew"
-        ) from error
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path.parent, error) from error
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads((folder / DONE).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
     if document.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: format {document.get('format')!r}, this version reads {FORMAT!r}")
-    return TrainingState(int(document["step"]), tensors, document["values"])
+    return document
+
+
+def _text(step: int, values: Mapping[str, Any]) -> str:
+    return json.dumps({"format": FORMAT, "step": step, "values": dict(values)}, indent=1) + "\n"
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    others = sorted(other.name for other in folder.parent.glob("step-*") if other != folder)
+    way = f"make {folder.parent}/last a link to {others[-1]}" if others else "there is no other, start anew"
+    return CheckpointError(f"{folder} is not a whole checkpoint ({error}); {way}")
 
 
 def point(checkpoints: Path, name: str, folder: Path) -> None:
     """Make `checkpoints/<name>` lead to `folder`, in one step."""
     scratch = checkpoints / f".{name}.link"
-    scratch.unlink(missing_ok=True)
-    scratch.symlink_to(folder.name)
-    scratch.replace(checkpoints / name)
-    _sync(checkpoints)
+    try:
+        scratch.unlink(missing_ok=True)
+        scratch.symlink_to(folder.name)
+        scratch.replace(checkpoints / name)
+        fsync_folder(checkpoints)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoints}/{name} cannot be written ({error}); go on with --resume") from error
 
 
 def remove_unused(checkpoints: Path) -> None:
@@ -113,15 +140,17 @@ def remove_unused(checkpoints: Path) -> None:
     kept = {link.resolve() for link in checkpoints.iterdir() if link.is_symlink()}
     for other in checkpoints.glob("step-*"):
         if other.resolve() not in kept:
-            shutil.rmtree(other)
+            _remove(other)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _scratch(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
+
+
+def _remove(folder: Path) -> None:
+    leaving = folder.with_name(f".{folder.name}.old.part")
+    folder.replace(leaving)
+    shutil.rmtree(leaving)
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -150,35 +179,3 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         optimiser.load_state_dict({"state": state, "param_groups": values["groups"]})
     except ValueError as error:
         raise CheckpointError(f"the saved optimiser does not fit this model ({error}); start a new run") from error
-
-
-def random_state() -> dict[str, Tensor]:
-    """Python's, numpy's and torch's generators of this process (and its devices) as tensors."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    del kind, version
-    state = {
-        "python": torch.tensor(words, dtype=torch.int64),
-        "python.gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
-        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-        "numpy.rest": torch.tensor([float(position), float(has_gauss), float(cached)], dtype=torch.float64),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            state[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
-    return state
-
-
-def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Put back what `random_state` took out; devices that are not here any more are left alone."""
-    gauss = float(state["python.gauss"])
-    random.setstate((3, tuple(state["python"].tolist()), None if np.isnan(gauss) else gauss))
-    position, has_gauss, cached = state["numpy.rest"].tolist()
-    keys = state["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
-    torch.set_rng_state(state["torch"])
-    for name, value in state.items():
-        kind, _, index = name.partition(".")
-        if kind == "cuda" and torch.cuda.is_available() and int(index) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(value, int(index))

@@ -5,33 +5,15 @@ batches would be shared out a second time and the schedule stepped once a proces
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
+from accelerate.utils import set_seed
 from torch import nn
 
 from pipeline.training.agreement import Agreement
-from pipeline.training.checkpoint import (
-    CheckpointError,
-    TrainingState,
-    load_optimiser,
-    new_checkpoint,
-    optimiser_state,
-    point,
-    random_state,
-    read_state,
-    remove_unused,
-    set_random_state,
-    step_folder,
-    write_state,
-)
 from pipeline.training.config import TrainingConfig, make_optimiser
 from pipeline.training.devices import make_accelerator as make_accelerator
 from pipeline.training.ema import Ema
@@ -44,11 +26,10 @@ from pipeline.training.protocols import Step as Step
 from pipeline.training.protocols import StepResult as StepResult
 from pipeline.training.protocols import TrainingError as TrainingError
 from pipeline.training.run import RunDirectory
+from pipeline.training.saver import Progress, Saver
 from pipeline.training.speaker import Speaker
 from pipeline.training.stop import StopRequest
 from pipeline.training.window import Window
-
-EMA_FOLDER = "ema"
 
 
 class Fit:
@@ -81,34 +62,40 @@ class Fit:
         self.window = Window()
         self.agreement = Agreement(accelerator, run.checkpoints)
         self.speaker = Speaker(run, hooks, accelerator)
+        self.saver = Saver(
+            run.checkpoints,
+            hooks,
+            accelerator,
+            model=self.plain,
+            ema=self.ema,
+            optimiser=self.optimiser,
+            seed=config.seed,
+        )
 
     def resume(self) -> None:
-        """Go on from `checkpoints/last`; CheckpointError where there is none."""
-        folder = (self.run.checkpoints / "last").resolve()
-        if not folder.is_dir():
-            raise CheckpointError(f"{self.run.root} has no checkpoint yet; start it again with --overwrite")
-        state = read_state(folder)
-        self.hooks.load_model(self.plain, folder)
-        load_optimiser(self.optimiser, state.tensors, state.values["optimiser"])
-        if self.ema is not None:
-            averaged = folder / EMA_FOLDER
-            self.hooks.load_model(self.ema.model, averaged if averaged.is_dir() else folder)
-        if self.accelerator.scaler is not None and state.values.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state.values["scaler"])
-        self.step, self.best, self.evaluated = state.step, state.values["best"], state.values["evaluated"]
-        own = folder / f"random-{self.accelerator.process_index}.safetensors"
-        if own.is_file():
-            set_random_state(load_file(own))
+        """Go on from `checkpoints/last`; CheckpointError where there is none.
+
+        Batches and losses are those of the run that did not stop, bit for bit with as many processes; with others the
+        sums over processes are rounded differently and random draws are new, which is said.
+        """
+        progress, processes = self.saver.load()
+        self.step, self.evaluated, self.best = progress.step, progress.evaluated, progress.best
         if self.accelerator.is_main_process:
-            self.run.forget_after(self.step)
+            self.run.forget_after(self.step, measured=self.evaluated)
         self.accelerator.wait_for_everyone()
+        if processes != self.accelerator.num_processes:
+            self.speaker.say(
+                f"processes: {processes} until step {self.step}, {self.accelerator.num_processes} from here on; "
+                "batches are the same, sums are rounded differently, random draws (noise, dropout) are new"
+            )
 
     def __call__(self) -> FitResult:
         """Train to the end, or until SIGINT or SIGTERM; either way the last step is saved."""
-        with StopRequest() as stop:
+        alone = self.run.held() if self.accelerator.is_main_process else nullcontext()
+        with alone, StopRequest() as stop:
             self.speaker.begin(self.step, self.total)
-            if self._evaluate() and self.step > 0:
-                self._name_best()
+            if self._evaluation_due():
+                self._evaluate()
             with _closed(self.source.start_at(self.step)) as batches:
                 while self.step < self.total and not self.agreement.stopping:
                     self._one_step(batches, stop)
@@ -149,15 +136,16 @@ class Fit:
         return results
 
     def _look_up(self) -> None:
-        """What is due after a step: lines, measurements, checkpoints."""
+        """What is due after a step; the measurement last, so that a run that dies in it loses no step."""
         stopping, ending = self.agreement.read(), self.step == self.total
         if self._due(self.config.log_every) or stopping or ending:
             self._log()
         self.speaker.show(self.step)
-        better = not stopping and self._evaluate()
-        if self._due(self.config.checkpoint_every) or stopping or ending or better:
-            with self.window.aside():
-                self._save(best=better)
+        measuring = not stopping and self._evaluation_due()
+        if self._due(self.config.checkpoint_every) or stopping or ending or measuring:
+            self._save()
+        if measuring:
+            self._evaluate()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -174,10 +162,10 @@ class Fit:
         values = self.window.close(self.accelerator, self.config.batch_size)
         self.speaker.tell(self.step, {"epoch": self.step / self.source.steps_per_epoch, **values})
 
-    def _evaluate(self) -> bool:
-        """Measure where it is due; whether the result is the best so far."""
-        if not self._evaluation_due() or self.hooks.evaluate is None:
-            return False
+    def _evaluate(self) -> None:
+        """Measure, and note in the checkpoint of this step that it was done."""
+        if self.hooks.evaluate is None:
+            return
         self.agreement.settle()
         model = self.ema.model if self.ema is not None else self.plain
         training = model.training
@@ -188,47 +176,26 @@ class Fit:
         self.evaluated = self.step
         self.speaker.tell(self.step, {"evaluation": True, **values})
         self.window.last = {**self.window.last, **values}
-        found = values.get(self.hooks.best)
-        if found is None or self.step == 0:
+        if self.step > 0:
+            better = self._is_best(values.get(self.hooks.best))
+            self.saver.measured(self._progress(), best=better)
+
+    def _is_best(self, found: float | None) -> bool:
+        if found is None:
             return False
         better = self.best is None or (found < self.best if self.hooks.best_is_lower else found > self.best)
         self.best = found if better else self.best
         return better
 
-    def _save(self, *, best: bool) -> None:
-        self.agreement.settle()
-        random = gather_object([to_bytes(random_state())])
-        if self.accelerator.is_main_process:
-            with new_checkpoint(self.run.checkpoints, self.step) as folder:
-                self._fill(folder, random)
-            point(self.run.checkpoints, "last", step_folder(self.run.checkpoints, self.step))
-            if best:
-                self._name_best()
-            remove_unused(self.run.checkpoints)
-        self.accelerator.wait_for_everyone()
+    def _save(self) -> None:
+        with self.window.aside():
+            self.agreement.settle()
+            self.saver.save(self._progress())
+            if self.hooks.saved is not None and self.accelerator.is_main_process:
+                self.hooks.saved()
 
-    def _fill(self, folder: Path, random: list[bytes]) -> None:
-        self.hooks.save_model(self.plain, folder)
-        if self.ema is not None:
-            self.hooks.save_model(self.ema.model, folder / EMA_FOLDER)
-        for process, state in enumerate(random):
-            (folder / f"random-{process}.safetensors").write_bytes(state)
-        write_state(folder, self._state())
-
-    def _name_best(self) -> None:
-        if self.accelerator.is_main_process:
-            point(self.run.checkpoints, "best", step_folder(self.run.checkpoints, self.step))
-
-    def _state(self) -> TrainingState:
-        tensors, values = optimiser_state(self.optimiser)
-        scaler: Any = self.accelerator.scaler
-        rest: Mapping[str, Any] = {
-            "optimiser": values,
-            "best": self.best,
-            "evaluated": self.evaluated,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
-        return TrainingState(self.step, tensors, rest)
+    def _progress(self) -> Progress:
+        return Progress(self.step, self.evaluated, self.best)
 
 
 def _closed(batches: Iterator[Batch]) -> AbstractContextManager[Iterator[Batch]]:

@@ -56,7 +56,8 @@ class Hooks:
 
     `evaluate` measures the model (the averaged one, where there is one); `best` names the number among its
     measurements that makes a checkpoint the best, `evaluate_first` measures before the first step too. `say` takes
-    lines for the user, `progress` steps; `remedy` says what to do where the loop waits for data.
+    lines for the user, `progress` steps; `remedy` says what to do where the loop waits for data. `saved` is called by
+    the main process after each checkpoint.
     """
 
     save_model: Callable[[nn.Module, Path], object]
@@ -68,6 +69,7 @@ class Hooks:
     evaluate_first: bool = False
     say: Callable[[str], None] | None = None
     remedy: Callable[[], str] | None = None
+    saved: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ def mean_similarities(
     count = len(cache.samples_in(0))
     summed = {teacher: accelerator.reduce(total, "sum") / count for teacher, total in totals.items()}
     values = {
-        f"rep_sim/{teacher}/level{place}": float(level)
+        f"rep_sim/{teacher}/level{block}": float(similar)
         for teacher, levels in summed.items()
-        for place, level in enumerate(levels, start=1)
+        for block, similar in zip(cache.readers[teacher].levels, levels, strict=True)
     }
     means = {f"rep_sim/{teacher}": float(levels.mean()) for teacher, levels in summed.items()}
     return {"rep_sim": sum(means.values()) / len(means), **means, **values}

@@ -8,13 +8,15 @@ checkpoints/     see `pipeline.training.checkpoint`
 figures/
 """
 
+import errno
+import fcntl
 import json
-import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,9 +24,11 @@ from typing import Any
 
 import yaml
 
-from sak.errors import SakError, UsageError
+from pipeline.storage.errors import explain
+from pipeline.storage.local import replace_durably
+from sak.errors import UsageError
 
-CONFIG, ABOUT, METRICS, LOG = "config.yaml", "run.json", "metrics.jsonl", "train.log"
+CONFIG, ABOUT, METRICS, LOG, LOCK = "config.yaml", "run.json", "metrics.jsonl", "train.log", ".lock"
 PACKAGES = ("sak", "torch", "timm", "accelerate", "numpy", "zarr")
 
 
@@ -45,15 +49,31 @@ class RunDirectory:
                 raise UsageError(
                     f"{root} is not a run's directory (no {CONFIG}); it is not overwritten, choose another"
                 )
-            shutil.rmtree(root)
-        run.checkpoints.mkdir(parents=True)
-        run.figures.mkdir()
-        _write_whole(root / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+            with run.held():
+                run._clear()
+        with _explained(root):
+            root.mkdir(parents=True, exist_ok=True)
+            run._write(CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+            run.checkpoints.mkdir()
+            run.figures.mkdir()
         return run
 
+    def _clear(self) -> None:
+        """Remove all but the configuration, by which a run's directory is known, should this be interrupted."""
+        for path in self.root.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (CONFIG, LOCK):
+                path.unlink()
+
     @classmethod
-    def resume(cls, root: Path, config: Mapping[str, Any], *, force: bool = False) -> "RunDirectory":
-        """The directory of a run to go on with; UsageError lists the settings that differ, unless `force`."""
+    def resume(
+        cls, root: Path, config: Mapping[str, Any], *, force: bool = False, reads: Mapping[str, Any] | None = None
+    ) -> "RunDirectory":
+        """The directory of a run to go on with; UsageError lists the settings that differ, unless `force`.
+
+        `reads` is what `describe` is going to be told under that name: other columns or samples are another run too.
+        """
         run = cls(root)
         try:
             before = yaml.safe_load((root / CONFIG).read_text())
@@ -61,14 +81,37 @@ class RunDirectory:
             reason = " ".join(str(error).split())
             raise UsageError(f"{root} is not a run to resume ({reason}); start one without --resume") from error
         differing = differences(before, config)
+        if reads is not None and "reads" in run.about():
+            differing += differences(run.about()["reads"], json.loads(_json(reads)), "reads.")
         if differing and not force:
             listed = "; ".join(f"{name}: was {old!r}, now {new!r}" for name, old, new in differing)
             raise UsageError(
                 f"{root}: the configuration changed: {listed}; put it back, or go on all the same with --force"
             )
-        if differing:
-            _write_whole(root / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        with run.held():
+            run.checkpoints.mkdir(exist_ok=True)
+            run.figures.mkdir(exist_ok=True)
+            if differing:
+                run._write(CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
         return run
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process trains here while the block runs; UsageError where one does.
+
+        The hold ends with the process, however it ends. File systems that know no locks give none.
+        """
+        with (self.root / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{self.root}: another process trains here; wait for its end, or choose another --out"
+                ) from error
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise
+            yield
 
     @property
     def checkpoints(self) -> Path:
@@ -90,8 +133,7 @@ class RunDirectory:
             "packages": {name: metadata.version(name) for name in PACKAGES},
             "machine": platform.platform(),
         }
-        document = {**before, **facts, "sessions": [*before["sessions"], session]}
-        _write_whole(self.root / ABOUT, json.dumps(document, indent=2, default=str) + "\n")
+        self._write(ABOUT, _json({**before, **facts, "sessions": [*before["sessions"], session]}) + "\n")
 
     def about(self) -> dict[str, Any]:
         """What `run.json` says; empty where there is none yet."""
@@ -102,17 +144,23 @@ class RunDirectory:
         """Add to this session's entry in `run.json` when it ended, and how."""
         document = self.about()
         document["sessions"][-1] |= {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
-        _write_whole(self.root / ABOUT, json.dumps(document, indent=2, default=str) + "\n")
+        self._write(ABOUT, _json(document) + "\n")
 
     def log(self, line: str) -> None:
         """Append a line with the time to `train.log`."""
-        with (self.root / LOG).open("a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        self._append(LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Append one measurement to `metrics.jsonl`."""
-        with (self.root / METRICS).open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        self._append(METRICS, json.dumps(values) + "\n")
+
+    def _append(self, name: str, text: str) -> None:
+        with _explained(self.root / name), (self.root / name).open("a") as file:
+            file.write(text)
+
+    def _write(self, name: str, text: str) -> None:
+        with _explained(self.root / name):
+            replace_durably(self.root / name, text.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """All measurements so far; a last line cut short by a crash is left out."""
@@ -122,10 +170,15 @@ class RunDirectory:
         lines = path.read_text().splitlines()
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def forget_after(self, step: int) -> None:
-        """Drop measurements of steps after `step`: they are made again from the checkpoint."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        _write_whole(self.root / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+    def forget_after(self, step: int, *, measured: int = -1) -> None:
+        """Drop what was recorded after `step`, and its evaluation unless `measured` is that step: both come again."""
+        kept = [
+            line
+            for line in self.metrics()
+            if line.get("step", 0) < step
+            or (line.get("step") == step and (measured == step or not line.get("evaluation")))
+        ]
+        self._write(METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -140,13 +193,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
     return found
 
 
-def _write_whole(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=2, default=str)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        with scratch.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        yield
     except OSError as error:
-        raise SakError(f"{path} cannot be written ({error.strerror}); make room or choose another --out") from error
+        raise explain(error, str(path)) from error

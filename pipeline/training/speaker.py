@@ -43,6 +43,14 @@ class Speaker:
             )
             self._warn(values["data_wait"])
 
+    def say(self, line: str) -> None:
+        """A line for the user, into `train.log` too."""
+        if not self._accelerator.is_main_process:
+            return
+        self._run.log(line)
+        if self._hooks.say is not None:
+            self._hooks.say(line)
+
     def show(self, step: int) -> None:
         """Progress, with the last measurements."""
         if self._hooks.progress is not None and self._accelerator.is_main_process:
@@ -54,7 +62,4 @@ class Speaker:
             return
         self._warned = True
         remedy = f": {self._hooks.remedy()}" if self._hooks.remedy is not None else ""
-        line = f"warning: {100 * share:.0f} % of the time is spent waiting for data{remedy}"
-        self._run.log(line)
-        if self._hooks.say is not None:
-            self._hooks.say(line)
+        self.say(f"warning: {100 * share:.0f} % of the time is spent waiting for data{remedy}")

@@ -104,12 +104,11 @@ def _stored(cache: FeatureCache, name: str) -> TaughtBy:
 
 def located(cache: FeatureCache, data: str | None) -> FeatureCache:
     """The cache with its images where they are: at `data`, or where they were; StaleIndexError where they are not."""
-    if data is None:
-        for index in cache.universe.indices.values():
-            index.check_shards()
-        return cache
-    indices = {name: index.relocated(data) for name, index in cache.universe.indices.items()}
-    return replace(cache, universe=replace(cache.universe, indices=indices))
+    if data is not None:
+        return replace(cache, universe=cache.universe.relocated(data))
+    for index in cache.universe.indices.values():
+        index.check_shards()
+    return cache
 
 
 def open_held_out(place: str, targets: TargetSource) -> FeatureCache:

@@ -41,17 +41,21 @@ class LevelLoss:
 
 @dataclass(frozen=True)
 class DistillationLosses:
-    """The total, the sum over all teachers and levels, and its parts: teacher -> one `LevelLoss` per level."""
+    """The total, the sum over all teachers and levels, and its parts: teacher -> one `LevelLoss` per level.
+
+    `names` holds each teacher's level names, which are those of its own blocks.
+    """
 
     total: Tensor
     teachers: dict[str, tuple[LevelLoss, ...]]
+    names: dict[str, tuple[str, ...]]
 
     def by_level(self) -> dict[str, Tensor]:
-        """`<teacher>/level<l>` -> total, detached, for logs."""
+        """`<teacher>/level<block>` -> total, detached, for logs."""
         return {
-            f"{teacher}/level{position}": level.total.detach()
+            f"{teacher}/{name}": level.total.detach()
             for teacher, levels in self.teachers.items()
-            for position, level in enumerate(levels, start=1)
+            for name, level in zip(self.names[teacher], levels, strict=True)
         }
 
 
@@ -96,7 +100,8 @@ class DistillationLoss:
         check_teachers(student, targets)
         teachers = {teacher: self._teacher(teacher, student[teacher], maps) for teacher, maps in targets.items()}
         totals = [level.total for levels in teachers.values() for level in levels]
-        return DistillationLosses(torch.stack(totals).sum(), teachers)
+        names = {teacher: maps.names for teacher, maps in targets.items()}
+        return DistillationLosses(torch.stack(totals).sum(), teachers, names)
 
     def _teacher(self, teacher: str, student: FeatureMaps, targets: Targets) -> tuple[LevelLoss, ...]:
         weight = self.weights.get(teacher, 1.0)

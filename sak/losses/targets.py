@@ -35,6 +35,11 @@ class TargetMaps:
         """How many levels."""
         return len(self.levels)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Level names as losses and reports write them: `level3` is block 3."""
+        return tuple(f"level{level}" for level in self.levels)
+
 
 Targets = FeatureMaps | TargetMaps
 
@@ -57,7 +62,7 @@ def check_levels(teacher: str, student: FeatureMaps, targets: Targets) -> None:
             f"{teacher}: the student has levels {student.levels} but the targets {targets.levels}; "
             "they are paired in order, so name as many for both"
         )
-    for name, map_, target in zip(student.names, student, targets, strict=True):
+    for name, map_, target in zip(targets.names, student, targets, strict=True):
         full = target.map if isinstance(target, ProjectedTarget) else target
         if map_.shape[:2] != full.shape[:2]:
             raise UsageError(

@@ -1,33 +1,77 @@
-"""One of two processes that distil together: `distill_worker.py CACHE OUT RECIPE STOPPED_RANK`."""
+"""One of some processes that distil: `distill_worker.py CACHE OUT RECIPE WHAT`, where WHAT names a function here."""
 
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.data.distillation import CachedBatches
 from pipeline.distill import run_distill
+from pipeline.training import saver
+
+STEPS = {"steps": 20, "batch_size": 8, "device": "cpu"}
 
 
-def main(cache: str, out: Path, recipe: str, stopped: int) -> None:
-    """Twenty steps, seven that end in a signal to one process, and the other thirteen."""
+@contextmanager
+def signalled(step, number, rank=0):
+    """A signal reaches process `rank` while it waits for the batch of `step`."""
     plain = CachedBatches.start_at
 
-    def stopping(self, first):
-        for number, batch in enumerate(plain(self, first), start=first + 1):
-            if number == 7 and int(os.environ["RANK"]) == stopped:
-                os.kill(os.getpid(), signal.SIGTERM)
+    def start_at(self, first):
+        for each, batch in enumerate(plain(self, first), start=first + 1):
+            if each == step and int(os.environ.get("RANK", "0")) == rank:
+                os.kill(os.getpid(), number)
             yield batch
 
-    common = {"config": recipe, "steps": 20, "batch_size": 8, "device": "cpu"}
-    straight = run_distill(cache, out / "straight", **common)
-    CachedBatches.start_at = stopping
-    first = run_distill(cache, out / "parts", **common)
-    CachedBatches.start_at = plain
-    second = run_distill(cache, out / "parts", **common, resume=True)
-    steps = [result.step for result in (straight, first, second)]
-    (out / f"steps-{os.environ['RANK']}.txt").write_text(repr(steps))
+    CachedBatches.start_at = start_at
+    try:
+        yield
+    finally:
+        CachedBatches.start_at = plain
+
+
+def stopped(cache, out, recipe):
+    """Seven steps."""
+    with signalled(7, signal.SIGTERM):
+        run_distill(cache, out, config=recipe, **STEPS)
+
+
+def together(cache, out, recipe):
+    """Twenty steps; seven that end in a signal to process 1 and the other thirteen; thirteen after one process's seven,
+    and seven for one process to go on with."""
+    common = {"config": recipe, **STEPS}
+    results = [run_distill(cache, out / "straight", **common)]
+    with signalled(7, signal.SIGTERM, rank=1):
+        results.append(run_distill(cache, out / "parts", **common))
+    results.append(run_distill(cache, out / "parts", **common, resume=True))
+    results.append(run_distill(cache, out / "more", **common, resume=True))
+    with signalled(7, signal.SIGTERM, rank=1):
+        results.append(run_distill(cache, out / "fewer", **common))
+    (out / f"steps-{os.environ['RANK']}.txt").write_text(repr([result.step for result in results]))
+
+
+def killed_in_a_step(cache, out, recipe):
+    """SIGKILL between two checkpoints, in the middle of the second epoch."""
+    with signalled(8, signal.SIGKILL):
+        run_distill(cache, out, config=recipe, overrides=["training.checkpoint_every=3"], **STEPS)
+
+
+def killed_while_saving(cache, out, recipe):
+    """SIGKILL in the third checkpoint, whose largest file is half written."""
+    plain, saved = saver.write_state, []
+
+    def write_state(folder, state):
+        plain(folder, state)
+        saved.append(state.step)
+        if len(saved) == 3:
+            os.truncate(folder / "training.safetensors", 1000)
+            (folder / "training.json").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    saver.write_state = write_state
+    run_distill(cache, out, config=recipe, overrides=["training.checkpoint_every=3"], **STEPS)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    globals()[sys.argv[4]](sys.argv[1], Path(sys.argv[2]), sys.argv[3])

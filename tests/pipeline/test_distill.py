@@ -81,7 +81,7 @@ def test_the_bytes_read_are_those_of_the_wanted_teachers_and_levels_alone(run, s
     assert remainder == 0
     assert 5 <= batches <= 5 + 3  # read ahead
     assert {name for name in made.lines[0] if "/" in name} == {
-        f"{teacher}/level{n}" for teacher in ("dinov2", "clip") for n in (1, 2)
+        f"{teacher}/level{n}" for teacher in ("dinov2", "clip") for n in (3, 4)
     }
     assert load_student(made.result.checkpoint).config.tapped == (3, 4)
 

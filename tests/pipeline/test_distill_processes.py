@@ -1,9 +1,12 @@
-"""Distillation on two processes (gloo): the losses of one, and an exact resume after one of them was told to stop."""
+"""Distillation in processes of its own: two of them (gloo), with others than before, and killed ones."""
 
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from pipeline.training.run import RunDirectory
 from sak.checkpoints import load_student
 
 WORKER = Path(__file__).with_name("distill_worker.py")
+ROOT = WORKER.parents[2]
+STEPS = {"steps": 20, "batch_size": 8, "device": "cpu"}
 
 
 def free_port():
@@ -27,45 +32,132 @@ def losses(folder):
     return [line["loss"] for line in RunDirectory(folder).metrics() if "loss" in line]
 
 
-@pytest.fixture(scope="module")
-def two(small_world, tiny_recipe, tmp_path_factory):
-    """The folder in which two processes have run, and the recipe's file."""
-    out = tmp_path_factory.mktemp("two")
-    recipe = out / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(tiny_recipe))
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-                   "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
-    command = [sys.executable, str(WORKER), str(small_world.cache), str(out), str(recipe), "1"]
+def have_the_same_weights(one, other):
+    mine, theirs = (load_student(folder / "checkpoints/last").state_dict() for folder in (one, other))
+    return all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def work(what, cache, out, recipe, *, processes=1):
+    """Exit codes and errors of the processes that do `what`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes > 1:
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes),
+                        "LOCAL_WORLD_SIZE": str(processes)}  # fmt: skip
+    command = [sys.executable, str(WORKER), str(cache), str(out), str(recipe), what]
     started = [
         subprocess.Popen(
             command,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
             stderr=subprocess.PIPE,
             text=True,
-            cwd=WORKER.parents[2],
+            cwd=ROOT,
         )
-        for rank in (0, 1)
+        for rank in range(processes)
     ]
     errors = [process.communicate(timeout=280)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)[-4000:]
-    return out, recipe
+    return [process.returncode for process in started], "\n".join(errors)[-4000:]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(small_world, recipe, tmp_path_factory):
+    """Twenty steps of one process, with nothing in between."""
+    out = tmp_path_factory.mktemp("one") / "straight"
+    run_distill(str(small_world.cache), out, config=recipe, **STEPS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(small_world, recipe, tmp_path_factory):
+    """The folder in which two processes have run, some of it after one."""
+    out = tmp_path_factory.mktemp("two")
+    codes, errors = work("stopped", small_world.cache, out / "more", recipe)
+    assert codes == [0], errors
+    codes, errors = work("together", small_world.cache, out, recipe, processes=2)
+    assert codes == [0, 0], errors
+    return out
 
 
 @pytest.mark.slow
 def test_all_processes_stop_at_the_step_at_which_one_was_told_to(two):
-    assert [(two[0] / f"steps-{rank}.txt").read_text() for rank in (0, 1)] == ["[20, 7, 20]"] * 2
+    assert [(two / f"steps-{rank}.txt").read_text() for rank in (0, 1)] == ["[20, 7, 20, 20, 7]"] * 2
 
 
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(two):
-    straight, parts = two[0] / "straight", two[0] / "parts"
-    assert losses(parts) == losses(straight)
-    mine, theirs = (load_student(folder / "checkpoints/last").state_dict() for folder in (parts, straight))
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert losses(two / "parts") == losses(two / "straight")
+    assert have_the_same_weights(two / "parts", two / "straight")
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(two, small_world):
-    out, recipe = two
-    run_distill(str(small_world.cache), out / "one", config=recipe, steps=20, batch_size=8, device="cpu")
-    assert losses(out / "straight") == pytest.approx(losses(out / "one"), rel=1e-5)
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(two, straight):
+    assert losses(two / "straight") == pytest.approx(losses(straight), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_more_or_fewer_processes_on_the_same_batches_and_says_so(two, straight, small_world, recipe):
+    said = []
+    run_distill(str(small_world.cache), two / "fewer", config=recipe, resume=True, say=said.append, **STEPS)
+    assert [line for line in said if line.startswith("processes")] == [
+        "processes: 2 until step 7, 1 from here on; batches are the same, sums are rounded differently, random draws "
+        "(noise, dropout) are new"
+    ]
+    assert losses(two / "fewer") == pytest.approx(losses(straight), rel=1e-5)
+    assert "processes: 1 until step 7, 2 from here on" in (two / "more/train.log").read_text()
+    assert losses(two / "more") == pytest.approx(losses(straight), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "saved"), [("killed_in_a_step", 6), ("killed_while_saving", 6)])
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint_bit_for_bit(
+    what, saved, straight, small_world, recipe, tmp_path
+):
+    out = tmp_path / "run"
+    codes, errors = work(what, small_world.cache, out, recipe)
+    assert codes == [-signal.SIGKILL], errors
+    assert (out / "checkpoints/last").resolve().name == f"step-{saved:08d}"
+    every = ["training.checkpoint_every=3"]
+    run_distill(str(small_world.cache), out, config=recipe, overrides=every, resume=True, **STEPS)
+    assert losses(out) == losses(straight)
+    assert have_the_same_weights(out, straight)
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"last", "step-00000020"}
+
+
+@pytest.mark.long
+def test_a_storm_of_kills_changes_nothing(small_world, recipe, tmp_path):
+    """The command itself, killed at random moments, and started again until it is done."""
+    command = [sys.executable, "-m", "cli", "distill", "--cache", str(small_world.cache), "--config", str(recipe),
+               "--val-cache", str(small_world.val_cache), "--device", "cpu", "--steps", "400", "--set",
+               "training.checkpoint_every=5", "--set", "training.evaluate_every=20", "--out"]  # fmt: skip
+    started = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "straight")], check=True, cwd=ROOT, capture_output=True)
+    whole = time.monotonic() - started
+    draws, kills, out = random.Random(0), 0, tmp_path / "storm"
+    for _ in range(60):
+        last = (out / "checkpoints/last").exists()
+        start = ["--resume"] if last else ["--overwrite"]
+        process = subprocess.Popen([*command, str(out), *start], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        try:
+            _, errors = process.communicate(timeout=draws.uniform(0.3, 0.9) * whole)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, errors
+        break
+    assert kills >= 3
+    mine, theirs = RunDirectory(out).metrics(), RunDirectory(tmp_path / "straight").metrics()
+    timed = ("images_per_second", "data_wait")
+    mine, theirs = ([{k: v for k, v in line.items() if k not in timed} for line in each] for each in (mine, theirs))
+    assert mine == theirs
+    assert have_the_same_weights(out, tmp_path / "straight")
+    ends = [{link: (folder / "checkpoints" / link).resolve().name for link in ("last", "best")}
+            for folder in (out, tmp_path / "straight")]  # fmt: skip
+    assert ends[0] == ends[1]

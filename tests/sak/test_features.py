@@ -70,12 +70,12 @@ def test_a_depth_without_quarters_asks_for_levels(depth):
         default_levels(depth)
 
 
-def test_maps_are_found_by_block_number_and_told_by_position():
+def test_maps_are_found_and_named_by_block_number():
     maps = FeatureMaps((6, 12), (_random(1, 2, 3, 4), _random(1, 2, 3, 4) + 1))
     assert maps[12] is maps.maps[1]
     assert list(maps) == list(maps.maps)
     assert len(maps) == 2
-    assert maps.names == ("level1", "level2")
+    assert maps.names == ("level6", "level12")
     assert maps.grid == (3, 4)
     assert maps.width == 2
     assert torch.equal(maps.apply(lambda map_: 2 * map_)[6], 2 * maps[6])

@@ -7,23 +7,23 @@ import random
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import (
     CheckpointError,
     TrainingState,
+    change_values,
     load_optimiser,
     new_checkpoint,
     optimiser_state,
     point,
-    random_state,
     read_state,
     remove_unused,
-    set_random_state,
     step_folder,
     write_state,
 )
+from pipeline.training.random_state import random_state, seed_anew, set_random_state
 
 
 class KilledError(BaseException):
@@ -46,7 +46,7 @@ def test_a_save_that_is_killed_leaves_the_checkpoint_before_it(tmp_path, monkeyp
     if place == "filling":
         monkeypatch.setattr(checkpoint, "save_file", die)
     elif place == "syncing":
-        monkeypatch.setattr(checkpoint, "_sync", die)
+        monkeypatch.setattr(checkpoint, "fsync_folder", die)
     else:
         monkeypatch.setattr(type(tmp_path), "replace", die)
     with pytest.raises(KilledError):
@@ -90,6 +90,38 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
     with pytest.raises(CheckpointError, match="step-00000004") as told:
         read_state(folder)
     assert "\n" not in str(told.value)
+    assert damage == "other" or "there is no other, start anew" in str(told.value)
+
+
+def test_a_damaged_checkpoint_names_the_one_to_go_on_from(tmp_path):
+    write(tmp_path, 4)
+    write(tmp_path, 8)
+    (tmp_path / "step-00000008/training.safetensors").write_bytes(b"123")
+    with pytest.raises(CheckpointError, match=r"step-00000008 is not .*make .*/last a link to step-00000004"):
+        read_state((tmp_path / "last").resolve())
+
+
+def test_values_of_a_checkpoint_change_whole(tmp_path, monkeypatch):
+    write(tmp_path, 4)
+    change_values(tmp_path / "step-00000004", best=0.5, evaluated=4)
+    assert read_state(tmp_path / "last").values == {"best": 0.5, "evaluated": 4}
+    monkeypatch.setattr(type(tmp_path), "replace", lambda *given: (_ for _ in ()).throw(KilledError))
+    with pytest.raises(KilledError):
+        change_values(tmp_path / "step-00000004", best=0.6)
+    assert read_state(tmp_path / "last").values["best"] == 0.5
+
+
+def test_a_removal_that_is_killed_leaves_no_half_checkpoint_under_its_name(tmp_path, monkeypatch):
+    write(tmp_path, 4)
+    write(tmp_path, 8)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *given: (_ for _ in ()).throw(KilledError))
+    with pytest.raises(KilledError):
+        remove_unused(tmp_path)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000008"]
+    monkeypatch.undo()
+    write(tmp_path, 12)
+    remove_unused(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "step-00000012"]
 
 
 def test_an_optimiser_comes_back_exactly_through_a_file(tmp_path):
@@ -133,5 +165,16 @@ def test_random_generators_come_back_exactly_through_a_file(tmp_path):
     save_file(random_state(), tmp_path / "random.safetensors")
     expected = draws()
     draws()
-    set_random_state(checkpoint.load_file(tmp_path / "random.safetensors"))
+    set_random_state(load_file(tmp_path / "random.safetensors"))
     assert draws() == expected
+
+
+def test_new_generators_follow_from_seed_step_and_process_alone():
+    def drawn(*given):
+        seed_anew(*given)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    first = drawn(0, 7, 1)
+    assert drawn(0, 7, 1) == first
+    others = [drawn(1, 7, 1), drawn(0, 8, 1), drawn(0, 7, 0)]
+    assert all(a != b for other in others for a, b in zip(other, first, strict=True))

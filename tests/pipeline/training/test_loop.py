@@ -243,3 +243,50 @@ def test_progress_and_the_warning_of_waiting_name_the_remedy(toy):
     assert "loss" in shown[-1][2]
     assert len(said) == 1
     assert said[0].endswith("% of the time is spent waiting for data: raise data.workers (0)")
+
+
+def test_a_run_that_dies_while_measuring_has_lost_no_step_and_measures_again(toy):
+    class KilledError(BaseException):
+        pass
+
+    def score(step):
+        return {"score": float(step)}
+
+    def dying(model, step):
+        if step == 8:
+            raise KilledError
+        return score(step)
+
+    rules = {"best": "score", "best_is_lower": False}
+    with pytest.raises(KilledError):
+        toy.fit(evaluate_every=4, hooks={"evaluate": dying, **rules})()
+    second = toy.fit(evaluate_every=4, resume=True, hooks={"evaluate": lambda model, step: score(step), **rules})
+    assert second.step == 8
+    second()
+    straight = toy.fit("straight", evaluate_every=4, hooks={"evaluate": lambda model, step: score(step), **rules})
+    straight()
+    assert toy.losses() == toy.losses("straight")
+    measured = [line["step"] for line in second.run.metrics() if line.get("evaluation")]
+    assert measured == [4, 8, 12, 16, 20]
+    assert (second.run.checkpoints / "best").resolve().name == "step-00000020"
+    again = toy.fit(evaluate_every=4, resume=True, hooks={"evaluate": dying, **rules})
+    assert (again.evaluated, again.best) == (20, 20.0)
+
+
+def test_a_checkpoint_of_other_processes_goes_on_with_new_draws_and_says_so(toy):
+    first = toy.fit(source=toy.source(on_batch=stop_before(6)))
+    last = first().checkpoint.resolve()
+    (last / "random-1.safetensors").write_bytes((last / "random-0.safetensors").read_bytes())
+    said = []
+    second = toy.fit(resume=True, hooks={"say": said.append})
+    assert said == ["processes: 2 until step 7, 1 from here on; batches are the same, sums are rounded differently, "
+                    "random draws (noise, dropout) are new"]  # fmt: skip
+    assert second().step == 20
+
+
+def test_checkpoints_are_told_of_when_they_are_whole(toy):
+    seen = []
+    fit = toy.fit(steps=9, checkpoint_every=4, hooks={"saved": lambda: seen.append(sorted(
+        path.name for path in (toy.root / "run/checkpoints").glob("step-*")))})  # fmt: skip
+    fit()
+    assert seen == [["step-00000004"], ["step-00000008"], ["step-00000009"]]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.training.run import RunDirectory, differences
-from sak.errors import UsageError
+from sak.errors import SakError, UsageError
 
 CONFIG = {"recipe": {"training": {"steps": 3, "rate": 0.1}}, "cache": "c"}
 
@@ -63,3 +63,60 @@ def test_every_session_is_kept_with_its_versions_and_its_end(tmp_path):
     assert first["ended"] >= first["started"]
     assert "ended" not in second
     assert "torch" in second["packages"]
+
+
+def test_a_killed_replacement_is_a_run_still_and_can_be_replaced_again(tmp_path, monkeypatch):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    run.record({"step": 1})
+
+    def die(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.training.run.shutil.rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        RunDirectory.create(run.root, CONFIG, overwrite=True)
+    monkeypatch.undo()
+    assert RunDirectory.create(run.root, CONFIG, overwrite=True).metrics() == []
+
+
+def test_a_directory_in_which_a_run_trains_is_neither_resumed_nor_replaced(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    with run.held():
+        for start in (lambda: RunDirectory.resume(run.root, CONFIG),
+                      lambda: RunDirectory.create(run.root, CONFIG, overwrite=True)):  # fmt: skip
+            with pytest.raises(UsageError, match="another process trains here"):
+                start()
+    RunDirectory.resume(run.root, CONFIG)
+
+
+def test_a_run_that_read_other_samples_is_another_run(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    RunDirectory.resume(run.root, CONFIG, reads={"samples": (8,)})
+    run.describe(reads={"samples": (8,), "levels": {"sam": (3, 6)}})
+    RunDirectory.resume(run.root, CONFIG, reads={"samples": (8,), "levels": {"sam": (3, 6)}})
+    with pytest.raises(UsageError, match=r"reads.samples: was \[8\], now \[20\]; .*--force"):
+        RunDirectory.resume(run.root, CONFIG, reads={"samples": (20,), "levels": {"sam": (3, 6)}})
+
+
+def test_the_evaluation_of_the_checkpoints_step_is_kept_only_where_the_checkpoint_knows_of_it(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    lines = [{"step": 2, "loss": 1.0}, {"step": 2, "evaluation": True}, {"step": 4, "loss": 0.5},
+             {"step": 4, "evaluation": True}]  # fmt: skip
+    for line in lines:
+        run.record(line)
+    run.forget_after(4, measured=4)
+    assert run.metrics() == lines
+    run.forget_after(4, measured=2)
+    assert run.metrics() == lines[:3]
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+
+    def full(*given, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "open", full)
+    with pytest.raises(SakError, match=r"metrics.jsonl: no space left; free some") as told:
+        run.record({"step": 1})
+    assert "\n" not in str(told.value)

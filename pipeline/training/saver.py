@@ -1,0 +1,120 @@
+"""Saving a run and going on with it: all processes call the same methods at the same steps, the main one writes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from pipeline.training.checkpoint import (
+    CheckpointError,
+    TrainingState,
+    change_values,
+    load_optimiser,
+    new_checkpoint,
+    optimiser_state,
+    point,
+    read_state,
+    read_tensors,
+    remove_unused,
+    step_folder,
+    write_state,
+)
+from pipeline.training.ema import Ema
+from pipeline.training.protocols import Hooks
+from pipeline.training.random_state import random_state, seed_anew, set_random_state
+
+EMA_FOLDER = "ema"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Steps done, the step that was measured last (-1: none), and the best measurement so far."""
+
+    step: int = 0
+    evaluated: int = -1
+    best: float | None = None
+
+
+class Saver:
+    """Writes checkpoints of these parts into a folder and fills the parts from the last one."""
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        hooks: Hooks,
+        accelerator: Accelerator,
+        *,
+        model: nn.Module,
+        ema: Ema | None,
+        optimiser: Any,
+        seed: int,
+    ) -> None:
+        self._checkpoints, self._hooks, self._accelerator = checkpoints, hooks, accelerator
+        self._model, self._ema, self._optimiser, self._seed = model, ema, optimiser, seed
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint; `last` leads to it, and those that nothing leads to any more go."""
+        random = gather_object([to_bytes(random_state())])
+        if self._accelerator.is_main_process:
+            with new_checkpoint(self._checkpoints, progress.step) as folder:
+                self._fill(folder, progress, random)
+            point(self._checkpoints, "last", step_folder(self._checkpoints, progress.step))
+            remove_unused(self._checkpoints)
+        self._accelerator.wait_for_everyone()
+
+    def measured(self, progress: Progress, *, best: bool) -> None:
+        """The checkpoint of this step was measured: note it there; `best` leads to it if it is."""
+        if not self._accelerator.is_main_process:
+            return
+        folder = step_folder(self._checkpoints, progress.step)
+        if best:
+            point(self._checkpoints, "best", folder)
+            remove_unused(self._checkpoints)
+        change_values(folder, evaluated=progress.evaluated, best=progress.best)
+
+    def load(self) -> tuple[Progress, int]:
+        """Fill the parts from `last`: where the run stands, and how many processes saved it; CheckpointError if none.
+
+        Generators go on where they were; with another number of processes they start anew from seed, step and process.
+        """
+        folder = (self._checkpoints / "last").resolve()
+        if not folder.is_dir():
+            raise CheckpointError(f"{self._checkpoints.parent} has no checkpoint yet; start it again with --overwrite")
+        state = read_state(folder)
+        self._hooks.load_model(self._model, folder)
+        load_optimiser(self._optimiser, state.tensors, state.values["optimiser"])
+        if self._ema is not None:
+            averaged = folder / EMA_FOLDER
+            self._hooks.load_model(self._ema.model, averaged if averaged.is_dir() else folder)
+        if self._accelerator.scaler is not None and state.values.get("scaler"):
+            self._accelerator.scaler.load_state_dict(state.values["scaler"])
+        return Progress(state.step, state.values["evaluated"], state.values["best"]), self._go_on(folder, state.step)
+
+    def _go_on(self, folder: Path, step: int) -> int:
+        saved, here = len(list(folder.glob("random-*.safetensors"))), self._accelerator.process_index
+        if saved == self._accelerator.num_processes:
+            set_random_state(read_tensors(folder / f"random-{here}.safetensors"))
+        else:
+            seed_anew(self._seed, step, here)
+        return saved
+
+    def _fill(self, folder: Path, progress: Progress, random: list[bytes]) -> None:
+        self._hooks.save_model(self._model, folder)
+        if self._ema is not None:
+            self._hooks.save_model(self._ema.model, folder / EMA_FOLDER)
+        for process, state in enumerate(random):
+            (folder / f"random-{process}.safetensors").write_bytes(state)
+        tensors, values = optimiser_state(self._optimiser)
+        scaler: Any = self._accelerator.scaler
+        rest: Mapping[str, Any] = {
+            "optimiser": values,
+            "best": progress.best,
+            "evaluated": progress.evaluated,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        write_state(folder, TrainingState(progress.step, tensors, rest))

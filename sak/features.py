@@ -55,10 +55,10 @@ class FeatureMaps:
     @property
     def grid(self) -> tuple[int, int]:
         """(H, W) of the maps; ValueError where the levels differ in it (a hierarchical backbone)."""
-        grids = {(map_.shape[-2], map_.shape[-1]) for map_ in self.maps}
-        if len(grids) != 1:
-            raise ValueError(f"levels have different grids: {[tuple(map_.shape[-2:]) for map_ in self.maps]}")
-        return grids.pop()
+        grids = [(map_.shape[-2], map_.shape[-1]) for map_ in self.maps]
+        if any(grid != grids[0] for grid in grids):
+            raise ValueError(f"levels have different grids: {grids}")
+        return grids[0]
 
     @property
     def width(self) -> int:

@@ -11,7 +11,8 @@ from pipeline.training.config import Frozen, TrainingConfig
 from sak.errors import UsageError
 from sak.features import default_levels
 from sak.student import StudentConfig
-from sak.student.sizes import StemSize, stem_size
+from sak.student.config import size_from_json
+from sak.student.sizes import stem_size
 
 EPOCHS = 30
 
@@ -19,11 +20,12 @@ EPOCHS = 30
 class StudentRecipe(Frozen):
     """The student; teachers, their widths and the image size come from the cache.
 
-    `stem` is a timm ViT or a size (`width`, `depth`, `heads`), `weights` where it starts from: `pretrained`, a file
+    `stem` is a timm ViT or Swin, or a size (`width`, `depth`, `heads`; a Swin's `embed`, `depths`, `heads`, `window`),
+    `weights` where it starts from: `pretrained`, a file
     or `random:SEED`. `adapters: false` is the many-to-one student, which has linear aligners alone.
     """
 
-    stem: str | dict[str, int] = "vit_base_patch16_384.augreg_in21k_ft_in1k"
+    stem: str | dict[str, int | bool | tuple[int, ...]] = "vit_base_patch16_384.augreg_in21k_ft_in1k"
     weights: str = "pretrained"
     adapters: bool = True
     down_ratio: int = Field(default=4, ge=1)
@@ -93,8 +95,8 @@ def student_config(
 
     Levels are paired by position: the third of an L teacher's four (block 18) is the third of a B student's (block 9).
     """
-    stem = StemSize(**recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
-    depth = stem.depth if isinstance(stem, StemSize) else stem_size(stem).depth
+    stem = size_from_json(recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
+    depth = stem_size(stem).depth
     return StudentConfig(
         image_size=image_size,
         stem=stem,

@@ -1,28 +1,11 @@
-"""Position embeddings moved to another grid, as stage-1 weights enter stage 2."""
+"""Position embeddings moved to another grid; see `sak.student.position`."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from sak.student.position import resample_position
+from sak.student.sizes import Size, StemSize
 
-from sak.errors import SakError
+__all__ = ["position_prefix", "resample_position"]
 
 
-def resample_position(embedding: Tensor, grid: tuple[int, int], *, source: tuple[int, int] | None = None) -> Tensor:
-    """(1, 1+n, C) -> (1, 1+H*W, C) for `grid` (H, W): bicubic, no antialias, the class token's row kept.
-
-    Without `source` this is the published code: the source grid is taken as square, and an embedding with the right
-    number of tokens is left alone whatever its shape. Where the source grid is known it is used, and whenever it
-    differs from the target the embedding is resampled; for square sources of another size the two agree.
-    """
-    count = embedding.shape[1] - 1
-    if source is None:
-        if count == grid[0] * grid[1]:
-            return embedding
-        source = (round(count**0.5),) * 2
-        if source[0] ** 2 != count:
-            raise SakError(f"a position embedding of {count} patches is no square grid; give the image size it is for")
-    if source == grid:
-        return embedding
-    patches = embedding[:, 1:].transpose(1, 2).unflatten(2, source)
-    resized = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False, antialias=False)
-    return torch.cat((embedding[:, :1], resized.flatten(2).transpose(1, 2)), dim=1)
+def position_prefix(size: Size) -> int:
+    """Rows of a stem's position embedding that belong to no patch."""
+    return int(isinstance(size, StemSize) and size.class_position)

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sak.checkpoints.position import resample_position
+from sak.checkpoints.position import position_prefix, resample_position
 from sak.errors import SakError
 from sak.student import Student, StudentConfig, parameter_counts
+from sak.student.swin import SwinStem
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
@@ -48,7 +49,10 @@ def load_student(path: Path, *, image_size: tuple[int, int] | None = None) -> St
     if image_size is not None:
         source = config.grid
         config = StudentConfig.from_json(config.to_json() | {"image_size": image_size})
-        tensors[_POSITION] = resample_position(tensors[_POSITION], config.grid, source=source)
+        if _POSITION in tensors:
+            prefix = position_prefix(config.size)
+            moved = resample_position(tensors[_POSITION], config.grid, source=source, prefix=prefix)
+            tensors[_POSITION] = moved
     return student_from_tensors(config, tensors, origin=str(file))
 
 
@@ -86,6 +90,8 @@ def student_from_tensors(
         if tuple(tensors[theirs].shape) != shape:
             raise SakError(f"{origin}: {theirs} is {tuple(tensors[theirs].shape)}, the student needs {shape}")
     student.load_state_dict({key: tensors[theirs] for theirs, (key, _) in wanted.items()}, assign=True)
+    if isinstance(student.stem, SwinStem):
+        student.stem.fill_buffers()
     return student
 
 

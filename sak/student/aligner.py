@@ -13,18 +13,21 @@ class PerLevel(nn.ModuleDict):
         return self[str(level)][teacher](tokens)  # type: ignore[index]  # a ModuleDict holds ModuleDicts here
 
 
-def output_norms(teachers: Sequence[str], levels: Sequence[int], width: int) -> PerLevel:
-    """A LayerNorm (eps 1e-5) per teacher and level after the adapter output (published code)."""
+def output_norms(teachers: Sequence[str], levels: Mapping[int, int]) -> PerLevel:
+    """A LayerNorm (eps 1e-5) per teacher and level after the adapter output (published code); `levels` by width."""
     return PerLevel(
-        {str(level): nn.ModuleDict({name: nn.LayerNorm(width, eps=1e-5) for name in teachers}) for level in levels}
+        {
+            str(level): nn.ModuleDict({name: nn.LayerNorm(width, eps=1e-5) for name in teachers})
+            for level, width in levels.items()
+        }
     )
 
 
-def linear_aligners(teachers: Mapping[str, int], levels: Sequence[int], width: int) -> PerLevel:
-    """A linear map per teacher and level to the teacher's channels; also where the widths are equal."""
+def linear_aligners(teachers: Mapping[str, int], levels: Mapping[int, int]) -> PerLevel:
+    """A linear map per teacher and level, level -> width, to the teacher's channels; also where widths are equal."""
     return PerLevel(
         {
             str(level): nn.ModuleDict({name: nn.Linear(width, channels) for name, channels in teachers.items()})
-            for level in levels
+            for level, width in levels.items()
         }
     )

@@ -9,12 +9,14 @@ from torch import nn
 
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
-from sak.student.sizes import PATCH, StemSize, stem_size
+from sak.student.sizes import Size, StemSize, stem_size
+from sak.student.swin_size import SwinSize
 
 Fusion = Literal["mor", "sum", "none"]
 GateNoise = Literal["image", "pixel"]
 Freeze = Literal["none", "stem", "all-but-routers"]
 LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
+DecoderName = Literal["simple", "mlore", "invpt"]
 
 STEM_EXPERT = "TAS"
 """The routers' name for the stem, their first expert; no teacher can have it."""
@@ -48,12 +50,12 @@ class StudentConfig:
 
     Attributes:
         image_size: (height, width) in pixels, multiples of 16; the position embedding has one row per patch.
-        stem: a timm ViT with patch 16 and class token, or a size of its own.
+        stem: a timm ViT with patch 16 and class token, a timm Swin with patch 4, or a size of its own.
         weights: where the stem starts from: `pretrained` (timm), a file of a timm ViT, or `random:SEED`;
             `checkpoint` where a checkpoint alone says what the student holds.
         teachers: name -> channels of the teacher's maps (None: the student's own width), in the routers' order.
         tasks: name -> output channels.
-        levels: tapped blocks counted from 1, the last one the stem's last; None: L/4, L/2, 3L/4, L.
+        levels: tapped blocks counted from 1, the last one the stem's last; None: L/4, L/2, 3L/4, L. In a Swin, stages.
         adapters: one adapter path per teacher; False is the many-to-one student, which has linear aligners alone.
         down_ratio: the adapters' hidden width is the stem's width divided by this.
         aligners: one switch for all teachers and levels; None: on where any teacher's width differs, or no adapters.
@@ -61,12 +63,14 @@ class StudentConfig:
             2; the stem is in every path and is not added again), `none` the stem alone.
         gate_noise: one draw per image and expert (the paper), or one per pixel too (published code).
         freeze: `stem`, or `all-but-routers`; frozen parts also stay in eval mode.
+        decoder: what turns fused levels into predictions: `simple`, a head per task (the paper), `mlore` or `invpt`,
+            in which tasks see each other.
         lora: low-rank updates of the stem, which they freeze.
         gradient_checkpointing: recompute stem blocks and adapters in the backward pass instead of keeping them.
     """
 
     image_size: tuple[int, int]
-    stem: str | StemSize = "vit_base_patch16_384.augreg_in21k_ft_in1k"
+    stem: str | Size = "vit_base_patch16_384.augreg_in21k_ft_in1k"
     weights: str = "pretrained"
     teachers: Mapping[str, int | None] = field(default_factory=dict)
     tasks: Mapping[str, int] = field(default_factory=dict)
@@ -77,6 +81,7 @@ class StudentConfig:
     fusion: Fusion = "mor"
     gate_noise: GateNoise = "image"
     freeze: Freeze = "none"
+    decoder: DecoderName = "simple"
     lora: Lora | None = None
     gradient_checkpointing: bool = False
 
@@ -90,9 +95,10 @@ class StudentConfig:
         self._check_names()
         self._check_parts(size)
 
-    def _check_sizes(self, size: StemSize) -> None:
-        if len(self.image_size) != 2 or any(side < PATCH or side % PATCH for side in self.image_size):
-            raise UsageError(f"image_size must be (height, width) in multiples of {PATCH}, got {self.image_size}")
+    def _check_sizes(self, size: Size) -> None:
+        step = size.multiple
+        if len(self.image_size) != 2 or any(side < step or side % step for side in self.image_size):
+            raise UsageError(f"image_size must be (height, width) in multiples of {step}, got {self.image_size}")
         if self.levels is None and size.depth % 4:
             raise UsageError(f"a stem of {size.depth} blocks has no quarters: name the levels")
         levels = self.tapped
@@ -101,8 +107,8 @@ class StudentConfig:
                 f"levels must be increasing block numbers from 1 that end with the last block, {size.depth} "
                 f"(deeper blocks would learn nothing), got {levels}"
             )
-        if self.down_ratio < 1 or size.width % self.down_ratio:
-            raise UsageError(f"down_ratio must divide the stem's width {size.width}, got {self.down_ratio}")
+        if self.down_ratio < 1 or size.width_at(1) % self.down_ratio:
+            raise UsageError(f"down_ratio must divide the stem's width {size.width_at(1)}, got {self.down_ratio}")
 
     def _check_names(self) -> None:
         for kind, table in (("teacher", self.teacher_widths), ("task", self.tasks)):
@@ -117,9 +123,13 @@ class StudentConfig:
         _check_choice("fusion", self.fusion, get_args(Fusion))
         _check_choice("gate_noise", self.gate_noise, get_args(GateNoise))
         _check_choice("freeze", self.freeze, get_args(Freeze))
+        _check_choice("decoder", self.decoder, get_args(DecoderName))
 
-    def _check_parts(self, size: StemSize) -> None:
-        other = [f"{name} ({width})" for name, width in self.teacher_widths.items() if width != size.width]
+    def _check_parts(self, size: Size) -> None:
+        widths = {size.width_at(level) for level in self.tapped}
+        other = [
+            f"{name} ({width})" for name, width in self.teachers.items() if width is not None and widths != {width}
+        ]
         if other and not self.aligned:
             raise UsageError(
                 f"teachers {', '.join(other)} differ from the student's width {size.width}: aligners: true"
@@ -132,7 +142,7 @@ class StudentConfig:
             raise UsageError("freeze all-but-routers would freeze LoRA too: leave lora out, or freeze the stem alone")
 
     @property
-    def size(self) -> StemSize:
+    def size(self) -> Size:
         """Width, depth and heads of the stem."""
         return stem_size(self.stem)
 
@@ -143,8 +153,18 @@ class StudentConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(H, W) of every map, in patches."""
-        return self.image_size[0] // PATCH, self.image_size[1] // PATCH
+        """(H, W) of the last level's map, in patches; of every map but in a Swin."""
+        return self.grid_at(self.tapped[-1])
+
+    def grid_at(self, level: int) -> tuple[int, int]:
+        """(H, W) of a level's map."""
+        stride = self.size.stride_at(level)
+        return self.image_size[0] // stride, self.image_size[1] // stride
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """The stem's channels by level; all the same but in a Swin."""
+        return tuple(self.size.width_at(level) for level in self.tapped)
 
     @property
     def teacher_widths(self) -> dict[str, int]:
@@ -156,7 +176,8 @@ class StudentConfig:
         """Whether there are aligners, filled in."""
         if self.aligners is not None:
             return self.aligners
-        return bool(self.teachers) and (not self.adapters or set(self.teacher_widths.values()) != {self.size.width})
+        widths = set(self.level_widths) | set(self.teacher_widths.values())
+        return bool(self.teachers) and (not self.adapters or len(widths) > 1)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -165,7 +186,9 @@ class StudentConfig:
 
     def resolved(self) -> "StudentConfig":
         """The same student with everything that follows from the rest spelled out, as checkpoints keep it."""
-        return replace(self, teachers=self.teacher_widths, levels=self.tapped, aligners=self.aligned)
+        one_width = len(set(self.level_widths)) == 1
+        teachers = self.teacher_widths if self.aligned or one_width else dict(self.teachers)
+        return replace(self, teachers=teachers, levels=self.tapped, aligners=self.aligned)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value; teachers and tasks are lists of pairs, because their order is meant."""
@@ -174,7 +197,7 @@ class StudentConfig:
         plain["levels"] = None if self.levels is None else list(self.levels)
         for name in ("teachers", "tasks"):
             plain[name] = [list(pair) for pair in plain[name].items()]
-        plain["stem"] = self.stem if isinstance(self.stem, str) else vars(self.stem) | {}
+        plain["stem"] = self.stem if isinstance(self.stem, str) else size_to_json(self.stem)
         plain["lora"] = None if self.lora is None else vars(self.lora) | {"targets": list(self.lora.targets)}
         return plain
 
@@ -185,13 +208,25 @@ class StudentConfig:
         for name in {"teachers", "tasks"} & plain.keys():
             plain[name] = _table(name, plain[name])
         if isinstance(plain.get("stem"), Mapping):
-            plain["stem"] = _construct(StemSize, plain["stem"], "stem")
+            plain["stem"] = size_from_json(plain["stem"])
         if isinstance(plain.get("lora"), Mapping):
             plain["lora"] = _construct(Lora, plain["lora"], "lora")
         return _construct(cls, plain, "student")
 
 
-T = TypeVar("T", StudentConfig, StemSize, Lora)
+def size_to_json(size: Size) -> dict[str, Any]:
+    """A stem's size as JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(size).items()}
+
+
+def size_from_json(value: Mapping[str, Any]) -> Size:
+    """The inverse of `size_to_json`: a Swin where there are depths, else a ViT; unknown options are errors."""
+    if "depths" in value:
+        return _construct(SwinSize, value, "stem")
+    return _construct(StemSize, value, "stem")
+
+
+T = TypeVar("T", StudentConfig, StemSize, SwinSize, Lora)
 
 
 def _construct(kind: type[T], value: Mapping[str, Any], where: str) -> T:

@@ -1,5 +1,7 @@
 """The paper's simple head: a linear layer per level, then two convolutions at a quarter of the image's size."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,22 +10,36 @@ from sak.features import FeatureMaps, bilinear_resize, map_to_tokens, tokens_to_
 
 
 class SimpleHead(nn.Module):
-    """Linear(C, C/4) per level, concatenated at four times the grid, Conv 3x3 - BatchNorm - GELU - Conv 1x1."""
+    """Linear(C, C/4) per level, concatenated at `enlarge` times the first grid, Conv 3x3 - BatchNorm - GELU - Conv 1x1.
 
-    def __init__(self, width: int, levels: int, channels: int) -> None:
+    `widths` are the levels' channels where they are not all `width`, as in a hierarchical stem; the first level's grid
+    is then enlarged less, to a quarter of the image all the same.
+    """
+
+    def __init__(
+        self, width: int, levels: int, channels: int, *, widths: Sequence[int] | None = None, enlarge: int = 4
+    ) -> None:
         super().__init__()
-        self.linears = nn.ModuleList(nn.Linear(width, width // 4) for _ in range(levels))
+        self.enlarge = enlarge
+        self.linears = nn.ModuleList(nn.Linear(own, width // 4) for own in widths or [width] * levels)
         self.fuse = nn.Sequential(nn.Conv2d(levels * (width // 4), width, 3, padding=1), nn.BatchNorm2d(width))
         self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, features: FeatureMaps) -> Tensor:
         """Levels (B, C, H, W) -> (B, channels, 4H, 4W), a quarter of the image's size at patch 16."""
-        height, width = features.grid
+        size = quarter_size(features, self.enlarge)
         reduced = [
-            bilinear_resize(self._reduce(linear, map_), (4 * height, 4 * width))
+            bilinear_resize(reduce_channels(linear, map_), size)
             for linear, map_ in zip(self.linears, features, strict=True)
         ]
         return self.out(F.gelu(self.fuse(torch.cat(reduced, dim=1))))
 
-    def _reduce(self, linear: nn.Module, map_: Tensor) -> Tensor:
-        return tokens_to_map(linear(map_to_tokens(map_)), prefix=0, grid=(map_.shape[-2], map_.shape[-1]))
+
+def quarter_size(features: FeatureMaps, enlarge: int) -> tuple[int, int]:
+    """(height, width) of a quarter of the image, from the first level's grid."""
+    return enlarge * features.maps[0].shape[-2], enlarge * features.maps[0].shape[-1]
+
+
+def reduce_channels(linear: nn.Module, map_: Tensor) -> Tensor:
+    """A linear layer at every position: (B, C, H, W) -> (B, C', H, W)."""
+    return tokens_to_map(linear(map_to_tokens(map_)), prefix=0, grid=(map_.shape[-2], map_.shape[-1]))

@@ -11,10 +11,12 @@ from sak.features import FeatureMaps, bilinear_resize, tokens_to_map
 from sak.student.adapter_path import AdapterPaths
 from sak.student.aligner import linear_aligners, output_norms
 from sak.student.config import StudentConfig
-from sak.student.heads import SimpleHead
+from sak.student.decoders import make_decoder
 from sak.student.lora import LORA_KEYS, add_lora
 from sak.student.router import Router, draw_noise, mix, noise_shape
-from sak.student.stem import Stem
+from sak.student.stem import Stem, make_stem
+from sak.student.swin import SwinPaths
+from sak.student.swin_size import SwinSize
 
 Gates = Mapping[int, Mapping[str, Tensor]]
 """Level -> task -> one value per expert: (B, E), with noise per pixel (B, E, H, W)."""
@@ -48,25 +50,20 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
-        width, depth, levels = config.size.width, config.size.depth, config.tapped
-        teachers = config.teacher_widths if config.adapters else {}
-        again = config.gradient_checkpointing
-        self.stem = Stem(config.size, config.image_size, gradient_checkpointing=again)
-        self.paths = AdapterPaths(
-            tuple(teachers), width=width, depth=depth, hidden=width // config.down_ratio, gradient_checkpointing=again
-        )
-        self.norms = output_norms(tuple(teachers), levels if teachers else (), width)
-        self.aligners = linear_aligners(config.teacher_widths, levels if config.aligned else (), width)
+        levels = dict(zip(config.tapped, config.level_widths, strict=True))
+        teachers = tuple(config.teacher_widths) if config.adapters else ()
+        self.stem = make_stem(config.size, config.image_size, gradient_checkpointing=config.gradient_checkpointing)
+        self.paths = _make_paths(config, teachers)
+        self.norms = output_norms(teachers, levels if teachers else {})
+        self.aligners = linear_aligners(config.teacher_widths, levels if config.aligned else {})
         routed = config.tasks if config.fusion == "mor" else {}
         self.routers = nn.ModuleDict(
             {
                 str(level): nn.ModuleDict({task: Router(width, len(config.experts)) for task in routed})
-                for level in (levels if routed else ())
+                for level, width in (levels if routed else {}).items()
             }
         )
-        self.heads = nn.ModuleDict(
-            {task: SimpleHead(width, len(levels), channels) for task, channels in config.tasks.items()}
-        )
+        self.heads = make_decoder(config)
         if config.lora is not None:
             add_lora(self.stem, config.lora)
         self._freeze()
@@ -86,17 +83,22 @@ class Student(nn.Module):
         """
         wanted = self._check(images, tasks, noise)
         stem_tokens = self.stem(images)
-        tapped = [stem_tokens[level] for level in self.config.tapped]
-        tas = self._maps(tapped)
+        tapped = [stem_tokens[self.stem.index(level)] for level in self.config.tapped]
         path_tokens = self._path_tokens(stem_tokens)
-        paths = {teacher: self._maps(tokens) for teacher, tokens in path_tokens.items()}
-        gates = self._gates(tapped, wanted, noise, generator)
+        aligned = self._aligned(path_tokens or dict.fromkeys(self.config.teachers, tapped))
+        size = (images.shape[-2], images.shape[-1])
+        tas = self._maps(tapped, size)
+        paths = {teacher: self._maps(tokens, size) for teacher, tokens in path_tokens.items()}
+        needed = tuple(self.config.tasks) if wanted and self.heads.crosses_tasks else wanted
+        gates = self._gates(tapped, needed, noise, generator)
+        fused = {task: self._fused(task, tas, paths, gates) for task in needed}
+        decoded = self.heads(fused) if fused else {}
         return StudentOutput(
             tas=tas,
             paths=paths,
-            teachers=self._aligned(path_tokens or dict.fromkeys(self.config.teachers, tapped)),
-            gates=gates,
-            tasks={task: self._predict(task, tas, paths, gates) for task in wanted},
+            teachers={teacher: self._maps(tokens, size) for teacher, tokens in aligned.items()},
+            gates={level: {task: per_task[task] for task in wanted} for level, per_task in gates.items()},
+            tasks={task: bilinear_resize(decoded[task], size) for task in wanted},
         )
 
     def train(self, mode: bool = True) -> "Student":
@@ -117,13 +119,12 @@ class Student(nn.Module):
             for i, teacher in enumerate(self.paths)
         }
 
-    def _aligned(self, tokens: Mapping[str, Sequence[Tensor]]) -> dict[str, FeatureMaps]:
+    def _aligned(self, tokens: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         if not self.config.aligned:
-            return {teacher: self._maps(per_level) for teacher, per_level in tokens.items()}
+            return {teacher: list(per_level) for teacher, per_level in tokens.items()}
+        levels = self.config.tapped
         return {
-            teacher: self._maps(
-                [self.aligners.at(level, teacher, x) for level, x in zip(self.config.tapped, per_level, strict=True)]
-            )
+            teacher: [self.aligners.at(level, teacher, x) for level, x in zip(levels, per_level, strict=True)]
             for teacher, per_level in tokens.items()
         }
 
@@ -134,7 +135,7 @@ class Student(nn.Module):
             return {}
         gates: dict[int, dict[str, Tensor]] = {}
         for level, tokens in zip(self.config.tapped, tapped, strict=True):
-            patches = tokens[:, 1:].contiguous()
+            patches = tokens[:, self.config.size.prefix :].contiguous()
             gates[level] = {
                 task: self.routers[str(level)][task](patches, self._noise(patches, level, task, noise, generator))  # type: ignore[index]
                 for task in tasks
@@ -147,7 +148,7 @@ class Student(nn.Module):
         if not self.training:
             return None
         kind, experts = self.config.gate_noise, len(self.config.experts)
-        shape = noise_shape(kind, batch=len(tokens), experts=experts, grid=self.config.grid)
+        shape = noise_shape(kind, batch=len(tokens), experts=experts, grid=self.config.grid_at(level))
         if given is None:
             return draw_noise(shape, tokens, generator)
         if level not in given or task not in given[level]:
@@ -159,10 +160,10 @@ class Student(nn.Module):
             )
         return noise
 
-    def _predict(self, task: str, tas: FeatureMaps, paths: Mapping[str, FeatureMaps], gates: Gates) -> Tensor:
-        """The head's prediction from the fused levels, resized to the input's size."""
+    def _fused(self, task: str, tas: FeatureMaps, paths: Mapping[str, FeatureMaps], gates: Gates) -> FeatureMaps:
+        """What the task's decoder reads, by level."""
         fused = [self._fuse(task, level, tas, paths, gates) for level in tas.levels]
-        return bilinear_resize(self.heads[task](FeatureMaps(tas.levels, tuple(fused))), self.config.image_size)
+        return FeatureMaps(tas.levels, tuple(fused))
 
     def _fuse(self, task: str, level: int, tas: FeatureMaps, paths: Mapping[str, FeatureMaps], gates: Gates) -> Tensor:
         experts = [maps[level] for maps in paths.values()]
@@ -175,13 +176,18 @@ class Student(nn.Module):
             total = total + expert
         return total
 
-    def _maps(self, tokens: Sequence[Tensor]) -> FeatureMaps:
-        grid = self.config.grid
-        return FeatureMaps(self.config.tapped, tuple(tokens_to_map(x, prefix=1, grid=grid) for x in tokens))
+    def _maps(self, tokens: Sequence[Tensor], image_size: tuple[int, int]) -> FeatureMaps:
+        size, levels = self.config.size, self.config.tapped
+        strides = [size.stride_at(level) for level in levels]
+        maps = [
+            tokens_to_map(x, prefix=size.prefix, grid=(image_size[0] // stride, image_size[1] // stride))
+            for x, stride in zip(tokens, strides, strict=True)
+        ]
+        return FeatureMaps(levels, tuple(maps))
 
     def _check(self, images: Tensor, tasks: Sequence[str] | None, noise: Gates | None) -> tuple[str, ...]:
         """The tasks wanted, in the order asked for."""
-        if images.ndim != 4 or images.shape[1] != 3 or tuple(images.shape[-2:]) != self.config.image_size:
+        if images.ndim != 4 or images.shape[1] != 3 or not self._takes(images):
             height, width = self.config.image_size
             raise UsageError(
                 f"the student takes (B, 3, {height}, {width}) images, got {tuple(images.shape)}; resize them, or load "
@@ -196,6 +202,11 @@ class Student(nn.Module):
                 raise UsageError(f"the student has no task {task!r}{nearest(task, self.config.tasks)}")
         return tuple(self.config.tasks if tasks is None else tasks)
 
+    def _takes(self, images: Tensor) -> bool:
+        if isinstance(self.stem, Stem) and self.stem.any_size:
+            return all(side % self.config.size.multiple == 0 for side in images.shape[-2:])
+        return tuple(images.shape[-2:]) == self.config.image_size
+
     def _freeze(self) -> None:
         config = self.config
         if config.freeze == "all-but-routers":
@@ -204,3 +215,12 @@ class Student(nn.Module):
         elif config.freeze == "stem" or config.lora is not None:
             for name, parameter in self.stem.named_parameters():
                 parameter.requires_grad_(name.endswith(LORA_KEYS))
+
+
+def _make_paths(config: StudentConfig, teachers: Sequence[str]) -> AdapterPaths | SwinPaths:
+    size, again = config.size, config.gradient_checkpointing
+    if isinstance(size, SwinSize):
+        ratio = config.down_ratio
+        return SwinPaths(teachers, size, config.image_size, down_ratio=ratio, gradient_checkpointing=again)
+    hidden = size.width // config.down_ratio
+    return AdapterPaths(teachers, width=size.width, depth=size.depth, hidden=hidden, gradient_checkpointing=again)

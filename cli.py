@@ -283,6 +283,102 @@ def distill(
     raise typer.Exit(128 + (result.signal or 0) if result.stopped else 0)
 
 
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A fine-tuned run, or the folder of an imported checkpoint.")],
+    data: Annotated[Path | None, typer.Option(help="The data set's folder; where it was, by default.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Its name or YAML file; the run's own by default.")] = None,
+    split: Annotated[str, typer.Option(help="train or val, or one of a described folder.")] = "val",
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    baseline_run: Annotated[Path | None, typer.Option(help="A run to take delta_m over.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Some of the tasks, separated by commas.")] = None,
+    boundary: Annotated[bool, typer.Option(help="Match boundaries too (odsF), which takes longest.")] = True,
+    trivial: Annotated[bool, typer.Option("--trivial", help="Set predictors beside it that look at no image.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Images in a forward.")] = 8,
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    workers: Annotated[int, typer.Option(help="Processes that read, match boundaries and write.")] = 2,
+    save: Annotated[Path | None, typer.Option(help="A folder for the predictions, one folder a task.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
+    pictures: Annotated[int, typer.Option(help="Images in figures/predictions.png; 0: no figures.")] = 4,
+    again: Annotated[bool, typer.Option("--again", help="Evaluate anew although what is stored fits.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Every metric of the data set, odsF included, delta_m over a baseline; JSON, Markdown and figures in the run.
+
+    Example: [cyan]sak-cli evaluate ./runs/sak --data /data/pascal --baseline-run ./runs/single-task[/cyan]
+    """
+    from pipeline.evaluate import EvaluateConfig
+    from pipeline.evaluate import evaluate as run_evaluation
+    from pipeline.progress import progress_bar
+    from pipeline.training.task_models import parse_checkpoint
+
+    chosen = comma_list(tasks)
+    config = EvaluateConfig(
+        run=run,
+        data=data,
+        dataset=dataset,
+        split=split,
+        checkpoint=parse_checkpoint(checkpoint),
+        baseline=baseline_run,
+        tasks=tuple(chosen) if chosen is not None else None,
+        boundary=boundary,
+        trivial=trivial,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        save=save,
+        limit=limit,
+        pictures=pictures,
+        again=again,
+    )
+    report = run_evaluation(config, bar=progress_bar, say=lambda line: typer.echo(line, err=True))
+    if report.is_told:
+        typer.echo(report.to_json() if as_json else report.to_text())
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A fine-tuned run, or the folder of an imported checkpoint.")],
+    images: Annotated[list[Path], typer.Argument(help="Images of any size and kind, and folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures: one folder a task, and panels.")],
+    tasks: Annotated[str | None, typer.Option(help="Some of the tasks, separated by commas.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    dataset: Annotated[str | None, typer.Option(help="Its name or YAML file; the run's own by default.")] = None,
+    size: Annotated[tuple[int, int] | None, typer.Option(help="HEIGHT WIDTH to predict at.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a forward.")] = 4,
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    workers: Annotated[int, typer.Option(help="Processes that decode and write.")] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
+) -> None:
+    """Predict every task for your own images: a picture for each task, and one panel of all.
+
+    Example: [cyan]sak-cli predict ./runs/sak photo.jpg ./holiday --out ./pictures[/cyan]
+    """
+    from pipeline.predict import PredictConfig
+    from pipeline.predict import predict as run_prediction
+    from pipeline.progress import progress_bar
+    from pipeline.training.task_models import parse_checkpoint
+
+    chosen = comma_list(tasks)
+    config = PredictConfig(
+        run=run,
+        images=tuple(images),
+        out=out,
+        tasks=tuple(chosen) if chosen is not None else None,
+        checkpoint=parse_checkpoint(checkpoint),
+        dataset=dataset,
+        size=size,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    with progress_bar("images") as progress:
+        report = run_prediction(config, progress=progress)
+    typer.echo(report.to_text())
+    raise typer.Exit(1 if report.bad else 0)
+
+
 cache_app = typer.Typer(no_args_is_help=True, help="Plan, look at, prove, mend and move feature caches.")
 app.add_typer(cache_app, name="cache")
 

@@ -5,6 +5,7 @@ There no image is larger than the network's input. Here (ours) a larger one is f
 ratio kept, and the network's output is resized to the image's own size.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,13 @@ from torch import Tensor
 from pipeline.data.augment import IGNORE, mark_ignored, normalise
 from pipeline.data.sample import TaskSample
 from sak.features import bilinear_resize
+from sak.metrics.outputs import read_output
+from sak.tasks import Task
 
 Size = tuple[int, int]
+
+MOST_VALUES = 2**26
+"""Of an output at an image's own size that are held at once: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,32 @@ def at_own_size(output: Tensor, fitted: Fitted) -> Tensor:
     cut = output[:, :, top : top + height, left : left + width]
     cut = cut.to(torch.promote_types(cut.dtype, torch.float32))
     return cut if (height, width) == fitted.size else bilinear_resize(cut, fitted.size)
+
+
+def read_at_own_size(task: Task, output: Tensor, fitted: Fitted) -> Tensor:
+    """One image's output (1, C, H, W) as the task's prediction at the image's own size; see `read_output`.
+
+    A large image is read in bands of rows: forty classes of a photo of twelve megapixels would take 2 GB at once.
+    """
+    height, width = fitted.size
+    rows = max(1, MOST_VALUES // (output.shape[1] * width))
+    if rows >= height or (height, width) == fitted.window[2:]:
+        return read_output(task, at_own_size(output, fitted))
+    top, left, inner_height, inner_width = fitted.window
+    cut = output[:, :, top : top + inner_height, left : left + inner_width].float()
+    return torch.cat([read_output(task, band) for band in _bands(cut, fitted.size, rows)], dim=-2)
+
+
+def _bands(cut: Tensor, size: Size, rows: int) -> Iterator[Tensor]:
+    """`bilinear_resize(cut, size)` in bands of rows."""
+    inside = cut.shape[-2]
+    middle = ((torch.arange(size[0], device=cut.device) + 0.5) * (inside / size[0]) - 0.5).clamp(min=0)
+    above = middle.floor().long().clamp(max=inside - 1)
+    share = (middle - above)[:, None]
+    for places, part in zip(above.split(rows), share.split(rows), strict=True):
+        below = (places + 1).clamp(max=inside - 1)
+        mixed = cut[:, :, places] * (1 - part) + cut[:, :, below] * part
+        yield bilinear_resize(mixed, (len(places), size[1]))
 
 
 def own_labels(sample: TaskSample) -> dict[str, NDArray[np.float32] | NDArray[np.uint8]]:

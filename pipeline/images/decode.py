@@ -4,7 +4,8 @@ import struct
 import zlib
 from io import BytesIO
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pipeline.images.errors import BadImage
 
@@ -13,6 +14,8 @@ MAX_PIXELS = 89_478_485
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What an image may be, by its content; its name is not asked. None of these runs another program."""
+
+MODES = {"F": "floating point", "I": "32 bits"}
 
 _DAMAGE = (
     OSError,
@@ -34,6 +37,35 @@ def decode_rgb(data: bytes) -> Image.Image:
     Greyscale is repeated, palettes are looked up, CMYK is converted without a profile, 16-bit greyscale is clipped at
     255, transparency is dropped. EXIF rotation is ignored, as ImageNet's training code does.
     """
+    image = _loaded(data)
+    return image if image.mode == "RGB" else _converted(image)
+
+
+def decode_photo(data: bytes) -> Image.Image:
+    """The first frame as a person sees it, in RGB: turned as its EXIF says, 16-bit greyscale brought to 8 bits.
+
+    All else as `decode_rgb`; BadImage for floating point and for whole numbers beyond 16 bits, whose white nothing
+    tells.
+    """
+    image = _upright(_loaded(data))
+    if not image.mode.startswith(("I", "F")):
+        return image if image.mode == "RGB" else _converted(image)
+    values = np.asarray(image)
+    if image.mode == "F" or int(values.max()) > 0xFFFF or int(values.min()) < 0:
+        raise BadImage(f"its pixels are {MODES.get(image.mode, image.mode)}; write it again in 8 or 16 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; as it is where that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGE:
+        return image
+
+
+def _loaded(data: bytes) -> Image.Image:
+    """Decoded pixels in the file's own mode; BadImage says why there are none."""
     if not data:
         raise BadImage("zero bytes")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -46,11 +78,23 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise BadImage(f"{width} x {height} pixels, more than the {MAX_PIXELS} allowed")
     try:
         image.load()
-        if image.mode == "P":
-            image.info.pop("transparency", None)  # a warning, and no other pixels
-        return image if image.mode == "RGB" else image.convert("RGB")
     except _DAMAGE as error:
-        raise BadImage(f"{image.format} of {width} x {height} does not decode: {_line(error)}") from error
+        raise _undecodable(image, error) from error
+    if image.mode == "P":
+        image.info.pop("transparency", None)  # a warning, and no other pixels
+    return image
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except _DAMAGE as error:
+        raise _undecodable(image, error) from error
+
+
+def _undecodable(image: Image.Image, error: Exception) -> BadImage:
+    width, height = image.size
+    return BadImage(f"{image.format} of {width} x {height} does not decode: {_line(error)}")
 
 
 def _open(data: bytes) -> Image.Image:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.data.fitted import at_own_size
+from pipeline.data.fitted import read_at_own_size
 from pipeline.data.sample import TaskDataset
 from pipeline.pictures.files import Stored, stored
 from pipeline.processes import WAITING, in_order, worker_pool
@@ -29,7 +29,6 @@ from pipeline.training.evaluation_sums import EvaluationSums, TaskEvaluation
 from pipeline.training.evaluation_work import EvaluationImage, EvaluationWork, finish, prepare, read
 from sak.errors import SakError, UsageError
 from sak.metrics.boundary.score import BoundaryCounts
-from sak.metrics.outputs import read_output
 from sak.tasks import Dataset
 
 Predict = Callable[[Tensor], Mapping[str, Tensor]]
@@ -197,10 +196,10 @@ class _Evaluator:
         for row, image in enumerate(images):
             predictions = {}
             for task in self.work.table:
-                output = at_own_size(outputs[task.name][row : row + 1], image.fitted)
+                output = outputs[task.name][row : row + 1]
                 if task.metric == "RMSE" and self.rescale_depth:
                     output = output * image.fitted.scale
-                prediction = read_output(task, output)
+                prediction = read_at_own_size(task, output, image.fitted)
                 if task.name in self.sums.pixels:
                     label = torch.from_numpy(image.labels[task.name])
                     label = label[None] if prediction.ndim == 4 else label

@@ -26,7 +26,7 @@ def test_an_image_that_fits_is_the_padded_one_of_the_evaluation_transform(own):
 @pytest.mark.parametrize("own", [(96, 64), (49, 64), (500, 3), (3, 5000), (200, 200)])
 def test_a_larger_image_is_shrunk_with_its_ratio_and_comes_back_at_its_own_size(own):
     fitted = fit(image(*own), (48, 64))
-    top, left, height, width = fitted.window
+    top, _, height, width = fitted.window
     assert height == 48 or width == 64
     assert height / own[0] == pytest.approx(fitted.scale, rel=0.02) or height == 1
     outside = np.delete(fitted.image, np.s_[top : top + height], axis=1)

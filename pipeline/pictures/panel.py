@@ -1,0 +1,134 @@
+"""Pictures put together in a grid with titles, and legends of what the colours mean."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.pictures.colour import Meaning, Pixels, colour_map
+
+GAP = 10
+TITLE = 22
+LINE = 17
+CHIP = 11
+INK, FAINT, PAPER = (30, 41, 59), (100, 116, 139), (255, 255, 255)
+TITLE_SIZE, TEXT_SIZE = 15, 12
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture: RGB pixels, its title, what its colours mean, and whether they may be smoothed when enlarged."""
+
+    pixels: Pixels
+    title: str
+    meaning: Meaning = field(default_factory=Meaning)
+    smooth: bool = False
+
+
+def panel(tiles: Sequence[Tile | None], *, columns: int = 3, side: int = 320, heading: str = "") -> Image.Image:
+    """Tiles in rows of `columns`, each in a square of `side` with its legend below; None leaves a place free."""
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    columns = min(columns, len(tiles))
+    heights = [_row_height(row, side) for row in rows]
+    top = GAP + (TITLE + GAP // 2 if heading else 0)
+    sheet = Image.new("RGB", (GAP + columns * (side + GAP), top + sum(heights) + GAP * len(rows)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if heading:
+        _text(draw, (GAP, GAP), _shortened(draw, heading, sheet.width - 2 * GAP, TITLE_SIZE), TITLE_SIZE, INK)
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            if tile is not None:
+                _draw(sheet, draw, tile, (GAP + column * (side + GAP), top), side)
+        top += height + GAP
+    return sheet
+
+
+def as_png(sheet: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG."""
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _row_height(row: Sequence[Tile | None], side: int) -> int:
+    return max(TITLE + _fitted(tile, side)[1] + _legend_height(tile.meaning, side) for tile in row if tile is not None)
+
+
+def _fitted(tile: Tile, side: int) -> tuple[int, int]:
+    """(width, height) of a tile's picture in its square."""
+    height, width = tile.pixels.shape[:2]
+    factor = side / max(height, width)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, at: tuple[int, int], side: int) -> None:
+    left, top = at
+    width, height = _fitted(tile, side)
+    _text(draw, (left, top), _shortened(draw, tile.title, side, TITLE_SIZE), TITLE_SIZE, INK)
+    enlarged = width > tile.pixels.shape[1]
+    how = Image.Resampling.NEAREST if enlarged and not tile.smooth else Image.Resampling.BICUBIC
+    sheet.paste(Image.fromarray(np.ascontiguousarray(tile.pixels)).resize((width, height), how), (left, top + TITLE))
+    _legend(draw, sheet, tile.meaning, (left, top + TITLE + height + 5), side)
+
+
+def _legend_height(meaning: Meaning, side: int) -> int:
+    if meaning.classes:
+        lines = 1 + max(line for line, _, _, _ in _placed(meaning, side))
+        return 5 + LINE * lines
+    return 5 + LINE if meaning.limits or meaning.note else 0
+
+
+def _placed(meaning: Meaning, side: int) -> Iterator[tuple[int, int, tuple[int, int, int], str]]:
+    """(line, left, colour, name) of each class, wrapped at the tile's width."""
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    line = left = 0
+    for colour, name in meaning.classes:
+        width = CHIP + 4 + round(draw.textlength(name, font=_font(TEXT_SIZE))) + 10
+        if left and left + width > side:
+            line, left = line + 1, 0
+        yield line, left, colour, name
+        left += width
+
+
+def _legend(draw: ImageDraw.ImageDraw, sheet: Image.Image, meaning: Meaning, at: tuple[int, int], side: int) -> None:
+    left, top = at
+    if meaning.limits is not None:
+        _scale(draw, sheet, meaning.limits, at, side)
+    elif meaning.note:
+        _text(draw, at, meaning.note, TEXT_SIZE, FAINT)
+    for line, across, colour, name in _placed(meaning, side):
+        x, y = left + across, top + LINE * line
+        draw.rectangle((x, y + 2, x + CHIP, y + 2 + CHIP), fill=colour, outline=FAINT)
+        _text(draw, (x + CHIP + 4, y), name, TEXT_SIZE, INK)
+
+
+def _scale(
+    draw: ImageDraw.ImageDraw, sheet: Image.Image, limits: tuple[float, float, str], at: tuple[int, int], side: int
+) -> None:
+    left, top = at
+    low, high = f"{limits[0]:.2f}", f"{limits[1]:.2f} {limits[2]}"
+    before, after = (round(draw.textlength(text, font=_font(TEXT_SIZE))) + 6 for text in (low, high))
+    width = max(side - before - after, 20)
+    bar = Image.fromarray(np.repeat(colour_map()[None], CHIP, axis=0)).resize((width, CHIP))
+    _text(draw, (left, top), low, TEXT_SIZE, INK)
+    sheet.paste(bar, (left + before, top + 2))
+    _text(draw, (left + before + width + 6, top), high, TEXT_SIZE, INK)
+
+
+def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
+    """The text, its beginning cut off where it is wider than that: the end of a path tells more."""
+    if draw.textlength(text, font=_font(size)) <= width:
+        return text
+    while text and draw.textlength(f"...{text}", font=_font(size)) > width:
+        text = text[1:]
+    return f"...{text}"
+
+
+def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, ink: tuple[int, int, int]) -> None:
+    draw.text(at, text, fill=ink, font=_font(size))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,264 @@
+"""Pictures of every task for images of any size and kind."""
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.cluster import resolve_device
+from pipeline.data.fitted import Fitted, fit, read_at_own_size
+from pipeline.images.decode import decode_photo
+from pipeline.images.errors import BadImage
+from pipeline.images.source import IMAGE_EXTENSIONS
+from pipeline.pictures.colour import colour
+from pipeline.pictures.compare import prediction_panel
+from pipeline.pictures.files import Stored, prediction_file, stored, write_prediction, write_whole
+from pipeline.pictures.panel import as_png
+from pipeline.processes import WAITING, in_order, worker_pool
+from pipeline.progress import Update
+from pipeline.training.task_model import Checkpoint
+from pipeline.training.task_models import TaskModels
+from sak.errors import UsageError
+from sak.tasks import Dataset
+
+PANELS = "panels"
+LEAST_SIDE = 16
+"""Pixels; a patch has as many."""
+
+AHEAD = 2
+"""Batches read ahead of the one that is predicted."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to predict.
+
+    Attributes:
+        run: a fine-tuned run, or the folder of a checkpoint.
+        images: files, and folders that are walked.
+        out: gets `<task>/<name>.png` (depth: `.npy` in metres too) and `panels/<name>.png`.
+        tasks: some of them; None: all.
+        checkpoint: `best` or `last`.
+        dataset: its name or YAML file; None: the run's own.
+        size: (H, W) to predict at, other than the trained one.
+        batch_size: images in a forward.
+        device: cuda, cpu or auto.
+        workers: processes that decode and write.
+        overwrite: replace pictures that are there.
+    """
+
+    run: Path
+    images: tuple[Path, ...]
+    out: Path
+    tasks: tuple[str, ...] | None = None
+    checkpoint: Checkpoint = "best"
+    dataset: str | None = None
+    size: tuple[int, int] | None = None
+    batch_size: int = 4
+    device: str = "cuda"
+    workers: int = 2
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        for option, value, least in (("--batch-size", self.batch_size, 1), ("--workers", self.workers, 0)):
+            if value < least:
+                raise UsageError(f"{option} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class PredictReport:
+    """How many images were predicted, where the pictures are, and the images that could not be read, with reasons."""
+
+    predicted: int
+    out: Path
+    bad: tuple[tuple[Path, str], ...]
+
+    def to_text(self) -> str:
+        """Lines for a person."""
+        lines = [f"{path}: {reason}" for path, reason in self.bad]
+        count = f"{self.predicted:,} image{'' if self.predicted == 1 else 's'}"
+        failed = f"; {len(self.bad):,} could not be predicted" if self.bad else ""
+        return "\n".join([*lines, f"{count} predicted into {self.out}{failed}"])
+
+
+def predict(config: PredictConfig, *, progress: Update | None = None) -> PredictReport:
+    """Predict every image; those that cannot be read are told in the report, and the others go on.
+
+    Images smaller than the network's input are padded, larger ones shrunk; depth is as if the camera were the training
+    set's, whatever the image's size.
+    """
+    wanted = find(config.images)
+    device = torch.device(resolve_device(config.device))
+    networks = TaskModels.load(config.run, checkpoint=config.checkpoint, dataset=config.dataset, image_size=config.size)
+    table = networks.table(config.tasks)
+    if not config.overwrite:
+        _refuse_existing(config.out, table, wanted)
+    networks.to(device)
+    work = _Work(networks.size, table, config.out)
+    bad: list[tuple[Path, str]] = []
+    unfinished: deque[Future[None]] = deque()
+    with worker_pool(config.workers, "--workers", prepare=_prepare, arguments=(work, config.workers > 0)) as pool:
+        for done, read in _batches(pool, wanted, config):
+            images = [each for each in read if isinstance(each, _Photo)]
+            bad += [(each.path, each.reason) for each in read if isinstance(each, _Failure)]
+            for photo, predictions in _predicted(networks, table, images, device):
+                unfinished.append(pool.submit(_write, photo, predictions))
+            while len(unfinished) > WAITING * config.workers:
+                unfinished.popleft().result()
+            if progress is not None:
+                progress(done, len(wanted))
+        for each in unfinished:
+            each.result()
+    return PredictReport(len(wanted) - len(bad), config.out, tuple(bad))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image's file and the name of its pictures."""
+
+    path: Path
+    name: str
+
+
+def find(places: Sequence[Path]) -> list[Wanted]:
+    """The images of files and folders, each with a name of its own; UsageError where there are none."""
+    found = [(path, name) for place in places for path, name in _listed(place)]
+    found = list(dict.fromkeys(found))
+    times = Counter(name.with_suffix("") for _, name in found)
+    named = [
+        Wanted(path, str(name if times[name.with_suffix("")] > 1 else name.with_suffix(""))) for path, name in found
+    ]
+    first: dict[str, Path] = {}
+    for each in named:
+        if first.setdefault(each.name, each.path) != each.path:
+            raise UsageError(
+                f"{first[each.name]} and {each.path} would have the same pictures; predict them into two folders"
+            )
+    return named
+
+
+def _listed(place: Path) -> Iterator[tuple[Path, Path]]:
+    """(file, its path inside the folder that was named) of a file or of all images in a folder."""
+    if place.is_file():
+        yield place, Path(place.name)
+        return
+    if not place.is_dir():
+        raise UsageError(f"{place}: no such file or folder; give images, or folders of images")
+    inside = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
+    files = [path for path in inside if path.is_file() and not path.name.startswith(".")]
+    if not files:
+        raise UsageError(f"{place} holds no images ({', '.join(IMAGE_EXTENSIONS)}); name another folder, or the files")
+    yield from ((path, path.relative_to(place)) for path in files)
+
+
+def _refuse_existing(out: Path, table: Dataset, wanted: Sequence[Wanted]) -> None:
+    if out.is_file():
+        raise UsageError(f"{out} is a file; --out is the folder for the pictures")
+    for each in wanted:
+        for path in (_panel(out, each.name), *(prediction_file(out, task, each.name) for task in table)):
+            if path.exists():
+                raise UsageError(f"{path} exists; choose another --out, or replace it with --overwrite")
+
+
+def _panel(out: Path, name: str) -> Path:
+    return out / PANELS / f"{name}.png"
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A decoded image, (h, w, 3) uint8, and as the network takes it."""
+
+    wanted: Wanted
+    pixels: NDArray[np.uint8]
+    fitted: Fitted
+
+
+@dataclass(frozen=True)
+class _Failure:
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the processes beside this one do: decode images, write pictures."""
+
+    size: tuple[int, int]
+    table: Dataset
+    out: Path
+
+    def read(self, wanted: Wanted) -> "_Photo | _Failure":
+        """The image, or why there is none."""
+        try:
+            pixels = np.asarray(decode_photo(wanted.path.read_bytes()))
+        except BadImage as error:
+            return _Failure(wanted.path, str(error))
+        except OSError as error:
+            return _Failure(wanted.path, error.strerror or str(error))
+        height, width = pixels.shape[:2]
+        if min(height, width) < LEAST_SIDE:
+            return _Failure(wanted.path, f"{width} x {height} pixels; a prediction needs at least {LEAST_SIDE} a side")
+        return _Photo(wanted, pixels, fit(pixels.astype(np.float32), self.size))
+
+    def write(self, photo: _Photo, predictions: Mapping[str, Stored]) -> None:
+        """A picture for each task and the panel of all."""
+        name = photo.wanted.name
+        for task in self.table:
+            path = write_prediction(self.out, task, name, predictions[task.name])
+            if task.colouring == "colormap":
+                coloured = Image.fromarray(colour(task, predictions[task.name]))
+                write_whole(path.with_name(f"{path.name.removesuffix('.npy')}.png"), as_png(coloured))
+        sheet = prediction_panel(name, photo.pixels, self.table, predictions)
+        write_whole(_panel(self.out, name), as_png(sheet))
+
+
+_here: list[_Work] = []
+
+
+def _prepare(work: _Work, alone: bool) -> None:
+    _here[:] = [work]
+    if alone:
+        torch.set_num_threads(1)
+
+
+def _read(wanted: Wanted) -> "_Photo | _Failure":
+    return _here[0].read(wanted)
+
+
+def _write(photo: _Photo, predictions: Mapping[str, Stored]) -> None:
+    _here[0].write(photo, predictions)
+
+
+def _batches(
+    pool: Executor, wanted: Sequence[Wanted], config: PredictConfig
+) -> Iterator[tuple[int, list["_Photo | _Failure"]]]:
+    """Images as the pool has read them, with how many that makes."""
+    ahead = AHEAD * config.batch_size if config.workers else 1
+    batch: list[_Photo | _Failure] = []
+    for done, each in enumerate(in_order(pool, _read, wanted, ahead), start=1):
+        batch.append(each)
+        if len(batch) == config.batch_size or done == len(wanted):
+            yield done, batch
+            batch = []
+
+
+def _predicted(
+    networks: TaskModels, table: Dataset, photos: Sequence[_Photo], device: torch.device
+) -> Iterator[tuple[_Photo, dict[str, Stored]]]:
+    if not photos:
+        return
+    inputs = torch.from_numpy(np.stack([photo.fitted.image for photo in photos]))
+    outputs = networks.predict(inputs.to(device))
+    for row, photo in enumerate(photos):
+        predictions = {
+            task.name: stored(task, read_at_own_size(task, outputs[task.name][row : row + 1], photo.fitted))
+            for task in table
+        }
+        yield photo, predictions

@@ -1,0 +1,166 @@
+"""An evaluation as tables: every metric with its direction, what is trivial, the gain over a baseline, classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from pipeline.tables import text_table
+from pipeline.training.evaluation import Evaluation
+from pipeline.training.evaluation_sums import TaskEvaluation
+from pipeline.training.trivial import HOW
+from sak.metrics.delta_m import MultiTaskGain
+from sak.metrics.normals import LIMITS
+from sak.tasks import Dataset
+
+Rows = list[dict[str, object]]
+BESIDE = {
+    "accuracy": "{:.2f} % of pixels right",
+    "value_present": "{:.2f} % over the classes that occur",
+    "iou": "IoU {:.2f} %",
+    "median": "median {:.2f} degrees",
+    "rmse": "root mean square {:.2f} degrees",
+    "abs_rel": "relative error {:.4f}",
+    "within_125": "{:.2f} % within a factor of 1.25",
+    "ois": "OIS {:.2f} %",
+    "ap": "AP {:.2f} %",
+    "precision": "precision {:.2f} %",
+    "recall": "recall {:.2f} %",
+    "threshold": "at threshold {:.2f}",
+}
+
+
+@dataclass(frozen=True)
+class EvaluationTables:
+    """An evaluation and what it is compared with."""
+
+    table: Dataset
+    evaluation: Evaluation
+    trivial: Evaluation | None = None
+    baseline: Mapping[str, float] | None = None
+    gain: MultiTaskGain | None = None
+
+    def metrics(self) -> Rows:
+        """One row a task."""
+        return [self._row(name, task) for name, task in self.evaluation.tasks.items()]
+
+    def _row(self, name: str, task: TaskEvaluation) -> dict[str, object]:
+        row: dict[str, object] = {
+            "task": name,
+            "metric": task.metric,
+            "value": number(task.value, task.unit),
+            "unit": task.unit,
+            "better": "lower" if task.lower_is_better else "higher",
+        }
+        unit = task.unit
+        if self.trivial is not None:
+            trivial = self.trivial.tasks[name].value
+            row |= {"trivial": number(trivial, unit), "margin": number(margin(task, trivial), unit, sign=True)}
+        if self.baseline is not None and self.gain is not None:
+            row |= {"baseline": number(self.baseline[name], unit)}
+            row |= {"gain %": number(self.gain.per_task[name], sign=True)}
+        return row
+
+    def beside(self) -> list[str]:
+        """The other numbers of each task, a line each."""
+        return [f"{name}: {', '.join(_beside(task))}" for name, task in self.evaluation.tasks.items()]
+
+    def classes(self, name: str) -> Rows:
+        """Intersection over union of each class of a task; empty where it has none."""
+        per_class = self.evaluation.tasks[name].numbers.get("per_class")
+        if per_class is None:
+            return []
+        names = self.table[name].classes
+        pairs = zip(names, per_class, strict=True)
+        return [{"class": each, "IoU %": number(value, absent="absent")} for each, value in pairs]
+
+    def notes(self) -> list[str]:
+        """What a reader must know beside the numbers."""
+        found = self.evaluation
+        height, width = found.size
+        lines = [f"{found.dataset}: {found.images:,} images at their own sizes, predicted at {height} x {width}"]
+        for name, task in found.tasks.items():
+            if task.unlabelled:
+                lines.append(
+                    f"{name}: {task.unlabelled:,} of {found.images:,} images have no valid label and count nowhere"
+                )
+            absent = task.numbers.get("absent")
+            if absent:
+                named = ", ".join(self.table[name].classes[number] for number in absent)
+                lines.append(f"{name}: {len(absent)} classes occur nowhere and count as 0: {named}")
+        if self.trivial is not None:
+            lines += [f"{name}: trivial is {HOW[task.metric]}" for name, task in found.tasks.items()]
+        return lines
+
+    def headline(self) -> str:
+        """delta_m, where there is a baseline."""
+        if self.gain is None:
+            return ""
+        return f"delta_m {self.gain.value:+.2f} % over the baseline, mean of {len(self.gain.per_task)} tasks"
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        parts = [text_table(self.metrics())]
+        if self.gain is not None:
+            parts.append(self.headline())
+        parts += ["\n".join(self.notes()), "\n".join(self.beside())]
+        for name in self.evaluation.tasks:
+            rows = self.classes(name)
+            if rows:
+                parts.append(f"{name} by class\n{text_table(_side_by_side(rows))}")
+        return "\n\n".join(parts)
+
+    def to_markdown(self, title: str) -> str:
+        """For a file."""
+        parts = [f"# {title}", markdown_table(self.metrics())]
+        if self.gain is not None:
+            parts.append(f"**{self.headline()}**")
+        parts += ["\n".join(f"- {line}" for line in (*self.notes(), *self.beside()))]
+        for name in self.evaluation.tasks:
+            rows = self.classes(name)
+            if rows:
+                parts += [f"## {name} by class", markdown_table(rows)]
+        return "\n\n".join(parts) + "\n"
+
+
+def margin(task: TaskEvaluation, trivial: float) -> float:
+    """How much better than the trivial predictor, in the metric's unit; positive is better."""
+    return trivial - task.value if task.lower_is_better else task.value - trivial
+
+
+def number(value: Any, unit: str = "%", *, sign: bool = False, absent: str = "-") -> str:
+    """Two digits after the point, as the field's tables have them; four of metres."""
+    if value is None or (isinstance(value, float) and not isfinite(value)):
+        return absent
+    digits = 4 if unit == "metres" else 2
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def _beside(task: TaskEvaluation) -> list[str]:
+    numbers = task.numbers
+    told = [f"{task.images:,} images, {task.pixels:,} valid pixels"]
+    told += [text.format(numbers[key]) for key, text in BESIDE.items() if isinstance(numbers.get(key), float)]
+    for limit, share in zip(LIMITS, numbers.get("under", ()), strict=False):
+        told.append(f"{share or 0:.2f} % under {limit:g} degrees")
+    return told
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of equal keys as Markdown, the keys as headings."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([str(row[name]) for name in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _side_by_side(rows: Rows, columns: int = 3) -> Rows:
+    """A long table of two columns as a short one, read downwards."""
+    height = -(-len(rows) // columns)
+    empty = dict.fromkeys(rows[0], "")
+    return [
+        {
+            f"{name}{' ' * place}": value
+            for place, start in enumerate(range(0, len(rows), height))
+            for name, value in (rows[start + line] if start + line < len(rows) else empty).items()
+        }
+        for line in range(height)
+    ]

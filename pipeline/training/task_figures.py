@@ -1,0 +1,119 @@
+"""Pictures of a fine-tuned network: gates by level, predictions beside labels, rep_sim by level."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pipeline.data.fitted import fit, own_labels, read_at_own_size
+from pipeline.data.sample import TaskDataset
+from pipeline.pictures.colour import label_as_stored
+from pipeline.pictures.compare import Compared, comparison, title
+from pipeline.pictures.files import stored, write_whole
+from pipeline.pictures.panel import as_png
+from pipeline.training.evaluation import Predict
+from pipeline.training.gates import MeanGates
+from sak.tasks import Dataset, Task
+
+COLOURS = ("#1d4ed8", "#b91c1c", "#15803d", "#a16207", "#7e22ce", "#0e7490", "#be185d")
+
+
+def draw_gates(gates: MeanGates, table: Dataset, path: Path) -> Path:
+    """The paper's Figure 4: one heat map a level, tasks down, experts across, every weight written out."""
+    levels = list(gates.weights)
+    tasks = [task for task in table if task.name in gates.weights[levels[0]]]
+    highest = max(max(row) for rows in gates.weights.values() for row in rows.values())
+    figure = Figure(
+        figsize=(1.9 + 0.72 * len(gates.experts) * len(levels), 1.5 + 0.46 * len(tasks)), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
+    for axes, level in zip(panels, levels, strict=True):
+        weights = np.array([gates.weights[level][task.name] for task in tasks])
+        picture = axes.imshow(weights, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
+        for (row, column), weight in np.ndenumerate(weights):
+            ink = "white" if weight > 0.6 * highest else "#1e293b"
+            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=8.5, color=ink)
+        axes.set_title(f"level {level}", fontsize=10)
+        axes.set_xticks(range(len(gates.experts)), gates.experts, fontsize=8.5, rotation=30, ha="right")
+        axes.set_yticks(range(len(tasks)), [title(task) for task in tasks], fontsize=9)
+        axes.tick_params(length=0)
+        axes.set_xticks(np.arange(len(gates.experts)) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(tasks)) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=2)
+        axes.tick_params(which="minor", length=0)
+        axes.spines[:].set_visible(False)
+    bar = figure.colorbar(picture, ax=list(panels), fraction=0.03, pad=0.01)
+    bar.outline.set_visible(False)
+    figure.suptitle(
+        f"Mean gate of the routers over {gates.images:,} images, by level (block), task and expert", fontsize=10.5
+    )
+    return _save(figure, path)
+
+
+def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int], path: Path) -> Path:
+    """How like each teacher's maps the student's are, a line a teacher over the student's tapped blocks."""
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (teacher, values) in enumerate(similarity.items()):
+        axes.plot(range(len(values)), values, "o-", color=COLOURS[number % len(COLOURS)], label=teacher)
+    axes.set_xticks(range(len(levels)), [f"level {level}" for level in levels])
+    axes.set(title="rep_sim by level", ylabel="cosine of the whole map", ylim=(None, 1))
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+@torch.no_grad()
+def draw_predictions(
+    predict: Predict,
+    dataset: TaskDataset,
+    table: Dataset,
+    path: Path,
+    *,
+    size: tuple[int, int],
+    device: torch.device,
+    images: Sequence[int],
+) -> Path:
+    """Labels and predictions of the data set's `images` (numbers); the data set holds every task of the table."""
+    compared = [_compared(predict, dataset, table, index, size, device) for index in images]
+    write_whole(path, as_png(comparison(table, compared)))
+    return path
+
+
+def spread(count: int, wanted: int) -> tuple[int, ...]:
+    """Up to `wanted` image numbers evenly over a data set of `count`."""
+    wanted = min(wanted, count)
+    return tuple((2 * place + 1) * count // (2 * wanted) for place in range(wanted))
+
+
+def _compared(
+    predict: Predict, dataset: TaskDataset, table: Dataset, index: int, size: tuple[int, int], device: torch.device
+) -> Compared:
+    sample = dataset[index]
+    fitted = fit(sample.image, size)
+    outputs = predict(torch.from_numpy(fitted.image)[None].to(device))
+    labels = own_labels(sample)
+
+    def read(task: Task) -> torch.Tensor:
+        output = outputs[task.name]
+        return read_at_own_size(task, output * fitted.scale if task.metric == "RMSE" else output, fitted)
+
+    return Compared(
+        sample.name,
+        sample.image.astype(np.uint8),
+        {task.name: stored(task, read(task)) for task in table},
+        {task.name: label_as_stored(task, labels[task.name]) for task in table},
+    )
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=130)
+    write_whole(path, buffer.getvalue())
+    return path

@@ -139,7 +139,7 @@ class LevelCodec(nn.Module):
     def _refuse_unfit(self, tokens: Tensor, stored: Mapping[str, Tensor], samples: Sequence[str]) -> None:
         limiting = stored.get("scales", stored["values"])
         limiting = limiting.view(torch.bfloat16) if self.kind == "bfloat16" else limiting
-        fits = tokens.flatten(1).isfinite().all(1) & limiting.flatten(1).isfinite().all(1)
+        fits = _largest(tokens).isfinite() & _largest(limiting).isfinite()
         if bool(fits.all()):
             return
         first = int((~fits).nonzero()[0])
@@ -154,6 +154,11 @@ class LevelCodec(nn.Module):
             f"{self._where}, {sample}: features up to {float(values.abs().max()):.6g} do not fit {self.kind}; "
             "choose encoding bfloat16 or int8"
         )
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest magnitude of each sample, (B, ...) to (B,): NaN or infinite where anything in it is."""
+    return values.flatten(1).abs().amax(1)
 
 
 def _deviation(statistics: LevelStatistics) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cache.hadamard import Rotation
+from pipeline.cache.nearest import NearestLevel
 
 _BFLOAT16_NAN = 0x7FC0
 _TINY = torch.finfo(torch.float32).tiny
@@ -99,6 +100,7 @@ class Int8(Quantizer):
         super().__init__(channels)
         steps = torch.arange(-127, 128, dtype=torch.float64)
         self.register_buffer("levels", (steps * (1 + _CUBIC * steps.square())).float(), persistent=False)
+        self.nearest = NearestLevel(self.levels)
 
     def arrays(self, tokens: int) -> dict[str, StoredArray]:
         """See `Quantizer`."""
@@ -107,7 +109,7 @@ class Int8(Quantizer):
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         """See `Quantizer`."""
         scales = _round_up(values.abs().amax(-1) / self.levels[-1])
-        codes = _nearest(values, scales.float(), self.levels) - 127
+        codes = self.nearest(_in_scale(values, scales.float())).sub_(127)
         return {"values": codes.to(torch.int8), "scales": scales}
 
     def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
@@ -130,6 +132,7 @@ class Int4(Quantizer):
         super().__init__(channels)
         self.rotation = Rotation(channels)
         self.register_buffer("levels", gaussian_levels().clone(), persistent=False)
+        self.nearest = NearestLevel(self.levels)
 
     def arrays(self, tokens: int) -> dict[str, StoredArray]:
         """See `Quantizer`."""
@@ -139,21 +142,24 @@ class Int4(Quantizer):
         """See `Quantizer`."""
         rotated = self.rotation(values)
         scales = self._best_scales(rotated).half()
-        return {"values": _pack(_nearest(rotated, scales.float(), self.levels)), "scales": scales}
+        return {"values": _pack(self.nearest(_in_scale(rotated, scales.float()))), "scales": scales}
 
     def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """See `Quantizer`."""
         packed = arrays["values"]
         codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., : self.channels]
-        rotated = self.levels[codes.int()] * arrays["scales"].float()[..., None]
+        rotated = self._levels_of(codes.int()) * arrays["scales"].float()[..., None]
         return self.rotation.inverse(rotated)
+
+    def _levels_of(self, codes: Tensor) -> Tensor:
+        return self.levels.index_select(0, codes.flatten()).view(codes.shape)
 
     def _best_scales(self, rotated: Tensor) -> Tensor:
         """(B, N, C) to (B, N): |r - s c|^2 is least at s = <r, c> / |c|^2, where it is |r|^2 - <r, c>^2 / |c|^2."""
         root_mean_square = rotated.square().mean(-1).sqrt()
         best, least = root_mean_square, torch.full_like(root_mean_square, -1.0)
         for factor in _SCALE_FACTORS:
-            chosen = self.levels[_nearest(rotated, root_mean_square * factor, self.levels)]
+            chosen = self._levels_of(self.nearest(_in_scale(rotated, root_mean_square * factor)))
             product, energy = (rotated * chosen).sum(-1), chosen.square().sum(-1)
             explained = product.square() / energy
             best = torch.where(explained > least, product / energy, best)
@@ -196,10 +202,9 @@ def _round_up(scales: Tensor) -> Tensor:
     return bits.view(torch.float16)
 
 
-def _nearest(values: Tensor, scales: Tensor, levels: Tensor) -> Tensor:
-    """The number of the level nearest to each value in units of its token's scale, int32 (B, N, C)."""
-    edges = (levels[1:] + levels[:-1]) / 2
-    return torch.bucketize((values / scales.clamp(min=_TINY)[..., None]).contiguous(), edges, out_int32=True)
+def _in_scale(values: Tensor, scales: Tensor) -> Tensor:
+    """Values (B, N, C) in units of their token's scale (B, N)."""
+    return values / scales.clamp(min=_TINY)[..., None]
 
 
 def _pack(codes: Tensor) -> Tensor:

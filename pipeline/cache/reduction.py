@@ -59,7 +59,7 @@ class Reduction:
         if map_.ndim != 4 or tuple(map_.shape[-2:]) != self.teacher_grid:
             height, width = self.teacher_grid
             raise ValueError(f"maps must be (B, C, {height}, {width}), got {tuple(map_.shape)}")
-        energy = map_.float().square().sum((1, 2, 3), dtype=torch.float64)
+        energy = map_.float().square().sum(1).sum((1, 2), dtype=torch.float64)
         if self.effective == "projection":
             target = project(map_, self.student_grid)
             return Reduced(target.map, target.leftover, energy)

@@ -96,7 +96,8 @@ def project(map_: Tensor, student_grid: Grid) -> ProjectedTarget:
     rows, columns = _factors("inverse", student_grid, teacher_grid, map_.device, exact)
     result = torch.promote_types(map_.dtype, torch.float32)
     with torch.autocast(map_.device.type, enabled=False):
-        pairs = [_project_image(image.to(exact), rows, columns, result) for image in map_]
+        # Tokens folded to a map are channels-last, which would cost the products and the resize twice as much.
+        pairs = [_project_image(image.to(exact).contiguous(), rows, columns, result) for image in map_]
     if not pairs:
         raise ValueError(f"no images to project: the map has shape {tuple(map_.shape)}")
     maps, leftovers = zip(*pairs, strict=True)

@@ -9,12 +9,20 @@ import torch
 from distributed import LocalCluster
 
 from pipeline import cluster as cluster_module
-from pipeline.cluster import BLOCKS_IN_FLIGHT, ClusterConfig, open_cluster, resolve_device, visible_gpus
+from pipeline.cluster import (
+    BLOCKS_IN_FLIGHT,
+    ClusterConfig,
+    open_cluster,
+    process_environment,
+    resolve_device,
+    visible_gpus,
+)
 from sak.errors import SakError, UsageError
 
 
 def _facts():
-    return os.getpid(), torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    at_ease = os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and os.environ["MALLOC_TRIM_THRESHOLD_"] != "65536"  # Dask's
+    return os.getpid(), torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN and at_ease
 
 
 @pytest.mark.slow
@@ -24,7 +32,7 @@ def test_a_local_cluster_has_pinned_threads_ignores_ctrl_c_and_leaves_no_process
         assert cluster.dashboard.startswith("http://127.0.0.1:")
         facts = cluster.client.run(_facts)
         assert len(facts) == 2
-        assert all(threads == 1 and ignores for _, threads, ignores in facts.values())
+        assert all(threads == 1 and as_wanted for _, threads, as_wanted in facts.values())
         info = cluster.client.scheduler_info()["workers"]
         assert {worker["nthreads"] for worker in info.values()} == {BLOCKS_IN_FLIGHT}
         processes = [process for process, *_ in facts.values()]
@@ -35,6 +43,14 @@ def test_a_local_cluster_has_pinned_threads_ignores_ctrl_c_and_leaves_no_process
     while any(os.path.exists(f"/proc/{process}") for process in processes) and time.monotonic() < end:  # noqa: PTH110
         time.sleep(0.05)
     assert not any(os.path.exists(f"/proc/{process}") for process in processes)  # noqa: PTH110
+
+
+def test_a_process_neither_spins_nor_returns_memory_unless_the_user_says_so(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    environment = process_environment(3)
+    assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("3", "PASSIVE")
+    assert environment["MALLOC_ARENA_MAX"] == "4"
 
 
 def test_a_running_scheduler_is_used_as_it_is():

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from pipeline.data.augment import for_evaluation
-from pipeline.data.fitted import at_own_size, fit, own_labels, valid_pixels
+from pipeline.data.fitted import at_own_size, fit, own_labels, read_at_own_size, valid_pixels
 from pipeline.data.sample import TaskSample
+from sak.tasks import NYUD
 
 
 def image(height, width):
@@ -55,3 +56,17 @@ def test_labels_are_255_where_there_is_nothing_to_compare_with():
         "human_parts": 0,
     }
     assert own["semseg"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("task", list(NYUD), ids=lambda task: task.name)
+def test_a_large_image_read_in_bands_is_as_read_at_once(task, monkeypatch):
+    """Rounding alone, so a class may differ where two are as good as equal."""
+    small = fit(image(230, 310), (48, 64))
+    output = torch.randn(1, task.channels, 48, 64, generator=torch.Generator().manual_seed(0))
+    whole = read_at_own_size(task, output, small)
+    monkeypatch.setattr("pipeline.data.fitted.MOST_VALUES", 310 * task.channels * 7)
+    bands = read_at_own_size(task, output, small)
+    assert bands.shape == whole.shape
+    assert bands.dtype == whole.dtype
+    near = torch.isclose(bands.double(), whole.double(), atol=1e-5)
+    assert near.double().mean() > 0.999

@@ -1,0 +1,61 @@
+"""The mean gates of a student's routers, and their picture."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from pipeline.training.gates import MeanGates, recorded_gates
+from pipeline.training.task_figures import draw_gates, draw_rep_sim, spread
+from sak.student import StemSize, StudentConfig, new_student
+from sak.tasks import NYUD
+
+
+@pytest.fixture(scope="module")
+def student():
+    config = StudentConfig(
+        (32, 32), StemSize(16, 4, 2), "random:0", teachers={"clip": 16, "sam": 16}, tasks=NYUD.channels
+    )
+    return new_student(config, seed=0).eval()
+
+
+def test_means_are_over_images_whatever_the_batches(student):
+    images = torch.randn(5, 3, 32, 32)
+    with recorded_gates(student) as recorder, torch.no_grad():
+        outputs = [student(images[:3]), student(images[3:])]
+    found = recorder.means(Accelerator(cpu=True))
+    assert found.images == 5
+    assert found.experts == ("TAS", "clip", "sam")
+    for level, tasks in found.weights.items():
+        for task, row in tasks.items():
+            expected = torch.cat([output.gates[level][task] for output in outputs]).double().mean(0)
+            assert row == pytest.approx(expected.tolist(), abs=1e-12)
+    assert MeanGates.from_dict(found.as_dict()) == found
+
+
+def test_nothing_is_recorded_after_the_block_in_training_or_without_routers(student):
+    with recorded_gates(student) as recorder:
+        student.train()(torch.randn(2, 3, 32, 32))
+        student.eval()
+    student(torch.randn(1, 3, 32, 32))
+    assert recorder.means(Accelerator(cpu=True)) is None
+    with recorded_gates(torch.nn.Linear(1, 1)) as recorder:
+        pass
+    assert recorder.means(SimpleNamespace(num_processes=1)) is None
+
+
+def test_the_pictures_are_drawn(student, tmp_path):
+    weights = {level: dict.fromkeys(NYUD.names, (0.5, 0.3, 0.2)) for level in (1, 2)}
+    draw_gates(MeanGates(("TAS", "clip", "sam"), 3, weights), NYUD, tmp_path / "figures/gates.png")
+    draw_rep_sim({"clip": (0.5, 0.6), "sam": (0.7, 0.4)}, (1, 2), tmp_path / "figures/rep_sim.png")
+    for path in (tmp_path / "figures").iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 200
+
+
+def test_examples_are_spread_over_the_set():
+    assert spread(10, 2) == (2, 7)
+    assert spread(3, 5) == (0, 1, 2)
+    assert all(0 <= index < 654 for index in spread(654, 7))

@@ -284,6 +284,88 @@ def distill(
 
 
 @app.command()
+def finetune(
+    init: Annotated[
+        str, typer.Option(help="A distilled run, an imported checkpoint, imagenet, random:SEED, or teacher:NAME.")
+    ],
+    dataset: Annotated[str, typer.Option(help="pascal-context, nyud, demo-pascal, demo-nyud, or your own .yaml.")],
+    data: Annotated[Path, typer.Option(help="The data set's folder.")],
+    out: Annotated[Path, typer.Option(help="The run's directory.")],
+    config: Annotated[Path | None, typer.Option(help="A recipe, such as those of recipes/finetune/.")] = None,
+    overrides: Overrides = None,
+    tasks: Annotated[str | None, typer.Option(help="Some of the tasks, separated by commas.")] = None,
+    teachers: Named = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="A cache spec that describes teachers, or says where they are.")
+    ] = None,
+    no_distill: Annotated[bool, typer.Option("--no-distill", help="Train on the tasks alone.")] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="single-task or multi-task: the stem alone, no teachers.")
+    ] = None,
+    baseline_run: Annotated[
+        Path | None, typer.Option(help="A baseline: the best checkpoint is by delta_m over it.")
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="Share of the training images, fixed by the seed.")] = 1.0,
+    eval_boundary: Annotated[
+        bool, typer.Option("--eval-boundary", help="Measure edges by odsF while training, not by their loss.")
+    ] = False,
+    epochs: Annotated[float | None, typer.Option(help="Length of the run in epochs.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Global: over all processes.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    workers: Annotated[int | None, typer.Option(help="Processes that read and augment images.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the new parts, the order, the augmentation, the fraction.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume although settings changed.")] = False,
+    trackers: Annotated[str | None, typer.Option(help="tensorboard, wandb.")] = None,
+) -> None:
+    """Stage 3: train on a data set's tasks, beside live teachers. torchrun starts several processes.
+
+    Example: [cyan]sak-cli finetune --init ./runs/b --dataset nyud --data /data/NYUDv2 --out ./runs/b-nyud
+    --config recipes/finetune/nyud_b.yaml[/cyan]
+    """
+    from pipeline.finetune import run_finetune
+    from pipeline.progress import progress_bar
+
+    with progress_bar("steps") as progress:
+        result = run_finetune(
+            init,
+            dataset,
+            str(data),
+            out,
+            config=config,
+            overrides=overrides or (),
+            tasks=comma_list(tasks),
+            teachers=comma_list(teachers),
+            spec=str(spec) if spec is not None else None,
+            distil=not no_distill,
+            baseline=baseline,
+            baseline_run=str(baseline_run) if baseline_run is not None else None,
+            fraction=fraction,
+            eval_boundary=eval_boundary or None,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            precision=precision,
+            device=device,
+            workers=workers,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            force=force,
+            trackers=comma_list(trackers) or (),
+            say=lambda line: typer.echo(line, err=True),
+            progress=progress,
+        )
+    typer.echo(f"{'Stopped' if result.stopped else 'Done'} after {result.step:,} steps; {result.checkpoint}")
+    raise typer.Exit(128 + (result.signal or 0) if result.stopped else 0)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A fine-tuned run, or the folder of an imported checkpoint.")],
     data: Annotated[Path | None, typer.Option(help="The data set's folder; where it was, by default.")] = None,

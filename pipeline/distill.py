@@ -1,10 +1,9 @@
 """Stage 2: train the student against cached teachers, with no teacher forward."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from pydantic import Field
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from pipeline.cache.order import ReadingOrder
 from pipeline.cluster import resolve_device
 from pipeline.data.distillation import CachedBatches
-from pipeline.data.view_images import dead_workers_told
+from pipeline.data.loading import dead_workers_told
 from pipeline.progress import Update
+from pipeline.training.begin import ANEW, Start, open_run
 from pipeline.training.config import Frozen
 from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
 from pipeline.training.distill_recipe import DistillRecipe, student_config
@@ -22,7 +22,6 @@ from pipeline.training.figures import draw_distillation
 from pipeline.training.loop import Batch, Fit, FitResult, Hooks, Step, StepResult
 from pipeline.training.recipe import load_recipe
 from pipeline.training.rep_sim import mean_similarities
-from pipeline.training.run import RunDirectory
 from pipeline.training.student_files import load_weights, save_weights
 from pipeline.training.taught import TargetSource, open_held_out, open_targets
 from sak.errors import UsageError
@@ -50,20 +49,6 @@ class DistillConfig(Frozen):
     teachers_online: tuple[str, ...] = ()
     allow_partial: bool = False
     device: str = "cuda"
-
-
-@dataclass(frozen=True)
-class Start:
-    """How a run begins: anew, over another, or where it stopped (`force`: although the configuration changed)."""
-
-    resume: bool = False
-    overwrite: bool = False
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse to go on with what is to be replaced."""
-        if self.resume and self.overwrite:
-            raise UsageError("--resume goes on with a run, --overwrite replaces it: give one of them")
 
 
 def run_distill(  # noqa: PLR0913 (the flags of the command)
@@ -125,7 +110,7 @@ def distill(
     config: DistillConfig,
     out: Path,
     *,
-    start: Start = Start(),
+    start: Start = ANEW,
     trackers: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
     progress: Update | None = None,
@@ -159,7 +144,9 @@ def distill(
     if start.resume:
         fit.resume()
     if accelerator.is_main_process:
-        run.describe(stage="distill", reads=reads, student=student.config.resolved().to_json())
+        teachers = {name: source.to_json() for name, source in targets.sources.items()}
+        student_is = student.config.resolved().to_json()
+        run.describe(stage="distill", reads=reads, student=student_is, teachers=teachers)
     start_trackers(accelerator, "sak-distill", settings)
     with dead_workers_told(recipe.data.workers):
         result = fit()
@@ -229,18 +216,3 @@ def held_out_similarity(
         return None
     held_out = open_held_out(config.val_cache, targets)
     return partial(mean_similarities, held_out, accelerator, config.recipe.data.workers)
-
-
-def open_run(
-    out: Path, settings: Mapping[str, Any], reads: Mapping[str, Any], accelerator: Accelerator, start: Start
-) -> RunDirectory:
-    """The run's directory, made or checked by the main process before any other uses it."""
-    run = RunDirectory(out)
-    if accelerator.is_main_process:
-        run = (
-            RunDirectory.resume(out, settings, force=start.force, reads=reads)
-            if start.resume
-            else RunDirectory.create(out, settings, overwrite=start.overwrite)
-        )
-    accelerator.wait_for_everyone()
-    return run

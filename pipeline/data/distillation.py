@@ -13,7 +13,8 @@ from pipeline.cache.batches import FeatureBatches
 from pipeline.cache.cache import FeatureCache
 from pipeline.cache.order import BatchState, ReadingOrder
 from pipeline.data.distill_batch import DistillBatch, Live, SeenPixels, join, seen_pixels
-from pipeline.data.view_images import PhotometricJitter, ViewDataset, Wanted, load_images
+from pipeline.data.loading import load_batches
+from pipeline.data.view_images import PhotometricJitter, ViewDataset, Wanted
 from sak.errors import UsageError
 
 
@@ -61,7 +62,7 @@ class CachedBatches:
         """Batches from global step `step` on; ReplayError where an image is not the one that the teachers saw."""
         state = self.state_at(step)
         dataset = ViewDataset(self.cache.universe, self.cache.view_policy, self.jitter, self.order.seed)
-        images = load_images(dataset, self._wanted(state), workers=self.workers, pin=self.device.type == "cuda")
+        images = load_batches(dataset, self._wanted(state), workers=self.workers, pin=self.device.type == "cuda")
         with closing(self._encoded(state)) as encoded:
             while True:
                 start = time.perf_counter()

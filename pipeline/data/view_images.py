@@ -1,23 +1,20 @@
 """The views' pixels: decoded in worker processes, in the order of batches that somebody else decides."""
 
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.transforms.v2 import functional as transforms
 
 from pipeline.cache.universe import Universe
 from pipeline.data.augment import generator
+from pipeline.data.loading import BatchLoader
 from pipeline.images.access import ImageAccess
 from pipeline.images.decode import decode_rgb
 from pipeline.images.views import ViewPolicy, make_view, pixel_crc, render
-from sak.errors import SakError
 
 Numbers = Sequence[int]
 
@@ -61,15 +58,8 @@ class ViewImages:
     crcs: np.ndarray[Any, np.dtype[np.uint32]]
 
 
-@dataclass(frozen=True)
-class LoadFailure:
-    """An error of ours in a worker, as its line: raised there, it would come home inside a traceback."""
-
-    message: str
-
-
 @dataclass
-class ViewDataset(Dataset[ViewImages | LoadFailure]):
+class ViewDataset(BatchLoader[Wanted, ViewImages]):
     """Renders whole batches; safe to pickle into worker processes."""
 
     universe: Universe
@@ -80,15 +70,6 @@ class ViewDataset(Dataset[ViewImages | LoadFailure]):
 
     def __getstate__(self) -> Mapping[str, Any]:
         return {**self.__dict__, "_access": {}}
-
-    def __getitem__(self, wanted: Wanted) -> ViewImages | LoadFailure:
-        """The pixels of one part of a batch; in a worker, what went wrong instead."""
-        if get_worker_info() is None:
-            return self.load(wanted)
-        try:
-            return self.load(wanted)
-        except SakError as error:
-            return LoadFailure(str(error))
 
     def load(self, wanted: Wanted) -> ViewImages:
         """The pixels of one part of a batch."""
@@ -106,53 +87,3 @@ class ViewDataset(Dataset[ViewImages | LoadFailure]):
         if self.jitter is not None:
             pixels = self.jitter(pixels, seed=self.seed, epoch=wanted.epoch, key=key)
         return pixels, pixel_crc(values)
-
-
-class _Batches(Sampler[Wanted]):
-    def __init__(self, wanted: Iterator[Wanted]) -> None:
-        self.wanted = wanted
-
-    def __iter__(self) -> Iterator[Wanted]:
-        return self.wanted
-
-
-def load_images(dataset: ViewDataset, wanted: Iterator[Wanted], *, workers: int, pin: bool) -> Iterator[ViewImages]:
-    """Images of every wanted batch, in order, read ahead by `workers` processes (0: here, when asked).
-
-    SakError where an image cannot be had or decoded.
-    """
-    loader = DataLoader(
-        dataset,
-        sampler=_Batches(wanted),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=2 if workers else None,
-        multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_leave_signals_alone if workers else None,
-    )
-    for loaded in loader:
-        if isinstance(loaded, LoadFailure):
-            raise SakError(loaded.message)
-        yield loaded
-
-
-@contextmanager
-def dead_workers_told(workers: int) -> Iterator[None]:
-    """A worker that dies interrupts the process wherever it is, with torch's RuntimeError: SakError of one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise SakError(
-            f"a process that decodes images died, perhaps for want of memory; lower data.workers ({workers})"
-        ) from error
-
-
-def _leave_signals_alone(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole group: the training process decides when workers end."""
-    del worker
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -29,6 +29,44 @@ def draw_distillation(run: RunDirectory) -> list[Path]:
     return drawn
 
 
+def draw_finetuning(run: RunDirectory) -> list[Path]:
+    """`losses.png` (tasks, then teachers), `metrics.png` (where they were measured) and `speed.png`."""
+    lines = run.metrics()
+    live = run.about().get("reads", {}).get("live", {})
+    random = frozenset(name for name, told in live.items() if told["random"])
+    training = [line for line in lines if not line.get("evaluation")]
+    evaluated = [line for line in lines if line.get("evaluation")]
+    drawn = []
+    if training:
+        drawn.append(_task_losses(training, run.figures / "task_losses.png"))
+        drawn.append(_speed(training, run.figures / "speed.png"))
+        if live:
+            drawn.append(_losses(training, random, run.figures / "losses.png"))
+    if evaluated:
+        drawn.append(_metrics(evaluated, run.figures / "metrics.png"))
+    return drawn
+
+
+def _task_losses(lines: Lines, path: Path) -> Path:
+    """The total, then one panel a task, before its weight."""
+    names = [name for name in lines[0] if name.startswith("task/")]
+    figure, axes = _panels(1 + len(names))
+    for panel, name in zip(axes, ("loss", *names), strict=True):
+        _curve(panel, lines, name, name, COLOURS[0])
+        panel.set_title(name.removeprefix("task/"))
+    return _save(figure, axes, path, legend=False)
+
+
+def _metrics(lines: Lines, path: Path) -> Path:
+    """One panel a measurement on the validation split."""
+    names = [name for name in lines[-1] if name.startswith(("metric/", "loss/")) or name == "delta_m"]
+    figure, axes = _panels(max(len(names), 1))
+    for panel, name in zip(axes, names, strict=False):
+        _curve(panel, lines, name, name, COLOURS[0])
+        panel.set_title(name.removeprefix("metric/"))
+    return _save(figure, axes, path, legend=False)
+
+
 def _named(teacher: str, random: Collection[str]) -> str:
     return f"{teacher} (RANDOM weights)" if teacher in random else teacher
 

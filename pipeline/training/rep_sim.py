@@ -10,7 +10,8 @@ from pipeline.cache.batches import FeatureBatches
 from pipeline.cache.cache import FeatureCache
 from pipeline.cache.order import ReadingOrder
 from pipeline.data.distill_batch import join
-from pipeline.data.view_images import ViewDataset, Wanted, load_images
+from pipeline.data.loading import load_batches
+from pipeline.data.view_images import ViewDataset, Wanted
 from sak.losses.distillation import image_similarities
 
 BATCH = 32
@@ -32,7 +33,7 @@ def mean_similarities(
     features = FeatureBatches(cache, order, pin=accelerator.device.type == "cuda")
     wanted = (Wanted(features.part(0, number).samples.tolist(), 0, 0) for number in range(features.batches_in(0)))
     dataset = ViewDataset(cache.universe, cache.view_policy)
-    images = load_images(dataset, wanted, workers=workers, pin=accelerator.device.type == "cuda")
+    images = load_batches(dataset, wanted, workers=workers, pin=accelerator.device.type == "cuda")
     totals: dict[str, torch.Tensor] = {}
     for encoded in features:
         batch = join(next(images), encoded, accelerator.device)

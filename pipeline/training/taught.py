@@ -1,7 +1,7 @@
 """Where distillation's targets come from: the cache, live teachers, or some of either."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +17,10 @@ from pipeline.data.live_teachers import (
     live_from_spec,
     manifest_of,
 )
+from pipeline.data.teacher_record import source_from_manifest, source_from_spec
 from pipeline.training.distill_recipe import TaughtBy
 from sak.errors import UsageError, nearest
+from sak.teacher_source import TeacherSource
 
 Levels = Sequence[int] | None
 
@@ -38,12 +40,16 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class TargetSource:
-    """The cache that gives views and (with `read_features`) features, and the teachers that run live, if any do."""
+    """The cache that gives views and (with `read_features`) features, and the teachers that run live, if any do.
+
+    `sources` say how each teacher is built again, for what comes after distillation.
+    """
 
     cache: FeatureCache
     taught_by: Mapping[str, TaughtBy]
     live: LiveTeachers | None = None
     read_features: bool = True
+    sources: Mapping[str, TeacherSource] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """What is read, for `run.json`."""
@@ -67,14 +73,18 @@ def open_targets(asked: Asked, device: torch.device) -> TargetSource:
     cache = located(cache, asked.data)
     stored = {name: _stored(cache, name) for name in cache.readers if name not in live}
     if not live:
-        return TargetSource(cache, stored)
+        return TargetSource(cache, stored, sources={name: _source(asked, cache, None, name, stored) for name in stored})
     running = {name: _run(asked, cache, spec, name, device) for name in live}
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # as in extraction: a teacher that says fp32 means it
     told = {name: TaughtBy(each.teacher.width, each.levels, each.wanted) for name, each in running.items()}
     known = stored | told
     order = [name if name in known else name.rpartition("-")[0] for name in names]
-    return TargetSource(cache, {name: known[name] for name in order}, LiveTeachers(running), bool(cached))
+    taught = {name: known[name] for name in order}
+    sources = {name: _source(asked, cache, spec if name in live else None, name, taught) for name in taught}
+    sources |= {name: sources[name].identified(each.teacher) for name, each in running.items()}
+    sources = {name: replace(source, levels=taught[name].wanted) for name, source in sources.items()}
+    return TargetSource(cache, taught, LiveTeachers(running), bool(cached), sources)
 
 
 def _live(asked: Asked, names: Sequence[str]) -> list[str]:
@@ -95,6 +105,18 @@ def _run(asked: Asked, cache: FeatureCache, spec: CacheSpec | None, name: str, d
     if spec is not None and name in spec.teachers:
         return live_from_spec(spec, name, asked.levels, cache, device)
     return live_from_manifest(manifest_of(asked.cache, name), asked.levels, device)
+
+
+def _source(
+    asked: Asked, cache: FeatureCache, spec: CacheSpec | None, name: str, taught: Mapping[str, TaughtBy]
+) -> TeacherSource:
+    """The teacher as its spec has it, or the manifest of its column."""
+    wanted = taught[name].wanted
+    if spec is not None and name in spec.teachers:
+        return source_from_spec(name, spec.teachers[name], spec.views.size, wanted)
+    reader = cache.readers.get(name)
+    manifest = reader.columns[0].manifest if reader is not None else manifest_of(asked.cache, name)
+    return replace(source_from_manifest(manifest, wanted), name=name)
 
 
 def _stored(cache: FeatureCache, name: str) -> TaughtBy:

@@ -1,8 +1,9 @@
 """The losses of the downstream tasks: a prediction (B, K, H, W) against labels of its size, pixels of 255 left out.
 
 All are computed in float32 (float64 where the prediction is float64) whatever autocast says, and divided by the valid
-pixels of the whole batch, at least 1. A departure from the published code: where a batch has no valid pixel, every loss
-here is 0 with gradient 0; there edge gives NaN and saliency an error.
+pixels of the whole batch, at least 1. Where processes share a batch, each divides by the mean of their counts
+(`average`), so that the mean of their losses is the loss of the batch. A departure from the published code: where a
+batch has no valid pixel, every loss here is 0 with gradient 0; there edge gives NaN and saliency an error.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,30 +19,39 @@ from sak.tasks import IGNORE, Dataset, Task
 EDGE_POSITIVE_WEIGHT = 0.95
 """Weight of boundary pixels in the edge loss; the others have the rest."""
 
+Average = Callable[[Tensor], Tensor]
+"""A scalar of this process to its mean over all processes."""
+
+
+def alone(value: Tensor) -> Tensor:
+    """The mean over one process."""
+    return value
+
+
 SHORTEST_NORMAL = 1e-12
 """A shorter predicted normal is divided by this."""
 
 
-def cross_entropy(prediction: Tensor, label: Tensor) -> Tensor:
+def cross_entropy(prediction: Tensor, label: Tensor, average: Average = alone) -> Tensor:
     """Cross-entropy of logits (B, K, H, W) with classes (B, 1, H, W), the sum over valid pixels / their number."""
     classes = _classes(label)
     loss = F.cross_entropy(_wide(prediction), classes, ignore_index=IGNORE, reduction="sum")
-    return loss / _at_least_one(classes != IGNORE)
+    return loss / _at_least_one(average((classes != IGNORE).sum())).to(loss)
 
 
-def balanced_cross_entropy(prediction: Tensor, label: Tensor) -> Tensor:
+def balanced_cross_entropy(prediction: Tensor, label: Tensor, average: Average = alone) -> Tensor:
     """Two-class cross-entropy, each class weighted by the batch's share of the other; sum / valid pixels.
 
     The weights do not cancel in the quotient: it is divided by pixels, not by weights. Labels are 0, 1 or 255.
     """
     prediction, classes = _wide(prediction), _classes(label)
-    valid = _at_least_one(classes != IGNORE)
-    negatives = (classes == 0).sum().to(prediction) / valid
+    valid = _at_least_one(average((classes != IGNORE).sum())).to(prediction)
+    negatives = average((classes == 0).sum()).to(prediction) / valid
     weights = torch.stack([1 - negatives, negatives])
     return F.cross_entropy(prediction, classes, weight=weights, ignore_index=IGNORE, reduction="sum") / valid
 
 
-def balanced_bce(prediction: Tensor, label: Tensor) -> Tensor:
+def balanced_bce(prediction: Tensor, label: Tensor, average: Average = alone) -> Tensor:
     """Binary cross-entropy of logits (B, 1, H, W), positives times 0.95 and negatives times 0.05; mean over valid.
 
     The two weights come from 0.95 in the prediction's dtype, as in the published code: in float32 the negatives' one is
@@ -57,23 +67,23 @@ def balanced_bce(prediction: Tensor, label: Tensor) -> Tensor:
         pos_weight=positive / (1 - positive),
         reduction="sum",
     )
-    return loss / _at_least_one(valid) * (1 - positive)
+    return loss / _at_least_one(average(valid.sum())).to(loss) * (1 - positive)
 
 
-def normals_l1(prediction: Tensor, label: Tensor) -> Tensor:
+def normals_l1(prediction: Tensor, label: Tensor, average: Average = alone) -> Tensor:
     """L1 between the normalised prediction and the label as decoded, (B, 3, H, W); summed over channels / valid pixels.
 
     The label is not normalised. A pixel with 255 in any channel is invalid.
     """
-    return _l1(F.normalize(_wide(prediction), dim=1, eps=SHORTEST_NORMAL), label)
+    return _l1(F.normalize(_wide(prediction), dim=1, eps=SHORTEST_NORMAL), label, average)
 
 
-def l1(prediction: Tensor, label: Tensor) -> Tensor:
+def l1(prediction: Tensor, label: Tensor, average: Average = alone) -> Tensor:
     """L1 between prediction and label, (B, K, H, W); summed over channels / valid pixels."""
-    return _l1(_wide(prediction), label)
+    return _l1(_wide(prediction), label, average)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[[Tensor, Tensor, Average], Tensor]] = {
     "cross_entropy": cross_entropy,
     "balanced_cross_entropy": balanced_cross_entropy,
     "balanced_bce": balanced_bce,
@@ -91,7 +101,9 @@ class TaskLosses:
     tasks: dict[str, Tensor]
 
 
-def task_losses(dataset: Dataset, predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> TaskLosses:
+def task_losses(
+    dataset: Dataset, predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor], *, average: Average = alone
+) -> TaskLosses:
     """The fine-tuning loss without its distillation part: the sum over the data set's tasks of weight * loss.
 
     Predictions are (B, channels, H, W) at the labels' size, labels (B, 1 or 3, H, W) of any dtype with 255 where they
@@ -105,7 +117,7 @@ def task_losses(dataset: Dataset, predictions: Mapping[str, Tensor], labels: Map
         prediction, label = predictions[task.name], labels[task.name]
         _check(task, prediction, label)
         with torch.autocast(prediction.device.type, enabled=False):
-            losses[task.name] = LOSSES[task.loss](prediction, label)
+            losses[task.name] = LOSSES[task.loss](prediction, label, average)
     weighted = [dataset.weights[name] * loss for name, loss in losses.items()]
     return TaskLosses(torch.stack(weighted).sum(), losses)
 
@@ -120,11 +132,11 @@ def _check(task: Task, prediction: Tensor, label: Tensor) -> None:
         )
 
 
-def _l1(prediction: Tensor, label: Tensor) -> Tensor:
+def _l1(prediction: Tensor, label: Tensor, average: Average) -> Tensor:
     """Over pixels none of whose label channels is 255."""
     valid = (label != IGNORE).all(dim=1, keepdim=True)
     difference = (prediction - torch.where(valid, label.to(prediction), prediction.detach())).abs()
-    return (difference * valid).sum() / _at_least_one(valid)
+    return (difference * valid).sum() / _at_least_one(average(valid.sum())).to(difference)
 
 
 def _classes(label: Tensor) -> Tensor:
@@ -132,9 +144,9 @@ def _classes(label: Tensor) -> Tensor:
     return label.squeeze(1).long()
 
 
-def _at_least_one(valid: Tensor) -> Tensor:
-    """How many are valid, at least 1."""
-    return valid.sum().clamp(min=1)
+def _at_least_one(count: Tensor) -> Tensor:
+    """The count itself, or 1 where nothing was counted: a mean of counts may well lie between."""
+    return count.where(count > 0, 1)
 
 
 def _wide(tensor: Tensor) -> Tensor:

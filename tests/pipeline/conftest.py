@@ -120,3 +120,41 @@ def tiny_recipe():
             "schedule": {"warmup_steps": 1},
         },
     }
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """The demo's PASCAL-Context and NYUD-v2 trees: 11 training and 3 validation images of 64 x 64."""
+    from pipeline.data.demo import write_demo_data
+
+    root = tmp_path_factory.mktemp("scenes") / "demo"
+    write_demo_data(root, images=1, scenes=14, size=64, processes=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def finetune_recipe():
+    """Sixty-four pixels, four images a step, a network that learns something within seconds."""
+    return {
+        "student": {"stem": {"width": 16, "depth": 4, "heads": 2}, "weights": "random:0"},
+        "data": {"size": [64, 64], "workers": 0},
+        "evaluation": {"workers": 0},
+        "training": {
+            "steps": 4,
+            "batch_size": 4,
+            "log_every": 1,
+            "checkpoint_every": 0,
+            "evaluate_every": 0,
+            "optimiser": {"rate": 3e-3},
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def distilled(small_world, tiny_recipe, tmp_path_factory):
+    """A run of distillation, whose student knows dinov2, clip and sam."""
+    from pipeline.distill import DistillConfig, distill
+
+    out = tmp_path_factory.mktemp("distilled") / "run"
+    distill(DistillConfig(cache=str(small_world.cache), recipe=tiny_recipe, device="cpu"), out)
+    return out

@@ -13,14 +13,8 @@ from pipeline.cache.order import ReadingOrder
 from pipeline.data.distill_batch import join, normalise
 from pipeline.data.distillation import CachedBatches
 from pipeline.data.live_teachers import live_from_manifest, manifest_of
-from pipeline.data.view_images import (
-    LoadFailure,
-    PhotometricJitter,
-    ViewDataset,
-    Wanted,
-    dead_workers_told,
-    load_images,
-)
+from pipeline.data.loading import LoadFailure, dead_workers_told, load_batches
+from pipeline.data.view_images import PhotometricJitter, ViewDataset, Wanted
 from pipeline.images.access import ImageAccess
 from pipeline.images.decode import decode_rgb
 from pipeline.images.errors import ReplayError
@@ -135,16 +129,16 @@ def test_without_features_nothing_of_them_is_read(cache):
 
 
 def test_what_goes_wrong_in_a_worker_comes_home_as_one_line(cache, monkeypatch, tmp_path):
-    from pipeline.data import view_images
+    from pipeline.data import loading
 
     (index,) = cache.universe.indices.values()
-    monkeypatch.setattr(view_images, "get_worker_info", lambda: "a worker")
+    monkeypatch.setattr(loading, "get_worker_info", lambda: "a worker")
     gone = replace(cache.universe, indices={"x": index.relocated(index.data)}, rows={"x": None})
     monkeypatch.setattr(ImageAccess, "read", lambda self, row: (_ for _ in ()).throw(SakError("shard.tar is gone")))
     dataset = ViewDataset(gone, cache.view_policy)
     assert dataset[Wanted([0], 0, 0)] == LoadFailure("shard.tar is gone")
     with pytest.raises(SakError, match=r"^shard.tar is gone$"):
-        next(load_images(dataset, iter([Wanted([0], 0, 0)]), workers=0, pin=False))
+        next(load_batches(dataset, iter([Wanted([0], 0, 0)]), workers=0, pin=False))
 
 
 @pytest.mark.slow

@@ -187,3 +187,26 @@ def test_what_is_missing_or_does_not_fit_is_refused_by_name():
     semseg = NYUD.select(["semseg"])
     with pytest.raises(UsageError, match=r"semseg: a prediction of 40 channels"):
         task_losses(semseg, {"semseg": torch.zeros(1, 21, 4, 5)}, {"semseg": map_})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_parts_with_averaged_counts_have_the_mean_of_the_whole_batch(name):
+    """As processes share a batch; the second part has far fewer valid pixels, a third has none."""
+    channels = {"cross_entropy": 4, "balanced_cross_entropy": 2, "normals_l1": 3}.get(name, 1)
+    whole = _random(3, channels, 6, 6)
+    label = _labels(2, 3, 3 if name == "normals_l1" else 1, 6, 6)
+    label[1, :, 1:], label[2] = 255, 255
+    counted: list[list[torch.Tensor]] = [[], [], []]
+
+    def loss_of(part, average):
+        return LOSSES[name](whole[part : part + 1], label[part : part + 1], average)
+
+    for part in range(3):  # first what each counts, then each with the means of all
+        loss_of(part, lambda value, kept=counted[part]: (kept.append(value.double()), value)[1])
+    means = [torch.stack(values).mean() for values in zip(*counted, strict=True)]
+    losses = []
+    for part in range(3):
+        given = iter(means)
+        losses.append(loss_of(part, lambda value, given=given: next(given)))
+    expected = LOSSES[name](whole, label, lambda value: value)
+    torch.testing.assert_close(torch.stack(losses).mean(), expected, rtol=1e-12, atol=0)

@@ -1,0 +1,206 @@
+"""Batches of augmented images with their labels: a pure function of the seed and the step, whatever the processes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.augment import for_training, generator
+from pipeline.data.distill_batch import take_rows
+from pipeline.data.loading import BatchLoader, load_batches
+from pipeline.data.sample import DataError, TaskDataset
+from sak.errors import UsageError
+from sak.losses.targets import Targets
+
+Size = tuple[int, int]
+Guides = Callable[[Tensor], Mapping[str, Targets]]
+"""Normalised images (B, 3, H, W) to teacher -> targets: the teachers that run beside the training."""
+Noise = Mapping[int, Mapping[str, Tensor]]
+DrawNoise = Callable[[Sequence[str], int], Noise]
+"""The images' names and the epoch to level -> task -> the routers' noise, on the CPU."""
+
+
+@dataclass(frozen=True)
+class WantedImages:
+    """One process's part of a batch: places in the data set, and the epoch that the augmentation is drawn for."""
+
+    places: Sequence[int]
+    epoch: int
+
+
+@dataclass(frozen=True)
+class AugmentedImages:
+    """(B, 3, H, W) normalised images and task -> labels (B, C, H, W), float32, in host memory."""
+
+    epoch: int
+    names: tuple[str, ...]
+    images: Tensor
+    labels: Mapping[str, Tensor]
+
+    def pin_memory(self) -> "AugmentedImages":
+        """Where the device can fetch them by itself; called by PyTorch's loader."""
+        labels = {task: label.pin_memory() for task, label in self.labels.items()}
+        return AugmentedImages(self.epoch, self.names, self.images.pin_memory(), labels)
+
+
+@dataclass
+class AugmentedDataset(BatchLoader[WantedImages, AugmentedImages]):
+    """Reads and augments; what is drawn for an image follows from the seed, the epoch and its name."""
+
+    dataset: TaskDataset
+    size: Size
+    seed: int
+
+    def load(self, wanted: WantedImages) -> AugmentedImages:
+        """One part of a batch; DataError where a file cannot be read or an image has no label of a task."""
+        made = [
+            for_training(self.dataset[place], self.size, seed=self.seed, epoch=wanted.epoch) for place in wanted.places
+        ]
+        for each in made:
+            missing = [task for task in self.dataset.tasks if task not in each.labels]
+            if missing:
+                raise DataError(f"image {each.name} has no label of {', '.join(missing)}; leave it out with --tasks")
+        labels = {task: torch.stack([each.labels[task] for each in made]) for task in self.dataset.tasks}
+        images = torch.stack([each.image for each in made])
+        return AugmentedImages(wanted.epoch, tuple(each.name for each in made), images, labels)
+
+
+class TaskBatch:
+    """What a fine-tuning step takes, on the device; the teachers run when their targets are first asked for."""
+
+    def __init__(
+        self,
+        loaded: AugmentedImages,
+        device: torch.device,
+        guides: Guides | None = None,
+        draw: DrawNoise | None = None,
+    ) -> None:
+        self.keys: Sequence[str] = loaded.names
+        self.images = loaded.images.to(device, non_blocking=True)
+        self.labels = {task: label.to(device, non_blocking=True) for task, label in loaded.labels.items()}
+        self._epoch, self._guides, self._draw = loaded.epoch, guides, draw
+
+    @cached_property
+    def targets(self) -> Mapping[str, Targets]:
+        """Teacher -> what it makes of these very pixels; none without teachers."""
+        return {} if self._guides is None else self._guides(self.images)
+
+    @cached_property
+    def noise(self) -> Noise | None:
+        """The routers' noise of these images in this epoch; None where there are no routers."""
+        if self._draw is None:
+            return None
+        drawn = self._draw(self.keys, self._epoch)
+        device = self.images.device
+        return {level: {task: noise.to(device) for task, noise in tasks.items()} for level, tasks in drawn.items()}
+
+    def split(self, parts: int) -> "list[TaskBatchPart]":
+        """Equal parts, for gradient accumulation; the teachers run once, on the whole."""
+        size = len(self.keys) // parts
+        return [TaskBatchPart(self, slice(part * size, (part + 1) * size)) for part in range(parts)]
+
+    def release(self) -> None:
+        """Nothing was lent."""
+
+
+class TaskBatchPart:
+    """Some rows of a batch."""
+
+    def __init__(self, whole: TaskBatch, rows: slice) -> None:
+        self.keys: Sequence[str] = whole.keys[rows]
+        self.images = whole.images[rows]
+        self.labels = {task: label[rows] for task, label in whole.labels.items()}
+        self.targets: Mapping[str, Targets] = {name: take_rows(each, rows) for name, each in whole.targets.items()}
+        noise = whole.noise
+        self.noise: Noise | None = noise and {
+            level: {task: each[rows] for task, each in tasks.items()} for level, tasks in noise.items()
+        }
+
+    def split(self, parts: int) -> "list[TaskBatchPart]":
+        """A part is split no further."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Nothing was lent."""
+
+
+@dataclass(frozen=True)
+class TaskBatches:
+    """Endless training batches of some images of a data set.
+
+    Attributes:
+        dataset: a training split.
+        places: the images of it that are trained on.
+        size: (H, W) of the crops.
+        batch_size: global; every process takes an equal part of each batch.
+        seed: of the order and the augmentation.
+        device: where batches go.
+        workers: processes that read and augment.
+        rank: this process's number.
+        ranks: processes that share the batches.
+        guides: the teachers that run beside the training.
+        draw: the routers' noise.
+    """
+
+    dataset: TaskDataset
+    places: tuple[int, ...]
+    size: Size
+    batch_size: int
+    seed: int
+    device: torch.device
+    workers: int = 0
+    rank: int = 0
+    ranks: int = 1
+    guides: Guides | None = None
+    draw: DrawNoise | None = None
+    _orders: dict[int, list[int]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """UsageError where there is no whole batch, or it does not divide among the processes."""
+        if self.batch_size % self.ranks:
+            raise UsageError(f"a batch of {self.batch_size} does not divide among {self.ranks} processes")
+        if len(self.places) < self.batch_size:
+            raise UsageError(
+                f"{len(self.places)} training images make no batch of {self.batch_size}; take a smaller --batch-size, "
+                "or more of the data (--fraction)"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches; what is left over waits for another epoch's order."""
+        return len(self.places) // self.batch_size
+
+    def start_at(self, step: int) -> Iterator[TaskBatch]:
+        """Batches from global step `step` on; SakError where an image or a label cannot be read."""
+        loader = AugmentedDataset(self.dataset, self.size, self.seed)
+        pin = self.device.type == "cuda"
+        for loaded in load_batches(loader, self._wanted(step), workers=self.workers, pin=pin):
+            yield TaskBatch(loaded, self.device, self.guides, self.draw)
+
+    def part(self, step: int) -> WantedImages:
+        """This process's images of a global step."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)
+        share = self.batch_size // self.ranks
+        first = number * self.batch_size + self.rank * share
+        return WantedImages([self.places[row] for row in order[first : first + share]], epoch)
+
+    def remedy(self) -> str:
+        """What to do where training waits for data."""
+        return f"images are read and augmented too slowly; raise data.workers ({self.workers}), one a core at most"
+
+    def _wanted(self, step: int) -> Iterator[WantedImages]:
+        while True:
+            yield self.part(step)
+            step += 1
+
+    def _order(self, epoch: int) -> list[int]:
+        """The epoch's order; the last two are kept."""
+        if epoch not in self._orders:
+            self._orders.pop(min(self._orders), None) if len(self._orders) > 1 else None
+            draws: np.random.Generator = generator(self.seed, epoch, "order")
+            self._orders[epoch] = draws.permutation(len(self.places)).tolist()
+        return self._orders[epoch]

@@ -1,0 +1,340 @@
+"""Stage 3: train routers and heads (and the student under them) on a data set's tasks, beside live teachers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from pydantic import Field
+from torch import nn
+
+from pipeline.cache.spec import load_spec
+from pipeline.cluster import resolve_device
+from pipeline.data.datasets import task_table
+from pipeline.data.gate_noise import gate_noise
+from pipeline.data.loading import dead_workers_told
+from pipeline.data.task_batches import TaskBatches
+from pipeline.progress import Update
+from pipeline.training.batch_norm import synchronise
+from pipeline.training.begin import ANEW, Start, open_run
+from pipeline.training.config import Frozen
+from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
+from pipeline.training.figures import draw_finetuning
+from pipeline.training.finetune_recipe import FinetuneRecipe
+from pipeline.training.guides import LiveGuides, build_guides
+from pipeline.training.held_out import HeldOut, baseline_scores, measured
+from pipeline.training.loop import Fit, FitResult, Hooks
+from pipeline.training.networks import Baseline, Origin, find_origin, make_network
+from pipeline.training.objective import Objective, counts_of_all, finetune_step, without_unused
+from pipeline.training.recipe import load_recipe
+from pipeline.training.task_data import TaskData, open_task_data
+from pipeline.training.task_model import STAGE, describe, restore_task_model, save_task_model
+from sak.errors import UsageError, nearest
+from sak.losses.distillation import DistillationLoss
+from sak.probe import Probe
+from sak.student import Student
+from sak.tasks import Dataset
+
+Say = Callable[[str], None]
+
+
+class FinetuneConfig(Frozen):
+    """What a run was asked for; written whole into its `config.yaml`.
+
+    `init` is where the network starts (see `find_origin`), `spec` describes teachers that nothing else does, and where
+    the weights of the others are. `teachers` are those whose answers are distilled, by default all that the student
+    knows; none with `distil` false. `baseline_run` is what delta_m is over.
+    """
+
+    init: str
+    dataset: str
+    data: str
+    recipe: FinetuneRecipe = Field(default_factory=FinetuneRecipe)
+    tasks: tuple[str, ...] | None = None
+    teachers: tuple[str, ...] | None = None
+    spec: str | None = None
+    distil: bool = True
+    baseline: Baseline | None = None
+    baseline_run: str | None = None
+    fraction: float = 1.0
+    device: str = "cuda"
+
+    @property
+    def rows(self) -> Dataset:
+        """The data set's tasks that are trained, with the recipe's weights; UsageError for an unknown one."""
+        rows = task_table(self.dataset)
+        return reweighted(rows if self.tasks is None else rows.select(self.tasks), self.recipe.tasks.weights)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What goes with a run and changes nothing of it."""
+
+    start: Start = ANEW
+    trackers: Sequence[str] = ()
+    say: Say | None = None
+    progress: Update | None = None
+
+
+def run_finetune(  # noqa: PLR0913 (the flags of the command)
+    init: str,
+    dataset: str,
+    data: str,
+    out: str | Path,
+    *,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    tasks: Sequence[str] | None = None,
+    teachers: Sequence[str] | None = None,
+    spec: str | None = None,
+    distil: bool = True,
+    baseline: str | None = None,
+    baseline_run: str | None = None,
+    fraction: float = 1.0,
+    eval_boundary: bool | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    device: str = "cuda",
+    workers: int | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    trackers: Sequence[str] = (),
+    say: Say | None = None,
+    progress: Update | None = None,
+) -> FitResult:
+    """`sak-cli finetune`: flags over `overrides` over the recipe file `config`; see `FinetuneConfig` and `Start`."""
+    if epochs is not None and steps is not None:
+        raise UsageError("give --epochs or --steps, one of them")
+    if baseline not in (None, "single-task", "multi-task"):
+        raise UsageError(f"no baseline {baseline!r}{nearest(str(baseline), ('single-task', 'multi-task'))}")
+    length = {"epochs": epochs, "steps": steps} if epochs is not None or steps is not None else {}
+    flags = {f"training.{name}": value for name, value in length.items()} | {
+        "training.batch_size": batch_size,
+        "training.precision": precision,
+        "training.seed": seed,
+        "data.workers": workers,
+        "evaluation.workers": workers,
+        "evaluation.boundary": eval_boundary,
+    }
+    recipe = load_recipe(
+        FinetuneRecipe,
+        Path(config) if config is not None else None,
+        [*overrides, *(f"training.{name}=null" for name in length)],
+        flags,
+    )
+    asked = FinetuneConfig(
+        init=init,
+        dataset=str(Path(dataset).resolve()) if dataset.endswith((".yaml", ".yml")) else dataset,
+        data=str(data),
+        recipe=recipe,
+        tasks=None if tasks is None else tuple(tasks),
+        teachers=None if teachers is None else tuple(teachers),
+        spec=spec,
+        distil=distil,
+        baseline=baseline,  # type: ignore[arg-type]  # checked above
+        baseline_run=baseline_run,
+        fraction=fraction,
+        device=resolve_device(device),
+    )
+    return finetune(asked, Path(out), Session(Start(resume, overwrite, force), trackers, say, progress))
+
+
+def finetune(config: FinetuneConfig, out: Path, session: Session = Session()) -> FitResult:
+    """Train one network on all tasks, or one a task; returns how it ended. torchrun starts several processes."""
+    check_trackers(session.trackers)
+    if config.baseline == "single-task":
+        return finetune_each(config, out, session)
+    return finetune_one(config, out, session)
+
+
+def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResult:
+    """Train one network on the configuration's tasks."""
+    recipe, rows = config.recipe, config.rows
+    size = recipe.data.size or rows.input_size
+    accelerator = make_accelerator(recipe.training, device=config.device, trackers=session.trackers, folder=out)
+    data = open_task_data(
+        config.dataset,
+        config.data,
+        rows,
+        fraction=config.fraction,
+        seed=recipe.training.seed,
+        persons_only=config.baseline == "single-task",
+        boundaries=recipe.evaluation.boundary,
+    )
+    origin = find_origin(config.init, recipe, load_spec(config.spec) if config.spec is not None else None)
+    network = make_network(origin, recipe, rows, size, baseline=config.baseline, seed=recipe.training.seed)
+    guides = find_guides(config, network, origin, accelerator)
+    network = synchronise(without_unused(network, guides.teachers if guides else {}), accelerator)
+    batches = make_batches(data, config, network, guides, accelerator)
+    evaluate = held_out(data, config, rows, accelerator)
+    settings, reads = config.model_dump(mode="json"), what_is_read(data, guides)
+    run = open_run(out, settings, reads, accelerator, session.start)
+    tell(session, accelerator, origin, guides)
+    best, best_is_lower = what_is_best(config, rows)
+    hooks = Hooks(
+        save_model=save_task_model,
+        load_model=restore_task_model,
+        evaluate=evaluate,
+        best=best,
+        best_is_lower=best_is_lower,
+        evaluate_first=True,
+        progress=session.progress,
+        say=session.say,
+        remedy=batches.remedy,
+    )
+    objective = Objective(rows, loss_of(recipe), recipe.distillation.gamma, counts_of_all(accelerator.num_processes))
+    fit = Fit(network, batches, finetune_step(objective), config=recipe.training, run=run, hooks=hooks,
+              accelerator=accelerator)  # fmt: skip
+    if session.start.resume:
+        fit.resume()
+    if accelerator.is_main_process:
+        run.describe(reads=reads, **facts(config, network, origin))
+    start_trackers(accelerator, "sak-finetune", settings)
+    with dead_workers_told(recipe.data.workers):
+        result = fit()
+    if accelerator.is_main_process:
+        run.conclude(step=result.step, stopped=result.stopped)
+        draw_finetuning(run)
+    finish_trackers(accelerator)
+    return result
+
+
+def finetune_each(config: FinetuneConfig, out: Path, session: Session) -> FitResult:
+    """The single-task baseline: one network a task, in `out/<task>`, one after the other; all resume together."""
+    rows = config.rows
+    accelerator = make_accelerator(config.recipe.training, device=config.device)
+    run = open_run(out, config.model_dump(mode="json"), None, accelerator, session.start)
+    if accelerator.is_main_process:
+        run.describe(stage=STAGE, kind="single-task", dataset=config.dataset, data=config.data, tasks=list(rows.names),
+                     parts={task: task for task in rows.names})  # fmt: skip
+    results = []
+    for task in rows.names:
+        begun = session.start.resume and (out / task / "checkpoints" / "last").is_dir()
+        start = Start(resume=begun, overwrite=not begun, force=session.start.force and begun)
+        accelerator.wait_for_everyone()
+        part = Session(start, session.trackers, session.say, session.progress)
+        if session.say is not None and accelerator.is_main_process:
+            session.say(f"{task}: {out / task}")
+        results.append(finetune_one(config.model_copy(update={"tasks": (task,)}), out / task, part))
+        if results[-1].stopped:
+            break
+    if accelerator.is_main_process:
+        run.conclude(stopped=results[-1].stopped, steps={task: each.step for task, each in zip(rows.names, results,
+                                                                                            strict=False)})  # fmt: skip
+    return results[-1]
+
+
+def find_guides(
+    config: FinetuneConfig, network: nn.Module, origin: Origin, accelerator: Accelerator
+) -> LiveGuides | None:
+    """The live teachers; None where nothing is distilled."""
+    distilling = config.distil and config.baseline is None and config.recipe.distillation.gamma > 0
+    if not distilling or not isinstance(network, Student) or not network.config.teachers:
+        return None
+    return build_guides(
+        network.config, origin.teachers, config.teachers, accelerator.device, config.recipe.distillation.precision
+    )
+
+
+def make_batches(
+    data: TaskData, config: FinetuneConfig, network: nn.Module, guides: LiveGuides | None, accelerator: Accelerator
+) -> TaskBatches:
+    """This process's part of every batch."""
+    training = config.recipe.training
+    batches = TaskBatches(
+        data.training,
+        data.places,
+        describe(network).image_size,
+        training.batch_size,
+        training.seed,
+        accelerator.device,
+        workers=config.recipe.data.workers,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        guides=guides,
+        draw=gate_noise(network.config, training.seed) if isinstance(network, Student) else None,
+    )
+    share = training.batch_size // accelerator.num_processes
+    if share % training.accumulate:
+        raise UsageError(f"{share} images a process do not divide into {training.accumulate} accumulated parts")
+    return batches
+
+
+def held_out(data: TaskData, config: FinetuneConfig, rows: Dataset, accelerator: Accelerator) -> HeldOut | None:
+    """The measurement on the validation split; None where the data has none."""
+    if data.validation is None:
+        return None
+    recipe = config.recipe.evaluation
+    baseline = baseline_scores(Path(config.baseline_run), rows, recipe) if config.baseline_run is not None else None
+    size = config.recipe.data.size or rows.input_size
+    return HeldOut(data.validation, rows, size, recipe, accelerator, baseline)
+
+
+def what_is_best(config: FinetuneConfig, rows: Dataset) -> tuple[str, bool]:
+    """The measurement that makes a checkpoint the best, and whether lower is better."""
+    if config.baseline_run is not None:
+        return "delta_m", False
+    wanted = config.recipe.best if config.recipe.best in rows.names else None
+    if config.recipe.best is not None and wanted is None and config.baseline is None:
+        raise UsageError(f"best: no task {config.recipe.best!r} is trained{nearest(config.recipe.best, rows.names)}")
+    by_name = {each.task.name: each for each in measured(rows, config.recipe.evaluation)}
+    judge = by_name[wanted or rows.names[0]]
+    return judge.name, judge.lower_is_better
+
+
+def loss_of(recipe: FinetuneRecipe) -> DistillationLoss:
+    """The recipe's distillation loss."""
+    return DistillationLoss(**recipe.distillation.model_dump(exclude={"gamma", "precision"}))
+
+
+def reweighted(rows: Dataset, weights: Mapping[str, float]) -> Dataset:
+    """The same tasks with some of their losses' weights replaced."""
+    for name in weights:
+        if name not in rows.names:
+            raise UsageError(f"tasks.weights: no task {name!r}{nearest(name, rows.names)}")
+    return replace(rows, tasks=tuple(replace(row, weight=weights.get(row.name, row.weight)) for row in rows))
+
+
+def tell(session: Session, accelerator: Accelerator, origin: Origin, guides: LiveGuides | None) -> None:
+    """What the user must hear before it starts."""
+    if session.say is None or not accelerator.is_main_process:
+        return
+    for line in origin.told:
+        session.say(line)
+    random = [name for name, teacher in (guides.teachers if guides else {}).items() if teacher.is_random]
+    if random:
+        session.say(f"warning: live teachers with RANDOM weights: {', '.join(random)}")
+
+
+def what_is_read(data: TaskData, guides: LiveGuides | None) -> dict[str, Any]:
+    """What a run must find again to be the same one: its images and its live teachers."""
+    names = "\n".join(data.training.name(place) for place in data.places)
+    return {
+        "images": len(data.places),
+        "images_sha256": sha256(names.encode()).hexdigest(),
+        "live": guides.describe() if guides else {},
+    }
+
+
+def facts(config: FinetuneConfig, network: nn.Module, origin: Origin) -> dict[str, Any]:
+    """What `run.json` says of the run."""
+    found = describe(network)
+    return {
+        "stage": STAGE,
+        "kind": config.baseline or found.kind,
+        "dataset": config.dataset,
+        "data": config.data,
+        "tasks": list(found.tasks),
+        "image_size": list(found.image_size),
+        "init": origin.place,
+        "edges_measured_by": "odsF" if config.recipe.evaluation.boundary else "loss",
+        "student": network.config.resolved().to_json() if isinstance(network, Student) else None,
+        "probe": network.config.to_json() if isinstance(network, Probe) else None,
+        "teachers": {name: source.to_json() for name, source in origin.teachers.items()},
+    }

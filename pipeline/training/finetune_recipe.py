@@ -1,0 +1,110 @@
+"""The recipe of a fine-tuning: network, losses, data, evaluation and training; all that is not the data set itself."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
+from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
+from pipeline.training.guides import Precision
+
+STEPS = 40_000
+Size = tuple[int, int]
+
+
+class NetworkRecipe(StudentRecipe):
+    """The network. From a distilled student come `stem`, `weights`, `adapters` and `down_ratio`; all else is said here.
+
+    `gate_noise` is one draw per image and expert (the paper) or one per pixel too (published code).
+    """
+
+    freeze: Literal["none", "stem", "all-but-routers"] = "none"  # type: ignore[assignment]  # one more than distillation
+    gate_noise: Literal["image", "pixel"] = "image"
+
+
+class ProbeRecipe(Frozen):
+    """The frozen teacher of `--init teacher:NAME`, where no spec describes it; see `build_teacher`."""
+
+    weights: str = "pretrained"
+    input_size: Size | None = None
+    levels: tuple[int, ...] | None = None
+    normalization: Literal["imagenet", "native"] = "imagenet"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    overrides: dict[str, int] = Field(default_factory=dict)
+
+
+class DistillationRecipe(LossRecipe):
+    """`gamma` times the distillation loss; 0 trains on the tasks alone.
+
+    `precision` is the live teachers': `auto` is bf16 where the device has it.
+    """
+
+    gamma: float = Field(default=1.0, ge=0)
+    precision: Precision = "auto"
+
+
+class TasksRecipe(Frozen):
+    """`weights` replaces the table's weights of some tasks' losses."""
+
+    weights: dict[str, float] = Field(default_factory=dict)
+
+
+class FinetuneData(Frozen):
+    """`size` (height, width) of the crops, the data set's by default; `workers` processes read and augment."""
+
+    size: Size | None = None
+    workers: int = Field(default=4, ge=0)
+
+
+class EvaluationRecipe(Frozen):
+    """Measurements during training, on the first `limit` validation images (all by default).
+
+    `boundary` measures edges by odsF, which takes minutes; otherwise by their loss.
+    """
+
+    batch_size: int = Field(default=8, ge=1)
+    workers: int = Field(default=4, ge=0)
+    boundary: bool = False
+    limit: int | None = Field(default=None, ge=1)
+
+
+def _paper() -> TrainingConfig:
+    return TrainingConfig(**_PAPER, steps=STEPS)
+
+
+_PAPER: dict[str, Any] = {
+    "batch_size": 4,
+    "optimiser": OptimiserConfig(rate=2e-5, weight_decay=1e-6),
+    "schedule": ScheduleConfig(kind="poly", power=0.9),
+    "clip_norm": 10.0,
+    "evaluate_every": 5000,
+    "checkpoint_every": 1000,
+}
+
+
+class FinetuneRecipe(Frozen):
+    """All of a fine-tuning; by default the paper's. `best` names the task whose metric makes a checkpoint the best."""
+
+    student: NetworkRecipe = NetworkRecipe()
+    probe: ProbeRecipe = ProbeRecipe()
+    distillation: DistillationRecipe = DistillationRecipe()
+    tasks: TasksRecipe = TasksRecipe()
+    data: FinetuneData = FinetuneData()
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    best: str | None = None
+    training: TrainingConfig = Field(default_factory=_paper)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_training(cls, values: Any) -> Any:
+        """What a recipe leaves unsaid of the training is the paper's fine-tuning, not its distillation."""
+        training = values.get("training") if isinstance(values, dict) else None
+        if not isinstance(training, dict):
+            return values
+        told = {**_PAPER, **training}
+        for part in ("optimiser", "schedule"):
+            if isinstance(training.get(part), dict):
+                told[part] = {**_PAPER[part].model_dump(), **training[part]}
+        if all(told.get(name) is None for name in ("epochs", "steps")):
+            told["steps"] = STEPS
+        return {**values, "training": told}

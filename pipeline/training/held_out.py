@@ -1,0 +1,165 @@
+"""Measurements during fine-tuning: every task's metric on the validation split, and delta_m over a baseline run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pipeline.data.augment import Prepared, for_evaluation
+from pipeline.data.loading import BatchLoader, load_batches
+from pipeline.data.sample import TaskDataset
+from pipeline.training.evaluation import evaluate_tasks
+from pipeline.training.finetune_recipe import EvaluationRecipe
+from pipeline.training.run import ABOUT, METRICS, RunDirectory
+from pipeline.training.task_model import Predict, checkpoint_folder, describe
+from sak.errors import UsageError
+from sak.losses.tasks import LOSSES
+from sak.metrics.delta_m import delta_m
+from sak.tasks import Dataset, Task
+
+Size = tuple[int, int]
+SLOW_METRIC = "odsF"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What stands for a task during training: its metric, or (edges, unless boundaries are matched) its loss."""
+
+    task: Task
+    by_loss: bool
+
+    @property
+    def name(self) -> str:
+        """`metric/<task>` or `loss/<task>`, as in `metrics.jsonl`."""
+        return f"{'loss' if self.by_loss else 'metric'}/{self.task.name}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """The number's direction."""
+        return self.by_loss or self.task.lower_is_better
+
+
+def measured(rows: Dataset, recipe: EvaluationRecipe) -> tuple[Measured, ...]:
+    """One per task."""
+    return tuple(Measured(task, task.metric == SLOW_METRIC and not recipe.boundary) for task in rows)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Called with the network and the step, by all processes together.
+
+    Attributes:
+        dataset: the validation split, with the labels of all tasks.
+        rows: its tasks.
+        size: (H, W) that the network takes.
+        recipe: batch, workers, and whether boundaries are matched.
+        accelerator: processes, device and precision.
+        baseline: the numbers that delta_m is over, by the names of `Measured`; None: no delta_m.
+    """
+
+    dataset: TaskDataset
+    rows: Dataset
+    size: Size
+    recipe: EvaluationRecipe
+    accelerator: Accelerator
+    baseline: Mapping[str, float] | None = None
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        """`metric/<task>`, `loss/<task>` and `delta_m`; numbers that do not exist are left out."""
+        del step
+        network = describe(model)
+
+        def predict(images: Tensor) -> Mapping[str, Tensor]:
+            with self.accelerator.autocast():
+                return network.predict(images)
+
+        values = {f"metric/{task}": value for task, value in self._metrics(predict).items()}
+        by_loss = [each.task for each in measured(self.rows, self.recipe) if each.by_loss]
+        values |= {f"loss/{task.name}": self._loss(predict, task) for task in by_loss}
+        values = {name: value for name, value in values.items() if isfinite(value)}
+        return values if self.baseline is None else values | gain_over(self.baseline, values, self.rows, self.recipe)
+
+    def _metrics(self, predict: Predict) -> dict[str, float]:
+        rows = self.rows.select(each.task.name for each in measured(self.rows, self.recipe) if not each.by_loss)
+        if not len(rows):
+            return {}
+        return evaluate_tasks(
+            predict,
+            self.dataset,
+            rows,
+            size=self.size,
+            accelerator=self.accelerator,
+            batch_size=self.recipe.batch_size,
+            workers=self.recipe.workers,
+            boundary=self.recipe.boundary,
+            limit=self.recipe.limit,
+        ).metrics
+
+    def _loss(self, predict: Predict, task: Task) -> float:
+        """The mean over images of the task's loss, each image padded or cut around its centre to the network's size."""
+        count = len(self.dataset) if self.recipe.limit is None else min(self.recipe.limit, len(self.dataset))
+        mine = range(self.accelerator.process_index, count, self.accelerator.num_processes)
+        loader = _Centred(self.dataset, self.size)
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for image in load_batches(loader, iter(mine), workers=self.recipe.workers, pin=False):
+            output = predict(image.image[None].to(total.device))[task.name]
+            total += LOSSES[task.loss](output, image.labels[task.name][None].to(total.device), lambda value: value)
+        return float(self.accelerator.reduce(total, "sum")) / count
+
+
+@dataclass
+class _Centred(BatchLoader[int, Prepared]):
+    dataset: TaskDataset
+    size: Size
+
+    def load(self, wanted: int) -> Prepared:
+        """One validation image of exactly the network's size."""
+        whole = for_evaluation(self.dataset[wanted], self.size)
+        top, left = ((have - want) // 2 for have, want in zip(whole.image.shape[-2:], self.size, strict=True))
+        window = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
+        return replace(
+            whole,
+            image=whole.image[window].contiguous(),
+            labels={task: label[window].contiguous() for task, label in whole.labels.items()},
+        )
+
+
+def gain_over(
+    baseline: Mapping[str, float], values: Mapping[str, float], rows: Dataset, recipe: EvaluationRecipe
+) -> dict[str, float]:
+    """`delta_m` in percent, each task by its metric or (see `Measured`) its loss; empty where a number is missing."""
+    compared = measured(rows, recipe)
+    if any(each.name not in values for each in compared):
+        return {}
+    table = replace(rows, tasks=tuple(replace(each.task, lower_is_better=each.lower_is_better) for each in compared))
+    scores, theirs = ({each.task.name: side[each.name] for each in compared} for side in (values, baseline))
+    return {"delta_m": delta_m(table, scores, theirs).value}
+
+
+def baseline_scores(run: Path, rows: Dataset, recipe: EvaluationRecipe) -> dict[str, float]:
+    """What a baseline run measured at its best checkpoint, by `Measured.name`; UsageError where one is missing."""
+    if not (run / ABOUT).is_file():
+        raise UsageError(f"--baseline-run {run}: no run there; train one with sak-cli finetune --baseline single-task")
+    about = RunDirectory(run).about()
+    found: dict[str, float] = {}
+    for folder in about.get("parts", {"": "."}).values():
+        found |= _at_best(run / folder)
+    for each in measured(rows, recipe):
+        if each.name not in found:
+            raise UsageError(
+                f"--baseline-run {run} has not measured {each.name}; train it on the same tasks, with evaluation (and "
+                "evaluation.boundary as here)"
+            )
+    return found
+
+
+def _at_best(run: Path) -> dict[str, float]:
+    step = int(checkpoint_folder(run).resolve().name.rpartition("-")[2])
+    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.endswith("}")]
+    at_step = [line for line in lines if line.get("evaluation") and line["step"] == step]
+    return {name: value for name, value in (at_step or [{}])[-1].items() if name.startswith(("metric/", "loss/"))}

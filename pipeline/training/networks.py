@@ -1,0 +1,221 @@
+"""The network that fine-tuning trains: from a distilled student, ImageNet weights, or under a frozen teacher."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from pipeline.cache.spec import CacheSpec
+from pipeline.data.teacher_record import source_from_spec, with_weights_of
+from pipeline.training.distill_recipe import TaughtBy, student_config
+from pipeline.training.finetune_recipe import FinetuneRecipe, NetworkRecipe
+from pipeline.training.run import ABOUT
+from sak.checkpoints.store import WEIGHTS, load_student
+from sak.checkpoints.transfer import transfer
+from sak.errors import SakError, UsageError
+from sak.probe import Probe, ProbeConfig
+from sak.student import Student, StudentConfig, build_student, multi_task_baseline, new_student
+from sak.tasks import Dataset
+from sak.teacher_source import TeacherSource
+
+Size = tuple[int, int]
+Baseline = Literal["single-task", "multi-task"]
+TEACHER, IMAGENET, RANDOM = "teacher:", "imagenet", "random:"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network starts: a distilled student, or (both None) the recipe's stem; and teachers to learn from.
+
+    `source` is the frozen teacher of a probe. `told` is what the user must hear.
+    """
+
+    place: str
+    student: Student | None = None
+    source: TeacherSource | None = None
+    teachers: Mapping[str, TeacherSource] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+
+
+def find_origin(init: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> Origin:
+    """Read what `--init` names; UsageError where it is nothing that a network can start from.
+
+    `spec` describes teachers that nothing else does, and says where the weights of the others are.
+    """
+    if init.startswith(TEACHER):
+        source = _probed(init.removeprefix(TEACHER), recipe, spec)
+        told = (f"warning: the teacher {source.name} has RANDOM weights",) if source.is_random else ()
+        return Origin(init, source=source, told=told)
+    if init == IMAGENET or init.startswith(RANDOM):
+        weights = recipe.student.weights if init == IMAGENET else init
+        told = (f"warning: the stem starts from RANDOM weights ({weights})",) if weights.startswith("random") else ()
+        return Origin(init, teachers=_of_spec(spec), told=told)
+    folder = _checkpoint(Path(init))
+    student = load_student(folder)
+    known = {name: TeacherSource.from_json(each) for name, each in _record(folder).items()}
+    described = {name: source for name, source in _of_spec(spec).items() if name in student.config.teachers}
+    moved = {name: with_weights_of(source, described[name]) for name, source in known.items() if name in described}
+    return Origin(str(folder), student=student, teachers={**described, **known, **moved})
+
+
+def make_network(
+    origin: Origin, recipe: FinetuneRecipe, rows: Dataset, size: Size, *, baseline: Baseline | None, seed: int
+) -> nn.Module:
+    """A network with a head for each of the data set's tasks, on the CPU; what is new in it is drawn from `seed`.
+
+    With a `baseline` nothing but the stem is taken from the origin. SakError where the origin does not fit.
+    """
+    if origin.source is not None:
+        if baseline is not None:
+            raise UsageError("a probe is no baseline: leave --baseline out with --init teacher:...")
+        return _probe(origin.source, rows, size, seed)
+    if origin.student is not None:
+        return _from_student(origin.student, recipe.student, rows, size, baseline, seed, origin.place)
+    return build_student(_fresh(origin, recipe.student, rows, size, baseline), seed=seed)
+
+
+def _probe(source: TeacherSource, rows: Dataset, size: Size, seed: int) -> Probe:
+    import torch
+
+    config = ProbeConfig(source, size, rows.channels)
+    teacher = config.build_teacher()
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return Probe(config, teacher)
+
+
+def _from_student(
+    source: Student,
+    recipe: NetworkRecipe,
+    rows: Dataset,
+    size: Size,
+    baseline: Baseline | None,
+    seed: int,
+    place: str,
+) -> Student:
+    start = _stem_alone(source) if baseline is not None else source
+    _check_heads(start.config, rows, place)
+    config = replace(
+        start.config,
+        image_size=size,
+        tasks=rows.channels,
+        freeze=recipe.freeze,
+        gate_noise=recipe.gate_noise,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+    )
+    network = new_student(config, seed=seed)
+    transfer(start, network)
+    return network
+
+
+def _stem_alone(source: Student) -> Student:
+    config = replace(multi_task_baseline(source.config), tasks={}, lora=None)
+    if source.config.lora is not None:
+        raise UsageError("a baseline starts from a plain stem, this one has LoRA layers; start it from imagenet")
+    alone = new_student(config)
+    alone.stem.load_state_dict(source.stem.state_dict())
+    return alone
+
+
+def _check_heads(config: StudentConfig, rows: Dataset, place: str) -> None:
+    for task, channels in config.tasks.items():
+        if task in rows.names and rows[task].channels != channels:
+            raise UsageError(
+                f"{place} has a head of {task} with {channels} channels already, {rows.name} needs "
+                f"{rows[task].channels}: start from the distilled run"
+            )
+
+
+def _fresh(
+    origin: Origin, recipe: NetworkRecipe, rows: Dataset, size: Size, baseline: Baseline | None
+) -> StudentConfig:
+    """The recipe's own student; with teachers (of the spec) where it is no baseline."""
+    recipe = recipe.model_copy(update={"weights": origin.place} if origin.place != IMAGENET else {})
+    taught = {} if baseline is not None else {name: _facts(each, size) for name, each in origin.teachers.items()}
+    if not taught and baseline is None:
+        raise UsageError(
+            f"--init {origin.place} has no adapter paths: name the spec of the teachers that they are for (--spec), or "
+            "train a --baseline"
+        )
+    config = student_config(recipe, taught, size) if taught else _plain(recipe, size)
+    return replace(config, tasks=rows.channels, gate_noise=recipe.gate_noise, freeze=recipe.freeze)
+
+
+def _plain(recipe: NetworkRecipe, size: Size) -> StudentConfig:
+    from sak.student import StemSize
+
+    stem = StemSize(**recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
+    again = recipe.gradient_checkpointing
+    return StudentConfig(size, stem, recipe.weights, fusion="none", gradient_checkpointing=again)
+
+
+def _facts(source: TeacherSource, size: Size) -> TaughtBy:
+    from sak.teachers import build_teacher
+
+    built = build_teacher(
+        source.model,
+        weights=source.weights,
+        image_size=size,
+        input_size=source.input_size,
+        levels=source.levels,
+        overrides=source.overrides,
+        name=source.name,
+        device="meta",
+    )
+    return TaughtBy(built.width, built.levels, built.levels)
+
+
+def _of_spec(spec: CacheSpec | None) -> dict[str, TeacherSource]:
+    if spec is None:
+        return {}
+    return {name: source_from_spec(name, teacher, spec.views.size) for name, teacher in spec.teachers.items()}
+
+
+def _probed(name: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> TeacherSource:
+    """A probe's teacher by its name in the spec, its name in the registry, or its model string."""
+    described = _of_spec(spec)
+    if name in described:
+        return described[name]
+    if not name:
+        raise UsageError(f"--init {TEACHER}: name a teacher, such as {TEACHER}dinov2_b (sak-cli teachers lists them)")
+    asked = recipe.probe
+    return TeacherSource(
+        name=name.rpartition("/")[2].rpartition(":")[2],
+        model=name,
+        weights=asked.weights,
+        input_size=asked.input_size,
+        levels=asked.levels,
+        normalization=asked.normalization,
+        precision=asked.precision,
+        overrides=asked.overrides,
+    )
+
+
+def _checkpoint(place: Path) -> Path:
+    """The folder of a student's checkpoint: the place itself, or a run's best or last one."""
+    if (place / WEIGHTS).is_file():
+        return place
+    for name in ("best", "last"):
+        if (place / "checkpoints" / name / WEIGHTS).is_file():
+            return place / "checkpoints" / name
+    raise UsageError(
+        f"--init {place}: no run and no checkpoint there; give a distilled run's directory, what sak-cli "
+        f"import-checkpoint wrote, {IMAGENET}, random:SEED, or {TEACHER}NAME"
+    )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """The teachers that the run of this checkpoint was taught by; none for a checkpoint without a run."""
+    about = folder.parent.parent / ABOUT
+    if folder.parent.name != "checkpoints" or not about.is_file():
+        return {}
+    try:
+        teachers: dict[str, Any] = json.loads(about.read_text()).get("teachers", {})
+    except ValueError as error:
+        raise SakError(
+            f"{about} is damaged ({error}); name the teachers' spec with --spec and the checkpoint alone"
+        ) from error
+    return teachers

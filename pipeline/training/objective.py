@@ -1,0 +1,96 @@
+"""What fine-tuning minimises: gamma * distillation + the tasks' losses, and the step that computes it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.task_batches import Noise
+from pipeline.training.loop import Batch, Step, StepResult
+from sak.losses.distillation import DistillationLoss
+from sak.losses.targets import Targets
+from sak.losses.tasks import Average, alone, task_losses
+from sak.student import Student
+from sak.tasks import Dataset
+
+
+@runtime_checkable
+class Exercise(Protocol):
+    """What the step needs of a batch: images (B, 3, H, W), labels by task, targets by teacher, the routers' noise."""
+
+    @property
+    def images(self) -> Tensor:
+        """Normalised."""
+
+    @property
+    def labels(self) -> Mapping[str, Tensor]:
+        """Task -> (B, C, H, W)."""
+
+    @property
+    def targets(self) -> Mapping[str, Targets]:
+        """Teacher -> targets; empty without teachers."""
+
+    @property
+    def noise(self) -> Noise | None:
+        """Level -> task -> noise; None where the network has no routers."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of fine-tuning (paper, section 3.4).
+
+    Attributes:
+        rows: the tasks and their weights.
+        distillation: against the batch's targets, where it has any.
+        gamma: of the distillation.
+        average: over the processes that share a batch, for the counts of valid pixels.
+    """
+
+    rows: Dataset
+    distillation: DistillationLoss
+    gamma: float = 1.0
+    average: Average = alone
+
+
+def finetune_step(objective: Objective) -> Step:
+    """Images through the network, its predictions against the labels, its answers to the teachers against theirs."""
+
+    def step(model: nn.Module, batch: Batch) -> StepResult:
+        if not isinstance(batch, Exercise):
+            raise TypeError(f"a fine-tuning batch, not {type(batch).__name__}")
+        output = model(batch.images, **({} if batch.noise is None else {"noise": batch.noise}))
+        tasks = task_losses(objective.rows, output.tasks, batch.labels, average=objective.average)
+        parts = {"tasks": tasks.total} | {f"task/{name}": loss for name, loss in tasks.tasks.items()}
+        total = tasks.total
+        if batch.targets:
+            answers = {name: output.teachers[name] for name in batch.targets}
+            losses = objective.distillation(answers, batch.targets)
+            total = total + objective.gamma * losses.total
+            parts |= {"distillation": losses.total, **losses.by_level()}
+        return StepResult(total, {name: value.detach() for name, value in parts.items()})
+
+    return step
+
+
+def without_unused(model: nn.Module, taught_by: Mapping[str, object]) -> nn.Module:
+    """Aligners to teachers whose answers are not wanted learn nothing: frozen, no process waits for their gradients."""
+    for level in model.aligners.values() if isinstance(model, Student) else ():
+        for name, aligner in level.items():  # type: ignore[operator]  # a ModuleDict holds ModuleDicts here
+            if name not in taught_by:
+                aligner.requires_grad_(False)
+    return model
+
+
+def counts_of_all(processes: int) -> Average:
+    """The mean of a count over the processes."""
+    if processes == 1:
+        return alone
+
+    def average(count: Tensor) -> Tensor:
+        total = count.detach().double()
+        torch.distributed.all_reduce(total)
+        return total / processes
+
+    return average

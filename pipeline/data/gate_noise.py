@@ -16,20 +16,21 @@ class GateNoise:
 
     def __init__(self, config: StudentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.shape = noise_shape(config.gate_noise, batch=1, experts=len(config.experts), grid=config.grid)[1:]
+        experts, tasks = len(config.experts), len(config.tasks)
+        shapes = {
+            level: noise_shape(config.gate_noise, batch=tasks, experts=experts, grid=config.grid_at(level))
+            for level in config.tapped
+        }
+        self.shapes: dict[int, tuple[int, ...]] = shapes
 
     def __call__(self, names: Sequence[str], epoch: int) -> dict[int, dict[str, Tensor]]:
         """Level -> task -> (B, E), or (B, E, H, W) with noise per pixel; float32 on the CPU."""
-        levels, tasks = self.config.tapped, tuple(self.config.tasks)
-        shape = (len(levels), len(tasks), *self.shape)
-        drawn = [
-            generator(self.seed, epoch, f"gates\0{name}").standard_normal(shape, dtype=np.float32) for name in names
-        ]
-        noise = torch.from_numpy(np.stack(drawn))
-        return {
-            level: {task: noise[:, place, column] for column, task in enumerate(tasks)}
-            for place, level in enumerate(levels)
-        }
+        sources = [generator(self.seed, epoch, f"gates\0{name}") for name in names]
+        noise = {}
+        for level, shape in self.shapes.items():
+            drawn = np.stack([source.standard_normal(shape, dtype=np.float32) for source in sources], axis=1)
+            noise[level] = dict(zip(self.config.tasks, torch.from_numpy(drawn), strict=True))
+        return noise
 
 
 def gate_noise(config: StudentConfig, seed: int) -> GateNoise | None:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
 from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
 from pipeline.training.guides import Precision
+from sak.student.config import DecoderName
 
 STEPS = 40_000
 Size = tuple[int, int]
@@ -15,11 +16,13 @@ Size = tuple[int, int]
 class NetworkRecipe(StudentRecipe):
     """The network. From a distilled student come `stem`, `weights`, `adapters` and `down_ratio`; all else is said here.
 
-    `gate_noise` is one draw per image and expert (the paper) or one per pixel too (published code).
+    `gate_noise` is one draw per image and expert (the paper) or one per pixel too (published code). `decoder` is
+    `simple` (the paper) where neither a checkpoint nor the recipe says otherwise.
     """
 
     freeze: Literal["none", "stem", "all-but-routers"] = "none"  # type: ignore[assignment]  # one more than distillation
     gate_noise: Literal["image", "pixel"] = "image"
+    decoder: DecoderName | None = None
 
 
 class ProbeRecipe(Frozen):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from pipeline.cache.spec import CacheSpec
@@ -18,6 +19,7 @@ from sak.checkpoints.transfer import transfer
 from sak.errors import SakError, UsageError
 from sak.probe import Probe, ProbeConfig
 from sak.student import Student, StudentConfig, build_student, multi_task_baseline, new_student
+from sak.student.config import size_from_json
 from sak.tasks import Dataset
 from sak.teacher_source import TeacherSource
 
@@ -78,8 +80,6 @@ def make_network(
 
 
 def _probe(source: TeacherSource, rows: Dataset, size: Size, seed: int) -> Probe:
-    import torch
-
     config = ProbeConfig(source, size, rows.channels)
     teacher = config.build_teacher()
     with torch.random.fork_rng(devices=()):
@@ -104,6 +104,7 @@ def _from_student(
         tasks=rows.channels,
         freeze=recipe.freeze,
         gate_noise=recipe.gate_noise,
+        decoder=recipe.decoder or start.config.decoder,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )
     network = new_student(config, seed=seed)
@@ -141,13 +142,12 @@ def _fresh(
             "train a --baseline"
         )
     config = student_config(recipe, taught, size) if taught else _plain(recipe, size)
-    return replace(config, tasks=rows.channels, gate_noise=recipe.gate_noise, freeze=recipe.freeze)
+    options: dict[str, Any] = {"gate_noise": recipe.gate_noise, "freeze": recipe.freeze}
+    return replace(config, tasks=rows.channels, decoder=recipe.decoder or "simple", **options)
 
 
 def _plain(recipe: NetworkRecipe, size: Size) -> StudentConfig:
-    from sak.student import StemSize
-
-    stem = StemSize(**recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
+    stem = size_from_json(recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
     again = recipe.gradient_checkpointing
     return StudentConfig(size, stem, recipe.weights, fusion="none", gradient_checkpointing=again)
 

@@ -1,18 +1,15 @@
 """Fine-tuning on small demo trees: from a distilled run, from a stem, baselines, probes; what it writes and refuses."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 
-from pipeline.finetune import FinetuneConfig, Session, finetune, run_finetune
+from pipeline.finetune import FinetuneConfig, Session, finetune
 from pipeline.training.begin import Start
 from pipeline.training.run import RunDirectory
 from pipeline.training.task_model import load_task_model
 from sak.checkpoints import load_student
-from sak.errors import SakError, UsageError
 
 TASKS = {"demo-nyud": ("semseg", "depth", "normals", "edge"),
          "demo-pascal": ("semseg", "human_parts", "sal", "normals", "edge")}  # fmt: skip

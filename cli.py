@@ -565,6 +565,7 @@ def cache_verify(
 def cache_repair(
     cache: Annotated[str, typer.Argument(help="The cache: one folder or URL.")],
     data: Annotated[str | None, typer.Option(help="Where the images are now; where they were, by default.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="The spec it was made from: mends damaged manifests.")] = None,
     device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
     workers: Annotated[int | None, typer.Option(help="One per visible GPU, or one on the CPU, by default.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker.")] = None,
@@ -581,7 +582,11 @@ def cache_repair(
     from pipeline.progress import progress_bar
 
     config = RepairConfig(
-        cache, data, batch_size=batch_size, cluster=ClusterConfig(scheduler, device, workers, threads)
+        cache,
+        data,
+        str(spec) if spec is not None else None,
+        batch_size=batch_size,
+        cluster=ClusterConfig(scheduler, device, workers, threads),
     )
     with progress_bar("images") as progress:
         report = repair(config, Voice(say=lambda line: typer.echo(line, err=True), progress=progress))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cache.calibration import Calibration
 from pipeline.cache.column import CALIBRATION, Column, check_file, record_block
 from pipeline.cache.column_codec import ColumnCodec
 from pipeline.cache.folder import CacheFolder, ColumnPlace
@@ -15,6 +16,7 @@ from pipeline.cache.key import document_key
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import MANIFEST
 from pipeline.cache.records import BlockRecord
+from pipeline.cache.store import DamageError
 from pipeline.images.index import ShardIndex
 from pipeline.storage import MissingFileError
 from sak.errors import SakError
@@ -85,8 +87,20 @@ class ColumnCheck:
         return self._column
 
     @cached_property
-    def _codec(self) -> ColumnCodec:
-        return self._opened.codec()
+    def _codec(self) -> ColumnCodec | None:
+        """By the records that can be read, so that a damaged one is not every block's problem; None where it cannot."""
+        try:
+            calibration = self._published_calibration()
+        except SakError:
+            return None  # which is a problem of the column, and told as that
+        return ColumnCodec(self._opened.manifest, calibration)
+
+    def _published_calibration(self) -> Calibration | None:
+        digests = sorted({record.calibration for record in self.records if record.calibration is not None})
+        found = self._opened.published_calibration(digests[0] if digests else None)
+        if found is None and digests:
+            raise DamageError("gone, and no block can be read without it")
+        return found
 
     @cached_property
     def _index(self) -> ShardIndex:
@@ -131,7 +145,7 @@ class ColumnCheck:
             if samples != manifest.layout.samples:
                 yield self._problem(MANIFEST, f"{manifest.layout.samples} samples, its data has {samples}")
         try:
-            self._opened.calibration()
+            self._published_calibration()
         except SakError as error:
             yield self._problem(CALIBRATION, str(error))
 
@@ -162,22 +176,25 @@ class ColumnCheck:
 
     def _decoding_problems(self, record: BlockRecord) -> Iterator[Problem]:
         """Samples that cannot be read, or decode to something that is not a finite number."""
-        samples = record.samples
+        codec, samples = self._codec, record.samples
+        if codec is None:
+            return
         for start in range(0, len(samples), _CHUNK):
             chunk = samples[start : start + _CHUNK]
             try:
-                finite = self._finite(record.view, chunk)
+                finite = self._finite(codec, record.view, chunk)
             except SakError as error:
                 yield self._problem("data", str(error), record)
                 continue
             for sample in chunk[~finite].tolist():
                 yield self._problem("data", "decodes to numbers that are not finite", record, sample)
 
-    def _finite(self, view: int, samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _finite(
+        self, codec: ColumnCodec, view: int, samples: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
         column = self._opened
         names = [array.name for array in column.manifest.layout.arrays]
         read = column.store.read(view, samples, names)
-        codec = self._codec
         targets = codec.decode({name: torch.from_numpy(array) for name, array in read.items()}, codec.levels)
         finite = np.ones(len(samples), bool)
         for target in targets:

@@ -9,43 +9,49 @@ from typing import Any
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import level_arrays
 from pipeline.cache.fidelity import LevelFidelity
-from pipeline.cache.folder import Cache
+from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace
 from pipeline.cache.lease import Leases
+from pipeline.cache.sealed import CacheError
+from pipeline.cache.store import DamageError
 from pipeline.cache.teacher_reader import TeacherReader
 from pipeline.cache.universe import Universe
 
 
 @dataclass(frozen=True)
 class ColumnListing:
-    """One column in one folder, as `ls` shows it; `nbytes` are those its records vouch for."""
+    """One column in one folder, as `ls` shows it; `nbytes` are those its records vouch for.
+
+    `damage` says why nothing else is known of a column whose manifest or records cannot be read.
+    """
 
     cache: str
     name: str
     teacher: str
     data: str
-    model: str
-    weights: str
-    random: bool
-    width: int
-    levels: tuple[int, ...]
-    grid: tuple[int, int]
-    reduction: str
-    encoding: str
-    format: str
-    codec: str
-    views: int
-    blocks: int
-    blocks_planned: int
-    samples: int
-    samples_planned: int
-    quarantined: int
-    nbytes: int
-    writers: int
+    model: str = ""
+    weights: str = ""
+    random: bool = False
+    width: int = 0
+    levels: tuple[int, ...] = ()
+    grid: tuple[int, int] = (0, 0)
+    reduction: str = ""
+    encoding: str = ""
+    format: str = ""
+    codec: str = ""
+    views: int = 0
+    blocks: int = 0
+    blocks_planned: int = 0
+    samples: int = 0
+    samples_planned: int = 0
+    quarantined: int = 0
+    nbytes: int = 0
+    writers: int = 0
+    damage: str | None = None
 
     @property
     def complete(self) -> bool:
         """Whether every block of every view that was begun is there."""
-        return self.blocks == self.blocks_planned
+        return self.damage is None and self.blocks == self.blocks_planned
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -90,8 +96,9 @@ class LevelStats:
 
 
 def ls(place: str | Path | Cache) -> list[ColumnListing]:
-    """Every column of every folder of a cache."""
-    return [_listing(column) for column in _columns(place)]
+    """Every column of every folder of a cache, damaged ones too."""
+    found = Cache.open(place).columns.items()
+    return [_listed(layer, column_place) for column_place, layers in found for layer in layers]
 
 
 def du(place: str | Path | Cache) -> list[Usage]:
@@ -108,6 +115,13 @@ def _columns(place: str | Path | Cache) -> Iterator[Column]:
     for column_place, layers in Cache.open(place).columns.items():
         for layer in layers:
             yield Column.open(layer, column_place)
+
+
+def _listed(folder: CacheFolder, place: ColumnPlace) -> ColumnListing:
+    try:
+        return _listing(Column.open(folder, place))
+    except (CacheError, DamageError) as error:
+        return ColumnListing(str(folder.location), place.name, place.teacher, place.data, damage=str(error))
 
 
 def _listing(column: Column) -> ColumnListing:

@@ -4,10 +4,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.column import Column
 from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import MANIFEST
@@ -19,7 +20,10 @@ _DAY = 86_400.0
 
 @dataclass(frozen=True)
 class PruneCandidate:
-    """A column that may go: where, its bytes and files, when it last changed, and why it stays where it is spared."""
+    """A column that may go: where, its bytes and files, when it last changed, and why it stays where it is spared.
+
+    `needed_by`: columns of the same name that stay and count on samples that lie elsewhere, perhaps in this one.
+    """
 
     name: str
     data: str
@@ -28,6 +32,7 @@ class PruneCandidate:
     modified: float | None
     random: bool = False
     spared: str | None = None
+    needed_by: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -81,7 +86,10 @@ def plan_prune(
             spare.append(candidate)
         elif not young:
             remove.append(candidate)
-    return PrunePlan(str(folder.location), tuple(remove), tuple(spare))
+    gone = {(each.name, each.data) for each in remove}
+    stay = [each for each in places if (each.name, each.data) not in gone]
+    told = tuple(replace(each, needed_by=_relying(folder, each, stay)) for each in remove)
+    return PrunePlan(str(folder.location), told, tuple(spare))
 
 
 def prune(plan: PrunePlan) -> int:
@@ -129,6 +137,18 @@ def _candidate(folder: CacheFolder, place: ColumnPlace) -> PruneCandidate:
         random=_is_random(folder, place),
         spared=f"in use: {len(writers)} blocks are being written" if writers else None,
     )
+
+
+def _relying(folder: CacheFolder, candidate: PruneCandidate, stay: Sequence[ColumnPlace]) -> tuple[str, ...]:
+    """Larger data sets' columns leave out what another column held when they were extracted."""
+    relying = []
+    for place in stay:
+        with suppress(SakError):  # of a damaged column nothing is known
+            if place.name == candidate.name and any(
+                record.elsewhere for record in Column.open(folder, place).records.values()
+            ):
+                relying.append(place.path)
+    return tuple(relying)
 
 
 def _is_random(folder: CacheFolder, place: ColumnPlace) -> bool:

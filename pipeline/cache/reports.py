@@ -14,7 +14,13 @@ _DIGITS = 8  # of a data key, which commands take as its beginning
 
 
 def ls_table(listings: Sequence[ColumnListing]) -> str:
-    """A line a column; RANDOM where its teacher knows nothing."""
+    """A line a column; RANDOM where its teacher knows nothing. Damaged columns stand below."""
+    damaged = [f"{each.name} {each.data[:_DIGITS]} DAMAGED: {each.damage}" for each in listings if each.damage]
+    whole = [each for each in listings if not each.damage]
+    return "\n".join([*([_ls_rows(whole)] if whole or not damaged else []), *damaged])
+
+
+def _ls_rows(listings: Sequence[ColumnListing]) -> str:
     return text_table(
         [
             {
@@ -103,9 +109,19 @@ def prune_text(plan: PrunePlan) -> str:
     """What would go and what is spared, then one line that sums up."""
     rows = [_candidate(each, "remove") for each in plan.remove]
     rows += [_candidate(each, each.spared or "") for each in plan.spare]
+    warnings = [
+        f"{', '.join(each.needed_by)} left out samples that lie elsewhere, perhaps in {each.name}/{each.data}: without "
+        "it they are missing, and no extraction makes them again; prune both, or keep both"
+        for each in plan.remove
+        if each.needed_by
+    ]
     total = f"{len(plan.remove)} columns, {human_bytes(plan.nbytes)}" if plan.remove else "nothing"
     return "\n".join(
-        [*([text_table(rows, width=SCREEN, repeat=2)] if rows else []), f"to be removed from {plan.cache}: {total}"]
+        [
+            *([text_table(rows, width=SCREEN, repeat=2)] if rows else []),
+            *warnings,
+            f"to be removed from {plan.cache}: {total}",
+        ]
     )
 
 

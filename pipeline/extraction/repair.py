@@ -1,14 +1,16 @@
-"""`cache repair`: find what is damaged, and extract exactly those blocks again, as they were made."""
+"""`cache repair`: find what is damaged, and make exactly that again, as it was made."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from pipeline.cache.column import CALIBRATION
 from pipeline.cache.column_check import Problem
 from pipeline.cache.column_writer import WritableColumn
 from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace, split_overlay
 from pipeline.cache.key import canonical_json
 from pipeline.cache.lease import SECONDS
+from pipeline.cache.manifest import MANIFEST
 from pipeline.cache.records import BlockRecord, from_ranges, record_name
 from pipeline.cache.store import DamageError
 from pipeline.cache.stored_views import ROW
@@ -22,6 +24,7 @@ from pipeline.extraction.elsewhere import samples_elsewhere
 from pipeline.extraction.measure import measure_speed
 from pipeline.extraction.plan import Job, Plan, TeacherPlan
 from pipeline.extraction.report import ExtractReport, Tally
+from pipeline.extraction.restore import columns_struck, restore_calibration, restore_manifests
 from pipeline.extraction.worker import Run
 from sak.errors import UsageError
 
@@ -32,11 +35,13 @@ Damaged = tuple[ColumnPlace, int, int]  # (column, view, block)
 class RepairConfig:
     """What to mend: one cache folder. `data`: where the images are now, by default where they were indexed.
 
-    `batch_size` is used for blocks whose record does not say theirs any more.
+    `batch_size` is used for blocks whose record does not say theirs any more. `spec` is the one that made the cache,
+    needed where a manifest is damaged.
     """
 
     cache: str
     data: str | None = None
+    spec: str | None = None
     batch_size: int = 32
     lease_seconds: float = SECONDS
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -67,7 +72,7 @@ class RepairReport:
 
 @dataclass(frozen=True)
 class _Lost:
-    """A damaged block: its column, and which samples it had attempted with which batch size."""
+    """A block to be extracted again: its column, and which samples it had attempted with which batch size."""
 
     column: WritableColumn
     view: int
@@ -75,6 +80,11 @@ class _Lost:
     stop: int
     batch_size: int
     elsewhere: tuple[int, ...]
+
+    @property
+    def damaged(self) -> Damaged:
+        """What it is called."""
+        return self.column.column.place, self.view, self.block
 
     @property
     def together(self) -> tuple[str, str, int]:
@@ -96,20 +106,32 @@ def repair(config: RepairConfig, voice: Voice | None = None) -> RepairReport:
         before = verify(cache, deep=True, progress=voice.progress)
         if before.sound:
             return RepairReport((), (), ())
-        _rewrite_metadata(cache.top, before.problems)
-        lost = [_lost(cache, each, config) for each in _repairable(cache.top, before)]
+        now = _restore(cache, before, config, voice)
+        lost = [_lost(cache, each, config) for each in _repairable(cache.top, now)]
         runs = _extract_again(cache, lost, config, voice) if lost else ()
         after = verify(cache, deep=True, progress=voice.progress)
-    return RepairReport(before.problems, before.damaged_blocks, after.problems, runs)
+    return RepairReport(before.problems, tuple(each.damaged for each in lost), after.problems, runs)
+
+
+def _restore(cache: Cache, found: Verification, config: RepairConfig, voice: Voice) -> Verification:
+    """Make again what concerns columns as a whole; what is wrong after that."""
+    _rewrite_metadata(cache.top, found.problems)
+    if config.spec is not None and restore_manifests(cache, found.problems, config.spec, voice):
+        found = verify(Cache.open(config.cache), deep=True, progress=voice.progress)
+    places = columns_struck(found.problems, CALIBRATION) - columns_struck(found.problems, MANIFEST)
+    if not places:
+        return found
+    with open_cluster(config.cluster) as cluster:
+        for place in sorted(places, key=lambda each: each.path):
+            column = _writable(cache, place, config)
+            run = _run(cache, [column], _usual_batch(column, config.batch_size), config, cluster)
+            restore_calibration(column, run, cluster, voice)
+    return verify(cache, deep=True, progress=voice.progress)
 
 
 def _repairable(folder: CacheFolder, found: Verification) -> list[Damaged]:
-    """Damaged blocks of columns whose manifests can still be read."""
-    broken = {
-        ColumnPlace(each.column, each.data)
-        for each in found.problems
-        if each.column and each.data and each.file.endswith("manifest.json")
-    }
+    """Damaged blocks of columns whose manifests and calibrations can still be read: others could not be made again."""
+    broken = columns_struck(found.problems, MANIFEST) | columns_struck(found.problems, CALIBRATION)
     return [each for each in found.damaged_blocks if each[0] not in broken and each[0] in set(folder.columns())]
 
 
@@ -125,8 +147,8 @@ def _rewrite_metadata(folder: CacheFolder, problems: Iterable[Problem]) -> None:
 
 def _lost(cache: Cache, damaged: Damaged, config: RepairConfig) -> _Lost:
     place, view, block = damaged
-    manifest = cache.top.manifest(place)
-    column = WritableColumn.create_or_open(cache, manifest, lease_seconds=config.lease_seconds)
+    column = _writable(cache, place, config)
+    manifest = column.manifest
     samples = manifest.layout.block_samples(block)
     stop, batch_size = samples.stop, _usual_batch(column, config.batch_size)
     try:
@@ -141,6 +163,10 @@ def _lost(cache: Cache, damaged: Damaged, config: RepairConfig) -> _Lost:
         found = samples_elsewhere(cache, manifest, cache.index(manifest.data_key), view + 1)[view]
         elsewhere = found[(found >= samples.start) & (found < stop)]
     return _Lost(column, view, block, stop, batch_size, tuple(elsewhere.tolist()))
+
+
+def _writable(cache: Cache, place: ColumnPlace, config: RepairConfig) -> WritableColumn:
+    return WritableColumn.create_or_open(cache, cache.top.manifest(place), lease_seconds=config.lease_seconds)
 
 
 def _attempted(record: BlockRecord) -> int:
@@ -172,29 +198,35 @@ def _extract_again(
 
 def _mend(cache: Cache, lost: Sequence[_Lost], config: RepairConfig, cluster: Cluster, voice: Voice) -> ExtractReport:
     """Extract the blocks of one group again; `carry_out` reports them as any other run."""
-    manifests = {each.column.manifest.name: each.column.manifest for each in lost}
-    index = cache.index(lost[0].column.manifest.data_key)
+    run = _run(cache, [each.column for each in lost], lost[0].batch_size, config, cluster)
+    plan = _plan(lost)
+    first = plan.jobs[0]
+    ask(cluster, measure_speed, run, tuple(run.manifests), tuple(first.samples[:1]), first.view)
+    for each in lost:
+        each.column.withdraw(each.view, each.block)
+    return carry_out(run, cluster, Tally(plan, ()), voice, max_bad=1.0, config=vars(config))
+
+
+def _run(
+    cache: Cache, columns: Sequence[WritableColumn], batch_size: int, config: RepairConfig, cluster: Cluster
+) -> Run:
+    """What workers must know of columns of the same images; StaleIndexError where these are not there any more."""
+    index = cache.index(columns[0].manifest.data_key)
     if config.data is None:
         index.check_shards()
     else:
         index = index.relocated(config.data)
-    run = Run(
+    return Run(
         id=uuid4().hex[:12],
         cache=tuple(layer.location.url for layer in cache.layers),
         data=index.data,
         data_key=index.data_key(),
-        manifests=manifests,
+        manifests={each.manifest.name: each.manifest for each in columns},
         device=cluster.device,
-        batch_size=lost[0].batch_size,
+        batch_size=batch_size,
         decode_threads=cluster.threads,
         lease_seconds=config.lease_seconds,
     )
-    plan = _plan(lost)
-    first = plan.jobs[0]
-    ask(cluster, measure_speed, run, tuple(manifests), tuple(first.samples[:1]), first.view)
-    for each in lost:
-        each.column.withdraw(each.view, each.block)
-    return carry_out(run, cluster, Tally(plan, ()), voice, max_bad=1.0, config=vars(config))
 
 
 def _plan(lost: Sequence[_Lost]) -> Plan:

@@ -37,6 +37,17 @@ def test_ls_says_what_every_column_is(filled, stored_as):
     assert {each.format for each in (clip, dino, sam)} == {stored_as}
 
 
+def test_ls_lists_a_damaged_column_among_the_others(filled):
+    path = next(Path(filled.place, "columns").glob("dino-*/*/manifest.json"))
+    path.write_text(path.read_text()[:-9])
+    clip, dino, sam = ls(filled.place)
+    assert "manifest.json: damaged" in dino.damage
+    assert not dino.complete
+    assert (clip.damage, sam.damage, sam.samples) == (None, None, 38)
+    assert f"{dino.name} {dino.data[:8]} DAMAGED: " in ls_table([clip, dino, sam])
+    assert ls_table([dino]).startswith(dino.name)
+
+
 def test_ls_counts_writers(filled):
     column = filled.open("clip")
     assert {each.writers for each in ls(filled.place)} == {0}

@@ -122,3 +122,18 @@ def test_a_column_cut_off_while_it_was_pruned_holds_nothing_that_counts(filled):
     column.location.delete_tree("records")
     assert not column.fresh().present(0).any()
     assert filled.open("sam").pending(1) == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_a_column_that_another_counts_on_goes_with_a_warning(writer):
+    small, large = writer(keys=tuple(f"n{number:03d}" for number in range(8))), writer()
+    small.write("dino")
+    large.write("dino", elsewhere=set(small.keys))
+    held, relying = sorted(ls(small.place), key=lambda each: each.samples)
+    plan = plan_prune(small.place, older_than_days=0)
+    assert [each.needed_by for each in plan.remove] == [(), ()], "both go, so nobody is left to miss anything"
+    folder = Path(small.place, "columns", relying.name, relying.data)
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() + 9e6, time.time() + 9e6))
+    (gone,) = plan_prune(small.place, older_than_days=0).remove
+    assert (gone.data, gone.needed_by) == (held.data, (f"columns/{relying.name}/{relying.data}",))
+    assert "prune both, or keep both" in prune_text(plan_prune(small.place, older_than_days=0))

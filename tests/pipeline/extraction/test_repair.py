@@ -62,7 +62,9 @@ def test_a_damaged_record_and_damaged_metadata_are_mended(cache, mend, bytes_of)
     sam = _column(cache, "sam")
     _flip(sam / "records/v001-b000000.json")
     (sam / "data/l1/values/zarr.json").unlink()
-    assert mend().sound
+    report = mend()
+    assert report.sound
+    assert [(place.teacher, view, block) for place, view, block in report.blocks] == [("sam", 1, 0)]
     assert bytes_of(cache) == before
 
 
@@ -93,11 +95,41 @@ def _other_data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_damaged_manifest_is_left_and_said(cache, mend):
+def test_a_damaged_manifest_is_left_and_said_until_the_spec_mends_it(cache, mend, bytes_of, tmp_path, write_spec):
+    before = bytes_of(cache)
     _flip(_column(cache, "sam") / "manifest.json")
+    _flip(_column(cache, "dinov2") / "data/l2/values/c.0.1.0.0")
+    report = mend()
+    assert "manifest.json" in report.to_text()
+    assert [place.teacher for place, *_ in report.blocks] == ["dinov2"]
+    other = write_spec(tmp_path / "other.yaml", views={"kind": "resize", "size": 56})
+    assert not mend(spec=other).sound
+    assert mend(spec=str(tmp_path / "spec.yaml")).sound
+    assert bytes_of(cache) == before
+
+
+def test_a_damaged_calibration_is_made_again_and_no_block_is_lost(cache, mend, bytes_of):
+    before = bytes_of(cache)
+    clip = _column(cache, "clip")
+    _flip(clip / "calibration.safetensors", at=-1)
+    (_column(cache, "sam") / "calibration.safetensors").unlink()
+    times = {path: path.stat().st_mtime_ns for path in clip.rglob("records/*.json")}
+    report = mend()
+    assert report.sound
+    assert not report.blocks
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert bytes_of(cache) == before
+
+
+def test_a_calibration_that_comes_out_otherwise_is_not_published(cache, mend, monkeypatch):
+    clip = _column(cache, "clip")
+    _flip(clip / "calibration.safetensors", at=-1)
+    damaged, records = (clip / "calibration.safetensors").read_bytes(), sorted(clip.rglob("records/*.json"))
+    monkeypatch.setattr("pipeline.extraction.calibrate.calibration_samples", lambda keys, count, seed: range(3))
     report = mend()
     assert not report.sound
-    assert "manifest.json" in report.to_text()
+    assert (clip / "calibration.safetensors").read_bytes() == damaged
+    assert sorted(clip.rglob("records/*.json")) == records
 
 
 def test_overlays_are_repaired_one_by_one():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.cache.cache import FeatureCache
+from pipeline.cache.column_codec import ColumnCodec
 from pipeline.cache.reports import verify_text
 from pipeline.cache.sealed import seal
 from pipeline.cache.verify import verify
@@ -193,17 +194,14 @@ def test_a_record_that_names_samples_of_another_block_is_found(writer):
 def test_features_that_decode_to_no_number_are_found(writer, monkeypatch):
     maker = writer()
     monkeypatch.setattr("pipeline.cache.encoding.LevelCodec._refuse_unfit", lambda *arguments: None)
-    original = type(maker.open("clip").column).codec
     maker.write("clip")
     monkeypatch.undo()
+    decode = ColumnCodec.decode
 
-    def broken(self):
-        codec = original(self)
-        decode = codec.decode
-        codec.decode = lambda arrays, levels: decode({n: a * float("nan") for n, a in arrays.items()}, levels)
-        return codec
+    def broken(self, arrays, levels):
+        return decode(self, {name: array * float("nan") for name, array in arrays.items()}, levels)
 
-    monkeypatch.setattr("pipeline.cache.column.Column.codec", broken)
+    monkeypatch.setattr(ColumnCodec, "decode", broken)
     problems = verify(maker.place, deep=True).problems
     assert {each.sample for each in problems} == set(maker.keys)
     assert {each.what for each in problems} == {"decodes to numbers that are not finite"}

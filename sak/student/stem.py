@@ -50,7 +50,7 @@ class Stem(nn.Module):
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.vit.patch_embed(images)
         special = [self.vit.cls_token, *([self.vit.reg_token] if self.vit.num_reg_tokens else [])]
-        before = [token.expand(len(patches), -1, -1) for token in special]
+        before = [token.expand(patches.shape[0], -1, -1) for token in special]
         position = self._position(images)
         if self.vit.no_embed_class:
             return torch.cat((*before, patches + position), dim=1)

@@ -32,6 +32,7 @@ class StudentOutput:
         teachers: teacher -> the maps for the distillation loss: `paths` through the aligners, where there are any.
         gates: level -> task -> the routers' weights over TAS and the teachers, summing to one; see `Gates`.
         tasks: task -> prediction (B, channels, H, W) at the input's size, before any activation.
+        fused: task -> what its decoder reads: TAS and the paths mixed by the gates, by level.
     """
 
     tas: FeatureMaps
@@ -39,6 +40,7 @@ class StudentOutput:
     teachers: dict[str, FeatureMaps]
     gates: dict[int, dict[str, Tensor]]
     tasks: dict[str, Tensor]
+    fused: dict[str, FeatureMaps]
 
 
 class Student(nn.Module):
@@ -99,6 +101,7 @@ class Student(nn.Module):
             teachers={teacher: self._maps(tokens, size) for teacher, tokens in aligned.items()},
             gates={level: {task: per_task[task] for task in wanted} for level, per_task in gates.items()},
             tasks={task: bilinear_resize(decoded[task], size) for task in wanted},
+            fused={task: fused[task] for task in wanted},
         )
 
     def train(self, mode: bool = True) -> "Student":

@@ -1,0 +1,1 @@
+"""The parts of export: where the student comes from, the formats, the model card."""

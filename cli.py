@@ -667,6 +667,45 @@ def cache_copy(
     typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else copy_text(report))
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run of distill or finetune, or a checkpoint's folder.")],
+    to: Annotated[str, typer.Option(help="safetensors, torch-export or onnx.")],
+    out: Annotated[Path, typer.Option(help="The export's folder.")],
+    outputs: Annotated[
+        str | None, typer.Option(help="predictions, features or task-features; predictions where there are heads.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, or last.")] = "best",
+    averaged: Annotated[bool, typer.Option("--averaged", help="The averaged weights (training.ema).")] = False,
+    image_size: Annotated[
+        tuple[int, int] | None, typer.Option(help="HEIGHT WIDTH, other than the trained one.")
+    ] = None,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Take images of any size in multiples of 16.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export that is there.")] = False,
+) -> None:
+    """Take the student away: no aligners, gates in eval form, checked against the run, with a model card and a loader.
+
+    Example: [cyan]sak-cli export ./runs/b --to onnx --out ./exports/b --dynamic-size[/cyan]
+    """
+    from pipeline.export import run_export
+
+    done = run_export(
+        run,
+        out,
+        to=to,
+        outputs=outputs,
+        checkpoint="last" if checkpoint == "last" else "best",
+        averaged=averaged,
+        image_size=image_size,
+        dynamic_size=dynamic_size,
+        overwrite=overwrite,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(f"Wrote {done.folder} ({done.format}), at most {done.difference:.1e} from the run; read its README.md")
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="One of the authors' files: .safetensors, or PyTorch's.")],

@@ -1,4 +1,4 @@
-"""Take the student away: safetensors with the code that reads it, torch.export or ONNX, each checked, with a model card."""
+"""Take the student away: safetensors with the code that reads it, torch.export or ONNX; checked, with a model card."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.exporting.card import write_card
 from pipeline.exporting.formats import FORMATS, Exported
-from pipeline.exporting.source import Source, find_source
+from pipeline.exporting.source import find_source
 from sak.checkpoints.deploy import deployable
 from sak.errors import SakError, UsageError, nearest
 from sak.student import Student

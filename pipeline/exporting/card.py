@@ -99,22 +99,26 @@ def _facts(
 def _teachers(source: Source, names: list[str]) -> list[dict[str, str]]:
     """Name, model, weights, licence and cache key of every teacher, as far as the run knows them."""
     reads: Mapping[str, Any] = source.about.get("reads", {})
-    columns = {str(each.get("teacher")): each for each in reads.get("columns", []) if isinstance(each, Mapping)}
     sources: Mapping[str, Any] = {**reads.get("live", {}), **source.about.get("teachers", {})}
     random = set(reads.get("random", ()))
-    return [_teacher(name, columns.get(name, {}), sources.get(name) or {}, name in random) for name in names]
+    return [_teacher(name, _key(name, reads), sources.get(name) or {}, name in random) for name in names]
 
 
-def _teacher(name: str, column: Mapping[str, Any], source: Mapping[str, Any], random: bool) -> dict[str, str]:
-    model = str(source.get("model") or column.get("model") or "")
-    weights = str(source.get("weights") or column.get("weights") or "")
-    key = column.get("spec_key") or column.get("key") or ""
+def _key(name: str, reads: Mapping[str, Any]) -> str:
+    """The key in the name of the teacher's column, `<teacher>-<key>`; empty where none was read."""
+    parts = [part for path in reads.get("columns", []) for part in str(path).split("/")]
+    return next((part.removeprefix(f"{name}-") for part in parts if part.rpartition("-")[0] == name), "")
+
+
+def _teacher(name: str, key: str, source: Mapping[str, Any], random: bool) -> dict[str, str]:
+    model = str(source.get("model") or "")
+    weights = str(source.get("weights") or "")
     return {
         "name": name,
         "model": model or "not recorded",
         "weights": "RANDOM" if random or weights.startswith("random") else weights or "not recorded",
         "licence": _licence(model),
-        "cache key": str(key) or "none",
+        "cache key": key or "none",
     }
 
 

@@ -40,8 +40,8 @@ def find_source(
             raise UsageError(f"{folder} is not there: the run has no averaged weights (training.ema)")
     if not (folder / WEIGHTS).is_file():
         raise UsageError(
-            f"{folder} holds no student ({WEIGHTS}); runs of distill and finetune and imported checkpoints do, a probe's "
-            "teacher is not ours to export"
+            f"{folder} holds no student ({WEIGHTS}); runs of distill and finetune and imported checkpoints do, a "
+            "probe's teacher is not ours to export"
         )
     return Source(load_student(folder, image_size=image_size).eval(), folder, about)
 

@@ -5,9 +5,14 @@
 (b) a step with live teachers / a step from the cache, beside the bound that operations alone give;
 (c) images a second and GB/s read; (d) memory.
 
+Ratios are taken turn by turn, between turns that follow each other; their median and quartiles are printed, for wall time
+and, on the CPU, for this process's processor time, which other work on the machine disturbs less.
+
 Without --data the images are noise; teachers have random weights with --random, so nothing need be downloaded.
 
     python benchmarks/distill.py --quick
+    python benchmarks/distill.py --spec benchmarks/distill_b128.yaml --batch 8 --steps 6 \
+        --set "student.stem={width: 384, depth: 12, heads: 6}"
     python benchmarks/distill.py --device cuda --precision bf16 --spec cache_specs/sak_b.yaml --random \
         --recipe recipes/distill/sak_b_from_b.yaml --data /data/photos --batch 64 --workers 12
 """
@@ -55,13 +60,46 @@ class Contender:
     name: str
     batches: Iterator[DistillBatch]
     before: Callable[[], None] = lambda: None
-    seconds: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    helpers: list[float] = field(default_factory=list)
     peak: float = 0.0
 
     @property
     def step(self) -> float:
         """Seconds, the median over the turns."""
-        return statistics.median(self.seconds)
+        return statistics.median(self.wall)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds so far: on the wall, of this process's processors, of the processes that decode images."""
+
+    wall: float
+    cpu: float
+    helpers: float
+
+    @classmethod
+    def now(cls) -> "Clock":
+        """Read it."""
+        spent = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+        return cls(time.perf_counter(), time.process_time(), sum(each.user + each.system for each in spent))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One contender's turns over another's."""
+
+    turns: list[float]
+
+    def __str__(self) -> str:
+        low, middle, high = statistics.quantiles(self.turns, n=4) if len(self.turns) > 1 else self.turns * 3
+        return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+    @property
+    def median(self) -> float:
+        """Of the turns."""
+        return statistics.median(self.turns)
 
 
 class Resident:
@@ -142,11 +180,14 @@ def take_turns(contenders: list[Contender], advance: Callable[[object], None], o
             _wait(options.device)
             if options.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
+            start = Clock.now()
             for batch in itertools.islice(contender.batches, options.steps):
                 advance(batch)
             _wait(options.device)
-            contender.seconds.append((time.perf_counter() - start) / options.steps)
+            end = Clock.now()
+            contender.wall.append((end.wall - start.wall) / options.steps)
+            contender.cpu.append((end.cpu - start.cpu) / options.steps)
+            contender.helpers.append((end.helpers - start.helpers) / options.steps)
             cuda = options.device == "cuda"
             contender.peak = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
 
@@ -188,10 +229,16 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
         Contender("on the device", itertools.repeat(first)),  # type: ignore[arg-type]
         Contender("cache, warm", closed(stack, cached)),
         Contender("cache, cold", closed(stack, cold), before=lambda: drop_pages(cold)),
-        Contender("live teachers", closed(stack, beside)),
     ]
+    if not options.without_live:
+        contenders.append(Contender("live teachers", closed(stack, beside)))
     take_turns(contenders, advance, options)
-    tell(contenders, targets, bound(spec, recipe, targets), options)
+    print(f"{machine()}; {versions('torch', 'timm', 'accelerate')}")
+    print(f"{Path(options.spec).name}, {Path(options.recipe).name} {' '.join(options.set)}, batch {options.batch}, "
+          f"{options.precision}, {options.workers} decoding processes, {torch.get_num_threads()} threads, "
+          f"{targets.cache.sample_bytes / 1e6:.3f} MB an image; {options.repeats} turns of {options.steps} steps\n")  # fmt: skip
+    tell(contenders, targets.cache.sample_bytes, options)
+    tell_ratios(contenders, bound(spec, recipe, targets))
 
 
 def closed(stack: ExitStack, source: CachedBatches) -> Iterator[DistillBatch]:
@@ -199,31 +246,43 @@ def closed(stack: ExitStack, source: CachedBatches) -> Iterator[DistillBatch]:
     return stack.enter_context(closing(source.start_at(0)))  # type: ignore[type-var]
 
 
-def tell(contenders: list[Contender], targets: TargetSource, limit: float, options: argparse.Namespace) -> None:
-    """The table, then the two ratios."""
-    resident, warm, cold, live = contenders
-    per_image = targets.cache.sample_bytes
+def tell(contenders: list[Contender], sample_bytes: int, options: argparse.Namespace) -> None:
+    """The table; medians over the turns."""
+    resident = contenders[0]
+    memory = "peak on the device, GB" if options.device == "cuda" else "resident set, GB"
     rows = [
         {
             "batches": each.name,
             "step, s": f"{each.step:.4f}",
-            "/ on the device": f"{each.step / resident.step:.3f}",
+            "/ on the device": f"{Ratio(over(each.wall, resident.wall)).median:.3f}",
+            "CPU, s": f"{statistics.median(each.cpu):.4f}",
+            "decoding CPU, s": f"{statistics.median(each.helpers):.4f}",
             "images/s": f"{options.batch / each.step:.1f}",
-            "GB/s read": f"{options.batch * per_image / each.step / GB:.3f}" if each in (warm, cold) else "-",
-            "peak on the device, GB" if options.device == "cuda" else "resident set, GB": f"{each.peak / GB:.2f}",
+            "GB/s read": f"{options.batch * sample_bytes / each.step / GB:.3f}" if "cache" in each.name else "-",
+            memory: f"{each.peak / GB:.2f}",
         }
         for each in contenders
     ]
-    print(f"{machine()}; {versions('torch', 'timm', 'accelerate')}")
-    print(f"{Path(options.spec).name}, {Path(options.recipe).name} {' '.join(options.set)}, batch {options.batch}, "
-          f"{options.precision}, {options.workers} decoding processes, {per_image / 1e6:.3f} MB an image; "
-          f"{options.repeats} turns of {options.steps} steps each\n")  # fmt: skip
     print(table(rows))
-    reached = live.step / warm.step
-    print(f"\n(a) from the cache / on the device: {warm.step / resident.step:.3f} warm, "
-          f"{cold.step / resident.step:.3f} cold (aim: at most 1.05 warm)")  # fmt: skip
-    print(f"(b) live teachers / from the cache: {reached:.2f}; bound by operations {limit:.2f}, "
-          f"{100 * reached / limit:.0f} % of it reached")  # fmt: skip
+
+
+def over(above: list[float], below: list[float]) -> list[float]:
+    """Turn by turn."""
+    return [one / other for one, other in zip(above, below, strict=True)]
+
+
+def tell_ratios(contenders: list[Contender], limit: float) -> None:
+    """(a), and (b) where live teachers took part."""
+    resident, warm, cold, *live = contenders
+    print("\nmedian (quartiles) of the turns' ratios")
+    for name, each in (("warm", warm), ("cold", cold)):
+        print(f"(a) from the cache, {name} / on the device: wall {Ratio(over(each.wall, resident.wall))}, "
+              f"CPU {Ratio(over(each.cpu, resident.cpu))}")  # fmt: skip
+    print("    aim: at most 1.05 warm")
+    for each in live:
+        wall, cpu = Ratio(over(each.wall, warm.wall)), Ratio(over(each.cpu, warm.cpu))
+        print(f"(b) live teachers / from the cache, warm: wall {wall}, CPU {cpu}; bound by operations {limit:.2f}, "
+              f"{100 * wall.median / limit:.0f} % of it reached")  # fmt: skip
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -243,6 +302,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="timed steps a turn")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--without-live", action="store_true", help="leave (b) out")
     parser.add_argument("--quick", action="store_true", help="a smaller student, two short turns")
     options = parser.parse_args(arguments)
     if options.quick:

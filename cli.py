@@ -233,6 +233,7 @@ def distill(
     batch_size: Annotated[int | None, typer.Option(help="Global: over all processes.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     val_cache: Annotated[str | None, typer.Option(help="A cache of held-out images, to measure rep_sim on.")] = None,
+    val_data: Annotated[str | None, typer.Option(help="Where the held-out images are now.")] = None,
     online: Annotated[
         bool, typer.Option("--online", help="Run the teachers instead of reading them: a control.")
     ] = False,
@@ -267,6 +268,7 @@ def distill(
             batch_size=batch_size,
             precision=precision,
             val_cache=val_cache,
+            val_data=val_data,
             online=online,
             teachers_online=comma_list(teachers_online) or (),
             allow_partial=allow_partial,

@@ -5,8 +5,8 @@
 (b) a step with live teachers / a step from the cache, beside the bound that operations alone give;
 (c) images a second and GB/s read; (d) memory.
 
-Ratios are taken turn by turn, between turns that follow each other; their median and quartiles are printed, for wall time
-and, on the CPU, for this process's processor time, which other work on the machine disturbs less.
+Ratios are taken turn by turn, between turns that follow each other; their median and quartiles are printed, for wall
+time and for this process's processor time, which other work on the machine disturbs less.
 
 Without --data the images are noise; teachers have random weights with --random, so nothing need be downloaded.
 
@@ -234,9 +234,11 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
         contenders.append(Contender("live teachers", closed(stack, beside)))
     take_turns(contenders, advance, options)
     print(f"{machine()}; {versions('torch', 'timm', 'accelerate')}")
-    print(f"{Path(options.spec).name}, {Path(options.recipe).name} {' '.join(options.set)}, batch {options.batch}, "
-          f"{options.precision}, {options.workers} decoding processes, {torch.get_num_threads()} threads, "
-          f"{targets.cache.sample_bytes / 1e6:.3f} MB an image; {options.repeats} turns of {options.steps} steps\n")  # fmt: skip
+    print(
+        f"{Path(options.spec).name}, {Path(options.recipe).name} {' '.join(options.set)}, batch {options.batch}, "
+        f"{options.precision}, {options.workers} decoding processes, {torch.get_num_threads()} threads, "
+        f"{targets.cache.sample_bytes / 1e6:.3f} MB an image; {options.repeats} turns of {options.steps} steps\n"
+    )
     tell(contenders, targets.cache.sample_bytes, options)
     tell_ratios(contenders, bound(spec, recipe, targets))
 

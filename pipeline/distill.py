@@ -34,8 +34,8 @@ class DistillConfig(Frozen):
     """What a run was asked for; written whole into its `config.yaml`.
 
     `spec` refuses columns made by another cache spec, and describes live teachers that have no column. `online` runs
-    every teacher live, `teachers_online` some of them; the views are the cache's either way. `data` is where the
-    images are now, if not where they were extracted from.
+    every teacher live, `teachers_online` some of them; the views are the cache's either way. `data` and `val_data` are
+    where the images of `cache` and `val_cache` are now, if not where they were extracted from.
     """
 
     cache: str
@@ -45,6 +45,7 @@ class DistillConfig(Frozen):
     spec: str | None = None
     data: str | None = None
     val_cache: str | None = None
+    val_data: str | None = None
     online: bool = False
     teachers_online: tuple[str, ...] = ()
     allow_partial: bool = False
@@ -66,6 +67,7 @@ def run_distill(  # noqa: PLR0913 (the flags of the command)
     batch_size: int | None = None,
     precision: str | None = None,
     val_cache: str | None = None,
+    val_data: str | None = None,
     online: bool = False,
     teachers_online: Sequence[str] = (),
     allow_partial: bool = False,
@@ -97,6 +99,7 @@ def run_distill(  # noqa: PLR0913 (the flags of the command)
         spec=spec,
         data=data,
         val_cache=val_cache,
+        val_data=val_data,
         online=online,
         teachers_online=tuple(teachers_online),
         allow_partial=allow_partial,
@@ -124,6 +127,7 @@ def distill(
         student_config(recipe.student, targets.taught_by, targets.cache.view_policy.size), seed=recipe.training.seed
     )
     batches = make_batches(targets, recipe, accelerator)
+    recipe.training.learning_rates(batches.steps_per_epoch)  # what does not fit is refused before a directory is made
     evaluate = held_out_similarity(config, targets, accelerator)
     settings, reads = config.model_dump(mode="json"), targets.describe()
     run = open_run(out, settings, reads, accelerator, start)
@@ -214,5 +218,5 @@ def held_out_similarity(
     """rep_sim on the held-out cache; None where none was named."""
     if config.val_cache is None:
         return None
-    held_out = open_held_out(config.val_cache, targets)
+    held_out = open_held_out(config.val_cache, config.val_data, targets)
     return partial(mean_similarities, held_out, accelerator, config.recipe.data.workers)

@@ -76,8 +76,7 @@ class DistillBatch:
 
     def split(self, parts: int) -> "list[BatchSlice]":
         """Equal parts, for gradient accumulation."""
-        size = len(self.keys) // parts
-        return [BatchSlice(self, slice(part * size, (part + 1) * size)) for part in range(parts)]
+        return _slices(self, parts)
 
     def release(self) -> None:
         """Give the buffers back."""
@@ -85,9 +84,9 @@ class DistillBatch:
 
 
 class BatchSlice:
-    """Some rows of a batch."""
+    """Some rows of a batch, which holds the buffers."""
 
-    def __init__(self, whole: DistillBatch, rows: slice) -> None:
+    def __init__(self, whole: "DistillBatch | BatchSlice", rows: slice) -> None:
         self.keys = whole.keys[rows]
         self.images = whole.images[rows]
         self.targets = {teacher: take_rows(targets, rows) for teacher, targets in whole.targets.items()}
@@ -98,11 +97,16 @@ class BatchSlice:
         return normalise(self.images)
 
     def split(self, parts: int) -> "list[BatchSlice]":
-        """A slice is split no further."""
-        raise NotImplementedError
+        """Equal parts."""
+        return _slices(self, parts)
 
     def release(self) -> None:
-        """The whole batch holds the buffers."""
+        """Nothing: the whole batch is released."""
+
+
+def _slices(batch: DistillBatch | BatchSlice, parts: int) -> list[BatchSlice]:
+    size = len(batch.keys) // parts
+    return [BatchSlice(batch, slice(part * size, (part + 1) * size)) for part in range(parts)]
 
 
 def take_rows(targets: Targets, rows: slice) -> Targets:

@@ -1,14 +1,19 @@
 """Pictures of a run, drawn from its `metrics.jsonl`."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
+from pipeline.storage.errors import explain
 from pipeline.training.run import RunDirectory
+from pipeline.training.window import WAIT_WORTH_TELLING
 
 Lines = Sequence[Mapping[str, Any]]
 COLOURS = ("#1d4ed8", "#b91c1c", "#15803d", "#a16207", "#7e22ce", "#0e7490", "#be185d")
@@ -16,11 +21,8 @@ COLOURS = ("#1d4ed8", "#b91c1c", "#15803d", "#a16207", "#7e22ce", "#0e7490", "#b
 
 def draw_distillation(run: RunDirectory) -> list[Path]:
     """`losses.png`, `rep_sim.png` (where it was measured) and `speed.png`; returns what was drawn."""
-    lines = run.metrics()
-    reads = run.about().get("reads", {})
-    random = frozenset(reads.get("random", ()))
-    training = [line for line in lines if not line.get("evaluation")]
-    measured = [line for line in lines if line.get("evaluation")]
+    training, measured = _recorded(run)
+    random = frozenset(run.about().get("reads", {}).get("random", ()))
     drawn = []
     if training:
         drawn += [_losses(training, random, run.figures / "losses.png"), _speed(training, run.figures / "speed.png")]
@@ -30,21 +32,25 @@ def draw_distillation(run: RunDirectory) -> list[Path]:
 
 
 def draw_finetuning(run: RunDirectory) -> list[Path]:
-    """`losses.png` (tasks, then teachers), `metrics.png` (where they were measured) and `speed.png`."""
-    lines = run.metrics()
+    """`task_losses.png`, `losses.png` (of teachers), `metrics.png` (where they were measured) and `speed.png`."""
+    training, measured = _recorded(run)
     live = run.about().get("reads", {}).get("live", {})
     random = frozenset(name for name, told in live.items() if told["random"])
-    training = [line for line in lines if not line.get("evaluation")]
-    evaluated = [line for line in lines if line.get("evaluation")]
     drawn = []
     if training:
         drawn.append(_task_losses(training, run.figures / "task_losses.png"))
         drawn.append(_speed(training, run.figures / "speed.png"))
         if live:
             drawn.append(_losses(training, random, run.figures / "losses.png"))
-    if evaluated:
-        drawn.append(_metrics(evaluated, run.figures / "metrics.png"))
+    if measured:
+        drawn.append(_metrics(measured, run.figures / "metrics.png"))
     return drawn
+
+
+def _recorded(run: RunDirectory) -> tuple[Lines, Lines]:
+    """Lines of training, and those of measurements on held-out data."""
+    lines = run.metrics()
+    return ([line for line in lines if not line.get("evaluation")], [line for line in lines if line.get("evaluation")])
 
 
 def _task_losses(lines: Lines, path: Path) -> Path:
@@ -67,77 +73,87 @@ def _metrics(lines: Lines, path: Path) -> Path:
     return _save(figure, axes, path, legend=False)
 
 
-def _named(teacher: str, random: Collection[str]) -> str:
-    return f"{teacher} (RANDOM weights)" if teacher in random else teacher
-
-
 def _losses(lines: Lines, random: Collection[str], path: Path) -> Path:
-    """The total, then one panel a teacher with a line a level."""
-    names = [name for name in lines[0] if "/level" in name]
-    teachers = list(dict.fromkeys(name.split("/")[0] for name in names))
-    figure, axes = _panels(1 + len(teachers))
-    _curve(axes[0], lines, "loss", "all teachers and levels", COLOURS[0])
-    axes[0].set_title("loss")
-    for panel, teacher in zip(axes[1:], teachers, strict=True):
-        levels = [name for name in names if name.startswith(f"{teacher}/")]
-        for colour, name in zip(COLOURS, levels, strict=False):
-            _curve(panel, lines, name, name.split("/")[1].replace("level", "level "), colour)
-        panel.set_title(_named(teacher, random))
-    return _save(figure, axes, path)
+    """The total, then the levels."""
+    names = [name for name in lines[-1] if "/level" in name]
+    figure, (whole, *panels) = _panels(1 + len(_teachers(names)))
+    _curve(whole, lines, "loss", "", COLOURS[0])
+    whole.set(title="all that is summed", ylabel="loss")
+    _levels(panels, lines, names, random)
+    return _save(figure, panels, path)
 
 
 def _rep_sim(lines: Lines, random: Collection[str], path: Path) -> Path:
-    """One line a teacher over the steps, then the levels at the end."""
-    teachers = [name.split("/")[1] for name in lines[-1] if name.count("/") == 1 and name.startswith("rep_sim/")]
-    figure, axes = _panels(2)
-    for colour, teacher in zip(COLOURS, teachers, strict=False):
-        _curve(axes[0], lines, f"rep_sim/{teacher}", _named(teacher, random), colour)
-        levels = [name for name in lines[-1] if name.startswith(f"rep_sim/{teacher}/")]
-        values = [lines[-1][name] for name in levels]
-        axes[1].plot(range(1, len(values) + 1), values, "o-", color=colour, label=_named(teacher, random))
-    axes[0].set_title("rep_sim on held-out images")
-    axes[1].set(title=f"by level, step {lines[-1]['step']}", xlabel="level")
-    axes[1].set_xticks(
-        range(1, 1 + max(len([n for n in lines[-1] if n.startswith(f"rep_sim/{t}/")]) for t in teachers))
-    )
-    axes[1].legend(frameon=False, fontsize=8)
-    return _save(figure, axes[:1], path)
+    """One line a teacher, then the levels."""
+    names = [name for name in lines[-1] if name.startswith("rep_sim/") and "/level" in name]
+    teachers = _teachers(names)
+    figure, (whole, *panels) = _panels(1 + len(teachers))
+    for colour, teacher in zip(cycle(COLOURS), teachers, strict=False):
+        _curve(whole, lines, f"rep_sim/{teacher}", _titled(teacher, random), colour)
+    whole.set(title="mean of the levels, held-out images", ylabel="rep_sim (map cosine)")
+    _levels(panels, lines, names, random)
+    return _save(figure, [whole, *panels], path)
+
+
+def _teachers(names: Sequence[str]) -> list[str]:
+    """Of `[.../]<teacher>/level<block>`."""
+    return list(dict.fromkeys(name.split("/")[-2] for name in names))
+
+
+def _levels(panels: Sequence[Axes], lines: Lines, names: Sequence[str], random: Collection[str]) -> None:
+    """A panel a teacher with a line a level, deeper ones darker, on one scale, so that they can be compared."""
+    shades = mpl.colormaps["viridis_r"]
+    for panel, teacher in zip(panels, _teachers(names), strict=True):
+        own = [name for name in names if name.split("/")[-2] == teacher]
+        for place, name in enumerate(own, start=1):
+            label = name.split("/")[-1].replace("level", "level ")
+            _curve(panel, lines, name, label, shades(0.15 + 0.85 * place / len(own)))
+        panel.set_title(_titled(teacher, random))
+        if panel is not panels[0]:
+            panel.sharey(panels[0])
+
+
+def _titled(teacher: str, random: Collection[str]) -> str:
+    return f"{teacher} (RANDOM weights)" if teacher in random else teacher
 
 
 def _speed(lines: Lines, path: Path) -> Path:
     figure, axes = _panels(3)
-    for panel, (name, title) in zip(
-        axes,
-        (
-            ("learning_rate", "learning rate"),
-            ("images_per_second", "images a second"),
-            ("data_wait", "share of time waiting for data"),
-        ),
-        strict=True,
-    ):
-        _curve(panel, lines, name, title, COLOURS[0])
-        panel.set_title(title)
-    axes[2].set_ylim(0, 1)
+    rate, speed, wait = axes
+    for panel, name in ((rate, "learning_rate"), (speed, "images_per_second"), (wait, "data_wait")):
+        _curve(panel, lines, name, "", COLOURS[0])
+    rate.set(title="learning rate", ylabel="rate")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    speed.set(title="speed, all processes", ylabel="images a second", ylim=(0, None))
+    wait.axhline(WAIT_WORTH_TELLING, color=COLOURS[1], linewidth=0.8, linestyle="--")
+    wait.text(1, WAIT_WORTH_TELLING, f"warned of above {WAIT_WORTH_TELLING:.0%} ", transform=wait.get_yaxis_transform(),
+              ha="right", va="bottom", fontsize=8, color=COLOURS[1])  # fmt: skip
+    wait.set(title="waiting for data", ylabel="share of the time", ylim=(0, 1))
+    wait.yaxis.set_major_formatter(PercentFormatter(1))
     return _save(figure, axes, path, legend=False)
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(3.6 * count, 3.2), layout="constrained")
+    figure = Figure(figsize=(3.7 * count, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _curve(axes: Axes, lines: Lines, name: str, label: str, colour: str) -> None:
+def _curve(axes: Axes, lines: Lines, name: str, label: str, colour: Any) -> None:
     points = [(line["step"], line[name]) for line in lines if name in line]
     mark = "o" if len(points) < 3 else ""
     axes.plot([step for step, _ in points], [value for _, value in points], color=colour, label=label, marker=mark)
 
 
 def _save(figure: Figure, axes: Sequence[Axes], path: Path, *, legend: bool = True) -> Path:
-    for panel in axes:
+    """Write the figure, with a legend in each of `axes`."""
+    for panel in figure.axes:
         panel.set_xlabel("step")
         panel.grid(alpha=0.2)
-        if legend:
-            panel.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
+    for panel in axes if legend else ():
+        panel.legend(frameon=False, fontsize=8)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise explain(error, str(path)) from error
     return path

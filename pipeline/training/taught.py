@@ -18,6 +18,7 @@ from pipeline.data.live_teachers import (
     manifest_of,
 )
 from pipeline.data.teacher_record import source_from_manifest, source_from_spec
+from pipeline.storage.errors import MissingFileError
 from pipeline.training.distill_recipe import TaughtBy
 from sak.errors import UsageError, nearest
 from sak.teacher_source import TeacherSource
@@ -70,7 +71,7 @@ def open_targets(asked: Asked, device: torch.device) -> TargetSource:
     cached = [name for name in names if name not in live]
     opened = cached or live or None
     cache = FeatureCache.open(asked.cache, opened, asked.levels, spec=spec, allow_partial=asked.allow_partial)
-    cache = located(cache, asked.data)
+    cache = located(cache, asked.data, "--data")
     stored = {name: _stored(cache, name) for name in cache.readers if name not in live}
     if not live:
         return TargetSource(cache, stored, sources={name: _source(asked, cache, None, name, stored) for name in stored})
@@ -124,19 +125,25 @@ def _stored(cache: FeatureCache, name: str) -> TaughtBy:
     return TaughtBy(info.width, tuple(info.document["levels"]), info.levels)
 
 
-def located(cache: FeatureCache, data: str | None) -> FeatureCache:
-    """The cache with its images where they are: at `data`, or where they were; StaleIndexError where they are not."""
-    if data is not None:
-        return replace(cache, universe=cache.universe.relocated(data))
-    for index in cache.universe.indices.values():
-        index.check_shards()
+def located(cache: FeatureCache, data: str | None, flag: str) -> FeatureCache:
+    """The cache with its images where they are: at `data`, or where they were.
+
+    UsageError, which names `flag`, where nothing is there; StaleIndexError where it is other data.
+    """
+    try:
+        if data is not None:
+            return replace(cache, universe=cache.universe.relocated(data))
+        for index in cache.universe.indices.values():
+            index.check_shards()
+    except MissingFileError as error:
+        raise UsageError(f"the images of {cache.cache} are missing: {error}; {flag} says where they are now") from error
     return cache
 
 
-def open_held_out(place: str, targets: TargetSource) -> FeatureCache:
+def open_held_out(place: str, data: str | None, targets: TargetSource) -> FeatureCache:
     """The cache that rep_sim is measured on; UsageError where its teachers are others than those of the training."""
     wanted = {name: taught.wanted for name, taught in targets.taught_by.items()}
-    held_out = located(FeatureCache.open(place, list(wanted), wanted), None)
+    held_out = located(FeatureCache.open(place, list(wanted), wanted), data, "--val-data")
     policy = held_out.view_policy
     if policy.kind != "resize" or policy.size != targets.cache.view_policy.size:
         size = targets.cache.view_policy.size

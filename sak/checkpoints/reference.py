@@ -11,8 +11,8 @@ from sak.checkpoints.store import save_student, student_from_tensors
 from sak.errors import UsageError
 from sak.student import PATCH, StemSize, Student, StudentConfig
 from sak.student.config import GateNoise
-from sak.student.stem_weights import read_tensors
 from sak.tasks import dataset as dataset_of
+from sak.weight_files import read_tensors
 
 _BACKBONE = "backbone."
 _PARTS = {"norms": "out_norms", "aligners": "ts_aligners"}

@@ -7,8 +7,9 @@ import torch
 from sak.errors import UsageError, nearest
 from sak.student.config import StudentConfig
 from sak.student.lora import merge_lora
-from sak.student.stem_weights import load_stem_weights, parse_random
+from sak.student.stem_weights import load_stem_weights
 from sak.student.student import Student
+from sak.weight_files import random_seed
 
 
 def new_student(config: StudentConfig, *, seed: int = 0) -> Student:
@@ -23,7 +24,7 @@ def build_student(config: StudentConfig, *, seed: int = 0) -> Student:
 
     A stem of `random:SEED` is drawn from its own seed. `SakError` where the stem's weights are missing or do not fit.
     """
-    stem_seed = parse_random(config.weights)
+    stem_seed = random_seed(config.weights)
     student = new_student(config, seed=seed)
     if stem_seed is None:
         load_stem_weights(student.stem, config.stem, config.weights)

@@ -2,13 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
@@ -18,18 +13,9 @@ from sak.student.lora import LORA_KEYS
 from sak.student.sizes import Size
 from sak.student.stem import Stem
 from sak.student.swin import SwinStem
+from sak.weight_files import read_tensors
 
 _UNUSED = ("norm.", "fc_norm.", "head.")
-
-
-def parse_random(weights: str) -> int | None:
-    """The seed of `random:SEED`, None for anything else; `UsageError` where the seed is no whole number."""
-    kind, colon, seed = weights.partition(":")
-    if kind != "random":
-        return None
-    if not colon or not seed.isdecimal():
-        raise UsageError(f"weights {weights!r}: random weights are asked for as random:SEED, such as random:0")
-    return int(seed)
 
 
 def load_stem_weights(stem: Stem | SwinStem, name: str | Size, weights: str) -> None:
@@ -46,40 +32,6 @@ def load_stem_weights(stem: Stem | SwinStem, name: str | Size, weights: str) -> 
         _fill(stem, _pretrained(name), source=f"pretrained {name}")
     else:
         _fill(stem, read_tensors(Path(weights)), source=weights)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors or PyTorch file, in the file's order, never unpickling objects.
-
-    A PyTorch file may hold them inside `model`, `state_dict` or `model_state_dict`; `module.` prefixes are dropped.
-    """
-    if not path.is_file():
-        raise SakError(f"{path}: no such weights file; give a .safetensors or .pth file, or random:SEED")
-    try:
-        value: Any = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SakError(f"{path}: not a readable weights file ({reason}); copy it again") from error
-    for container in ("model", "state_dict", "model_state_dict"):
-        if isinstance(value, Mapping) and isinstance(value.get(container), Mapping):
-            value = value[container]
-    tensors = {key: tensor for key, tensor in value.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
-    if not tensors:
-        raise SakError(f"{path}: holds no tensors with names; give a state dict")
-    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
-
-
-def _load_torch(path: Path) -> Mapping[str, object]:
-    try:
-        value: object = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise SakError(
-            f"{path}: is damaged or holds objects other than tensors, which are never loaded; copy it again, or save "
-            "its state dict alone where you trust it"
-        ) from error
-    if not isinstance(value, Mapping):
-        raise SakError(f"{path}: holds a {type(value).__name__}, not a state dict; save the model's state_dict()")
-    return value
 
 
 def _pretrained(name: str | Size) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ from sak.teachers.weights import (
     canonical,
     check_state,
     random_state,
-    read_state_dict,
     state_sha256,
 )
+from sak.weight_files import read_tensors
 
 
 class Tower(nn.Module):
@@ -144,6 +144,6 @@ def _state(blueprint: Blueprint, tower: Tower, weights: WeightsSource) -> State:
     model = blueprint.request.name.text
     path = weights.path or blueprint.published().fetch(model)
     where = f"{model} from {path}"
-    state = {name: canonical(tensor) for name, tensor in blueprint.rename(read_state_dict(path)).items()}
+    state = {name: canonical(tensor) for name, tensor in blueprint.rename(read_tensors(path)).items()}
     check_state(state, native.shapes(), loose=blueprint.grid_tensors(native), where=where)
     return state

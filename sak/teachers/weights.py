@@ -7,30 +7,20 @@ half precision that was widened, or with another head, and it does not depend on
 
 import hashlib
 import math
-import pickle
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sak.errors import SakError, UsageError
 from sak.teachers.registry import weights_available as weights_available  # for those who look for it here
+from sak.weight_files import WeightsError as WeightsError
+from sak.weight_files import random_seed
 
 State = dict[str, Tensor]
-_WRAPPERS = ("state_dict", "model", "module")
-_PREFIXES = ("module.", "model.")
 _POSITIONAL = ("pos", "token", "class_embedding")
-
-
-class WeightsError(SakError):
-    """Weights that are not there, cannot be read or do not fit."""
 
 
 @dataclass(frozen=True)
@@ -50,78 +40,10 @@ def parse_weights(text: str | Path) -> WeightsSource:
     """Read `pretrained`, `random:SEED` or a path; UsageError for a random without a seed."""
     if text == "pretrained":
         return WeightsSource()
-    if isinstance(text, str) and (text == "random" or text.startswith("random:")):
-        seed = text.removeprefix("random").removeprefix(":")
-        if not seed.isdecimal():
-            raise UsageError(f"weights {text!r}: random weights need a seed, a whole number from 0: 'random:0'")
-        return WeightsSource(seed=int(seed))
+    seed = random_seed(text) if isinstance(text, str) else None
+    if seed is not None:
+        return WeightsSource(seed=seed)
     return WeightsSource(path=Path(text).expanduser())
-
-
-def read_state_dict(path: Path) -> State:
-    """The tensors of a safetensors file, or of a torch file read with `weights_only`.
-
-    Wrappers (`state_dict`, `model`) and prefixes that all keys share (`module.`, `model.`) are taken off. WeightsError
-    where the file is absent, damaged, a TorchScript archive (those run code) or holds more than tensors.
-    """
-    if not path.is_file():
-        raise WeightsError(
-            f"{path}: no such weights file; weights are 'pretrained', a .safetensors or torch file, or 'random:SEED'"
-        )
-    loaded = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
-    state = _unwrap(loaded)
-    strangers = [str(k) for k, value in state.items() if not (isinstance(k, str) and isinstance(value, Tensor))]
-    if strangers or not state:
-        held = f"{', '.join(strangers[:3])} beside tensors" if strangers else "no tensors"
-        raise WeightsError(f"{path}: holds {held}; weights are a state dict, a flat mapping of names to tensors")
-    return _strip_prefixes(state)
-
-
-def _load_safetensors(path: Path) -> Mapping[str, Any]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: damaged or no safetensors file ({error}); fetch it again") from error
-
-
-def _load_torch(path: Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
-    if zipped and _is_torchscript(path):
-        raise WeightsError(
-            f"{path}: a TorchScript archive, which runs code when it is read; "
-            "save its state_dict() as safetensors where you trust it, and point weights there"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:  # torch's own words advise to switch weights_only off
-        raise WeightsError(
-            f"{path}: is damaged or holds objects other than tensors, which are never loaded; fetch it again, or save "
-            "its state dict alone where you trust it"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"{path}: cannot be read as tensors alone ({reason}); fetch it again, or save its state dict as safetensors"
-        ) from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _unwrap(loaded: Any) -> Mapping[str, Any]:
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    return loaded if isinstance(loaded, Mapping) else {}
-
-
-def _strip_prefixes(state: Mapping[str, Tensor]) -> State:
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return dict(state)
 
 
 def canonical(tensor: Tensor) -> Tensor:

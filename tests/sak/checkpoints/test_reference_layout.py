@@ -208,6 +208,8 @@ def test_code_in_a_file_is_never_run(tmp_path, zipped):
 @pytest.mark.parametrize("name", ["cut.pth", "empty.pth", "cut.safetensors"])
 def test_a_cut_off_file_is_one_clear_line(tmp_path, name):
     (tmp_path / name).write_bytes(b"" if name == "empty.pth" else b"PK\x03\x04 not all of it")
-    with pytest.raises(SakError, match="not a readable weights file") as caught:
+    with pytest.raises(
+        SakError, match=r"damaged or no safetensors file|cannot be read as tensors|is damaged"
+    ) as caught:
         read_reference_file(tmp_path / name)
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from sak.student import STEMS, StemSize, StudentConfig, build_student
 from sak.student import stem_weights as stem_weights_module
 from sak.student.sizes import stem_size
 from sak.student.stem import Stem
-from sak.student.stem_weights import load_stem_weights, parse_random, read_tensors
+from sak.student.stem_weights import load_stem_weights
 
 SIZE = StemSize(width=24, depth=4, heads=3)
 TIMM_NAME = "vit_base_patch16_384.augreg_in21k_ft_in1k"
@@ -153,20 +153,6 @@ def test_a_missing_file_is_named():
         load_stem_weights(Stem(SIZE, (48, 64)), SIZE, "nowhere.pth")
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ([1, 2], "a list, not a state dict"),
-        ({"iter": 7}, "holds no tensors"),
-        ({0: torch.ones(1)}, "holds no tensors with names"),
-    ],
-)
-def test_a_file_without_a_state_dict_is_refused(value, message):
-    torch.save(value, "other.pth")
-    with pytest.raises(SakError, match=message):
-        read_tensors(stem_weights_module.Path("other.pth"))
-
-
 def test_random_weights_follow_their_own_seed_whatever_the_other_parts():
     def stem(weights, seed, **options):
         config = StudentConfig(image_size=(48, 64), stem=SIZE, weights=weights, **options)
@@ -184,9 +170,3 @@ def test_building_leaves_the_global_generator_alone(tiny):
     torch.manual_seed(5)
     build_student(tiny)
     assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize("weights", ["random", "random:", "random:-1", "random:x"])
-def test_random_weights_need_a_seed(weights):
-    with pytest.raises(UsageError, match="random:SEED"):
-        parse_random(weights)

@@ -87,9 +87,11 @@ class BatchSlice:
     """Some rows of a batch, which holds the buffers."""
 
     def __init__(self, whole: "DistillBatch | BatchSlice", rows: slice) -> None:
-        self.keys = whole.keys[rows]
-        self.images = whole.images[rows]
-        self.targets = {teacher: take_rows(targets, rows) for teacher, targets in whole.targets.items()}
+        self.keys: Sequence[str] = whole.keys[rows]
+        self.images: Tensor = whole.images[rows]
+        self.targets: Mapping[str, Targets] = {
+            teacher: take_rows(targets, rows) for teacher, targets in whole.targets.items()
+        }
 
     @property
     def inputs(self) -> Tensor:

@@ -239,6 +239,10 @@ def distill(
     ] = False,
     teachers_online: Annotated[str | None, typer.Option(help="Run these teachers, read the others.")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Train on what is extracted so far.")] = False,
+    views: Annotated[int | None, typer.Option(help="Read only the first so many of the cache's views.")] = None,
+    fresh_views: Annotated[
+        bool, typer.Option("--fresh-views", help="New views each epoch; every teacher must run live.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
     seed: Annotated[int | None, typer.Option(help="Of the student, the order and the jitter.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
@@ -272,6 +276,8 @@ def distill(
             online=online,
             teachers_online=comma_list(teachers_online) or (),
             allow_partial=allow_partial,
+            views=views,
+            fresh_views=fresh_views,
             device=device,
             seed=seed,
             resume=resume,
@@ -461,6 +467,28 @@ def predict(
         report = run_prediction(config, progress=progress)
     typer.echo(report.to_text())
     raise typer.Exit(1 if report.bad else 0)
+
+
+@app.command()
+def ablate(
+    study: Annotated[Path, typer.Argument(help="A study, such as those of recipes/ablations/.")],
+    out: Annotated[Path | None, typer.Option(help="Its folder; runs/<the study's name> by default.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Stages at once; one for each visible GPU by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, or auto; the study's by default.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run a grid of stages over shared caches, and print one table. Running it again goes on where it stopped.
+
+    Example: [cyan]sak-cli ablate recipes/ablations/table7-demo.yaml --dry-run[/cyan]
+    """
+    from pipeline.ablate import AblateConfig, run_ablation
+    from pipeline.tables import SCREEN
+
+    config = AblateConfig(study, out, jobs, dry_run, device, overrides or ())
+    report = run_ablation(config, lambda line: typer.echo(line, err=True))
+    typer.echo(report.to_text(SCREEN))
+    raise typer.Exit(report.exit_code)
 
 
 cache_app = typer.Typer(no_args_is_help=True, help="Plan, look at, prove, mend and move feature caches.")

@@ -34,8 +34,9 @@ class DistillConfig(Frozen):
     """What a run was asked for; written whole into its `config.yaml`.
 
     `spec` refuses columns made by another cache spec, and describes live teachers that have no column. `online` runs
-    every teacher live, `teachers_online` some of them; the views are the cache's either way. `data` and `val_data` are
-    where the images of `cache` and `val_cache` are now, if not where they were extracted from.
+    every teacher live, `teachers_online` some of them; the views are the cache's either way, but with `fresh_views`,
+    which draws new ones each epoch where all teachers run live. `views` reads the first so many of the cache's. `data`
+    and `val_data` are where the images of `cache` and `val_cache` are now, if not where they were extracted from.
     """
 
     cache: str
@@ -49,6 +50,8 @@ class DistillConfig(Frozen):
     online: bool = False
     teachers_online: tuple[str, ...] = ()
     allow_partial: bool = False
+    views: int | None = Field(default=None, ge=1)
+    fresh_views: bool = False
     device: str = "cuda"
 
 
@@ -71,6 +74,8 @@ def run_distill(  # noqa: PLR0913 (the flags of the command)
     online: bool = False,
     teachers_online: Sequence[str] = (),
     allow_partial: bool = False,
+    views: int | None = None,
+    fresh_views: bool = False,
     device: str = "cuda",
     seed: int | None = None,
     resume: bool = False,
@@ -103,6 +108,8 @@ def run_distill(  # noqa: PLR0913 (the flags of the command)
         online=online,
         teachers_online=tuple(teachers_online),
         allow_partial=allow_partial,
+        views=views,
+        fresh_views=fresh_views,
         device=resolve_device(device),
     )
     start = Start(resume, overwrite, force)
@@ -209,6 +216,7 @@ def make_batches(targets: TargetSource, recipe: DistillRecipe, accelerator: Acce
         recipe.data.jitter(),
         targets.live,
         targets.read_features,
+        targets.fresh_views,
     )
 
 

@@ -27,11 +27,11 @@ Live = Callable[[Tensor], Mapping[str, Targets]]
 
 @dataclass(frozen=True)
 class SeenPixels:
-    """What a cache says of some samples' pixels, where their features are not read."""
+    """What a cache says of some samples' pixels, where their features are not read; None of views that it has not."""
 
     keys: list[str]
     view: int
-    views: StoredViews
+    views: StoredViews | None
 
     def decode(self, device: torch.device) -> dict[str, Targets]:
         """No targets."""
@@ -48,6 +48,11 @@ def seen_pixels(cache: FeatureCache, wanted: Wanted) -> SeenPixels:
     reader = next(iter(cache.readers.values()))
     rows = reader.stored_views(wanted.view, samples, reader.parts(wanted.view)[samples].astype(np.int64))
     return SeenPixels(cache.universe.keys(samples), wanted.view, StoredViews(rows, wanted.view, cache.view_policy.size))
+
+
+def unseen_pixels(cache: FeatureCache, wanted: Wanted) -> SeenPixels:
+    """Views that no teacher saw before: there is nothing to compare their pixels with."""
+    return SeenPixels(cache.universe.keys(np.asarray(wanted.samples, np.int64)), wanted.view, None)
 
 
 class DistillBatch:
@@ -134,11 +139,16 @@ def join(
     images: ViewImages, encoded: EncodedBatch | SeenPixels, device: torch.device, live: Live | None = None
 ) -> DistillBatch:
     """Images and features of the same samples, proved to be of the same pixels."""
-    differing = np.flatnonzero(images.crcs != encoded.views.crcs)
+    if encoded.views is not None:
+        _refuse_other_pixels(images, encoded.keys, encoded.view, encoded.views)
+    return DistillBatch(images.pixels.to(device, non_blocking=True), encoded, live)
+
+
+def _refuse_other_pixels(images: ViewImages, keys: Sequence[str], view: int, views: StoredViews) -> None:
+    differing = np.flatnonzero(images.crcs != views.crcs)
     if len(differing):
         row = int(differing[0])
         raise ReplayError(
-            f"sample {encoded.keys[row]!r}, view {encoded.view}: the pixels (CRC {images.crcs[row]:08x}) are not those "
-            f"the teachers saw ({encoded.views.crcs[row]:08x}): the image, or the version of Pillow, is another one"
+            f"sample {keys[row]!r}, view {view}: the pixels (CRC {images.crcs[row]:08x}) are not those the teachers "
+            f"saw ({views.crcs[row]:08x}): the image, or the version of Pillow, is another one"
         )
-    return DistillBatch(images.pixels.to(device, non_blocking=True), encoded, live)

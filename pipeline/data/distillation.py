@@ -12,7 +12,7 @@ from pipeline.cache.batch import EncodedBatch
 from pipeline.cache.batches import FeatureBatches
 from pipeline.cache.cache import FeatureCache
 from pipeline.cache.order import BatchState, ReadingOrder
-from pipeline.data.distill_batch import DistillBatch, Live, SeenPixels, join, seen_pixels
+from pipeline.data.distill_batch import DistillBatch, Live, SeenPixels, join, seen_pixels, unseen_pixels
 from pipeline.data.loading import load_batches
 from pipeline.data.view_images import PhotometricJitter, ViewDataset, Wanted
 from sak.errors import UsageError
@@ -31,7 +31,8 @@ class CachedBatches:
     """Endless training batches from a cache; a pure function of the order's seed and the step.
 
     `device` is where they go, `workers` how many processes decode images. `live` makes the targets of teachers that
-    run beside the training; with `read_features` false nothing but the views' records is read of the cache.
+    run beside the training; with `read_features` false nothing but the views' records is read of the cache. With
+    `fresh` epoch e sees view e, whether the cache has it or not: all teachers are live then.
     """
 
     cache: FeatureCache
@@ -41,6 +42,7 @@ class CachedBatches:
     jitter: PhotometricJitter | None = None
     live: Live | None = None
     read_features: bool = True
+    fresh: bool = False
     waits: Waits = field(default_factory=Waits)
 
     def __post_init__(self) -> None:
@@ -94,7 +96,7 @@ class CachedBatches:
     def _encoded(self, state: BatchState) -> Generator[EncodedBatch | SeenPixels]:
         if not self.read_features:
             for wanted in self._wanted(state):
-                yield seen_pixels(self.cache, wanted)
+                yield unseen_pixels(self.cache, wanted) if self.fresh else seen_pixels(self.cache, wanted)
         self.features.load_state(state)
         while True:
             yield from self.features
@@ -105,5 +107,5 @@ class CachedBatches:
             view = self.features.view_of(epoch)
             sequence = self.order.sequence(self.cache.samples_in(view), epoch)
             for number in range(first, self.features.batches_in(epoch)):
-                yield Wanted(self.order.part(sequence, number).samples.tolist(), view, epoch)
+                yield Wanted(self.order.part(sequence, number).samples.tolist(), epoch if self.fresh else view, epoch)
             epoch, first = epoch + 1, 0

@@ -20,7 +20,7 @@ def load_recipe(
     `overrides` are `a.b=value` lines with YAML values, `flags` dotted names. UsageError, one line, for an unreadable
     file, an unknown key (the nearest is named) or a value that does not fit.
     """
-    document = _read(path) if path is not None else {}
+    document = read_recipe(path) if path is not None else {}
     source = str(path) if path is not None else "recipe"
     for line in overrides:
         name, equals, text = line.partition("=")
@@ -30,13 +30,19 @@ def load_recipe(
     for name, value in (flags or {}).items():
         if value is not None:
             _put(document, name, value)
+    return parse_recipe(kind, document, source)
+
+
+def parse_recipe(kind: type[Config], document: Mapping[str, Any], source: str) -> Config:
+    """A checked configuration from a document already read; `source` begins every error, see `load_recipe`."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         raise UsageError(f"{source}: {_told(error, kind)}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings in a recipe's file; UsageError, one line, where it cannot be read or holds something else."""
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

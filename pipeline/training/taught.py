@@ -37,6 +37,8 @@ class Asked(Protocol):
     online: bool
     teachers_online: tuple[str, ...]
     allow_partial: bool
+    views: int | None
+    fresh_views: bool
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,15 @@ class TargetSource:
     live: LiveTeachers | None = None
     read_features: bool = True
     sources: Mapping[str, TeacherSource] = field(default_factory=dict)
+    fresh_views: bool = False
 
     def describe(self) -> dict[str, Any]:
         """What is read, for `run.json`."""
         read = self.cache.describe()
         if not self.read_features:
             read["columns"] = []
+        if self.fresh_views:
+            read["views"] = "fresh each epoch"
         live = self.live.teachers if self.live is not None else {}
         random = [name for name, each in live.items() if each.teacher.is_random and name not in read["random"]]
         told = self.live.describe() if self.live is not None else {}
@@ -68,9 +73,15 @@ def open_targets(asked: Asked, device: torch.device) -> TargetSource:
     spec = load_spec(asked.spec) if asked.spec is not None else None
     names = list(asked.teachers or (spec.teachers if spec is not None else _names(asked.cache)))
     live = _live(asked, names)
+    if asked.fresh_views and len(live) < len(names):
+        raise UsageError(
+            "--fresh-views: the cache has features of its own views alone; run every teacher live (--online)"
+        )
     cached = [name for name in names if name not in live]
     opened = cached or live or None
-    cache = FeatureCache.open(asked.cache, opened, asked.levels, spec=spec, allow_partial=asked.allow_partial)
+    cache = FeatureCache.open(
+        asked.cache, opened, asked.levels, spec=spec, allow_partial=asked.allow_partial, views=asked.views
+    )
     cache = located(cache, asked.data, "--data")
     stored = {name: _stored(cache, name) for name in cache.readers if name not in live}
     if not live:
@@ -85,7 +96,7 @@ def open_targets(asked: Asked, device: torch.device) -> TargetSource:
     sources = {name: _source(asked, cache, spec if name in live else None, name, taught) for name in taught}
     sources |= {name: sources[name].identified(each.teacher) for name, each in running.items()}
     sources = {name: replace(source, levels=taught[name].wanted) for name, source in sources.items()}
-    return TargetSource(cache, taught, LiveTeachers(running), bool(cached), sources)
+    return TargetSource(cache, taught, LiveTeachers(running), bool(cached), sources, asked.fresh_views)
 
 
 def _live(asked: Asked, names: Sequence[str]) -> list[str]:

@@ -301,3 +301,22 @@ def test_flags_go_over_set_and_set_over_the_recipe(small_world, tiny_recipe, tmp
     assert written["recipe"]["loss"]["kind"] == "cos"
     with pytest.raises(UsageError, match="give --epochs or --steps, one of them"):
         run_distill(str(small_world.cache), tmp_path / "x", epochs=1, steps=1, device="cpu")
+
+
+def test_only_the_views_asked_for_are_read(run):
+    told = json.loads((run(views=1, training={"steps": 2}).directory.root / "run.json").read_text())
+    assert told["reads"]["views"] == 1
+    assert len(told["reads"]["samples"]) == 1
+
+
+def test_fresh_views_are_the_caches_in_its_epochs_and_others_after_them(run):
+    """20 images in batches of 4: epochs 0 and 1 have the two views of the cache, epoch 2 would have view 0 again."""
+    asked = {"training": {"steps": 15}, "online": True}
+    cached, fresh = run("cached", **asked), run("fresh", **asked, fresh_views=True)
+    assert fresh.losses[:10] == cached.losses[:10]
+    assert all(mine != theirs for mine, theirs in zip(fresh.losses[10:], cached.losses[10:], strict=True))
+
+
+def test_fresh_views_with_a_teacher_from_the_cache_are_refused(run):
+    with pytest.raises(UsageError, match=r"--fresh-views.*run every teacher live"):
+        run(teachers_online=("clip",), fresh_views=True)

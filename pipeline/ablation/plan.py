@@ -1,0 +1,172 @@
+"""What a study will do, before anything runs: runs, the columns they read, what is missing, time and disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.ablation.columns import ColumnState, column_states, free_space
+from pipeline.ablation.estimate import Rate, extraction_rate, seconds, training_images, training_rate
+from pipeline.ablation.folders import State, StudyFolder
+from pipeline.ablation.jobs import ExtractJob, Job, TrainJob, Work
+from pipeline.ablation.study import TRAINED, Study
+from pipeline.progress import duration
+from pipeline.tables import SCREEN, human_bytes, text_table
+
+_ROOM = 1.05  # of a disk that is to take the columns
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """One job: how far it is, its columns, how long what is left takes (None: not known) and what that rests on."""
+
+    job: Job
+    state: State
+    columns: tuple[ColumnState, ...]
+    seconds: float | None
+    basis: str | None
+
+    @property
+    def to_do(self) -> bool:
+        """Whether anything is left."""
+        return self.state is not State.DONE
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """All jobs of a study, in an order in which they can run."""
+
+    work: Work
+    jobs: Mapping[str, JobPlan]
+    study: Study
+
+    @property
+    def pending(self) -> tuple[JobPlan, ...]:
+        """Jobs with something left to do."""
+        return tuple(each for each in self.jobs.values() if each.to_do)
+
+    @property
+    def missing(self) -> tuple[ColumnState, ...]:
+        """Columns that are not whole, each once."""
+        columns = [
+            column
+            for each in self.jobs.values()
+            if isinstance(each.job, ExtractJob)
+            for column in each.columns
+            if not column.complete
+        ]
+        return tuple(columns)
+
+    def to_text(self) -> str:
+        """For the screen."""
+        parts = [self._runs(), self._missing(), self._time()]
+        return "\n\n".join(part for part in parts if part)
+
+    def _runs(self) -> str:
+        rows = []
+        for run in self.work.runs:
+            reads = [self.jobs[name] for name in run.jobs.values()]
+            columns = dict.fromkeys(
+                _called(column) for each in reads if each.job.stage in TRAINED for column in each.columns
+            )
+            rows.append(
+                {
+                    "row": run.row.name,
+                    "seed": str(run.seed),
+                    **{stage: self._stage(run.jobs.get(stage)) for stage in self._stages()},
+                    "reads": " ".join(columns) or "no cache",
+                }
+            )
+        count = sum(isinstance(each.job, TrainJob) for each in self.jobs.values())
+        heading = f"{len(rows)} runs of {len({run.row.name for run in self.work.runs})} rows, {count} trainings in all"
+        return f"{heading}\n{text_table(rows, width=SCREEN + 40, repeat=2)}"
+
+    def _stages(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(stage for run in self.work.runs for stage in run.jobs))
+
+    def _stage(self, name: str | None) -> str:
+        if name is None:
+            return "-"
+        return f"{name.rpartition('-')[2]} {self.jobs[name].state}"
+
+    def _missing(self) -> str:
+        if not self.missing:
+            there = [each for each in self.jobs.values() if isinstance(each.job, ExtractJob)]
+            return "Every column is there: nothing is extracted" if there else "Nothing is extracted"
+        rows = [
+            {
+                "missing column": _called(column),
+                "cache": column.cache,
+                "encoding": column.encoding,
+                "there": f"{column.there:,}",
+                "wanted": "after indexing" if column.wanted is None else f"{column.wanted:,}",
+                "a view": human_bytes(column.bytes_per_image),
+                "to write": "-" if column.missing_bytes is None else human_bytes(column.missing_bytes),
+            }
+            for column in self.missing
+        ]
+        return "\n".join([text_table(rows), *self._disks()])
+
+    def _disks(self) -> list[str]:
+        lines = []
+        for cache in dict.fromkeys(column.cache for column in self.missing):
+            sizes = [column.missing_bytes for column in self.missing if column.cache == cache]
+            if None in sizes:
+                lines.append(f"{cache}: how much it will take is known when its images are indexed")
+                continue
+            needed, free = sum(size for size in sizes if size is not None), free_space(cache)
+            room = "" if free is None else f", {human_bytes(free)} free"
+            short = " - TOO LITTLE" if free is not None and free < needed * _ROOM else ""
+            lines.append(f"{cache}: {human_bytes(needed)} to write{room}{short}")
+        return lines
+
+    def _time(self) -> str:
+        if not self.pending:
+            return "Nothing to do"
+        lines = []
+        for stage in dict.fromkeys(each.job.stage for each in self.pending):
+            mine = [each for each in self.pending if each.job.stage == stage]
+            known = [each.seconds for each in mine if each.seconds is not None]
+            bases = ", ".join(dict.fromkeys(each.basis for each in mine if each.basis))
+            unknown = len(mine) - len(known)
+            told = [duration(sum(known))] if known else []
+            told += [f"{unknown} of unknown length"] if unknown else []
+            lines.append(f"{stage}: {len(mine)} to do, {', '.join(told)}" + (f" (by {bases})" if bases else ""))
+        return "\n".join(lines)
+
+
+def make_plan(study: Study, work: Work, folder: StudyFolder) -> StudyPlan:
+    """Compare what a study wants with what its caches and its folder hold. Nothing is written."""
+    jobs: dict[str, JobPlan] = {}
+    speeds = {stage: training_rate(stage, folder, study.rates) for stage in TRAINED}
+    for name, job in work.jobs.items():
+        if isinstance(job, ExtractJob):
+            jobs[name] = _extraction(job, study)
+        else:
+            jobs[name] = _training(job, folder, speeds.get(job.stage))
+    return StudyPlan(work, jobs, study)
+
+
+def _extraction(job: ExtractJob, study: Study) -> JobPlan:
+    columns = tuple(column_states(job.need))
+    if all(column.complete for column in columns):
+        return JobPlan(job, State.DONE, columns, 0.0, None)
+    rate = extraction_rate(job, study.rates)
+    begun = any(column.there for column in columns)
+    missing = [column.missing for column in columns]
+    images = None if None in missing else max(each or 0 for each in missing)
+    needed = seconds(images, rate)
+    return JobPlan(job, State.STARTED if begun else State.NEW, columns, needed, rate.basis if rate and needed else None)
+
+
+def _training(job: TrainJob, folder: StudyFolder, rate: Rate | None) -> JobPlan:
+    columns = tuple(column_states(job.reads)) if job.reads is not None else ()
+    state = folder.state(job)
+    if state is State.DONE:
+        return JobPlan(job, state, columns, 0.0, None)
+    needed = seconds(training_images(job, columns), rate)
+    return JobPlan(job, state, columns, needed, rate.basis if rate and needed else None)
+
+
+def _called(column: ColumnState) -> str:
+    """A column's name with its key, or what is known of one that is not begun."""
+    name = column.name or f"{column.teacher}-(new, {column.encoding})"
+    return f"{name} RANDOM" if column.random else name

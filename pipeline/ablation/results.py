@@ -1,0 +1,223 @@
+"""What a study found: every run's numbers from its directory, and mean and spread over the seeds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from math import isfinite, nan
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from pipeline.ablation.estimate import run_speed
+from pipeline.ablation.folders import State, StudyFolder, about
+from pipeline.ablation.jobs import Run, TrainJob
+from pipeline.ablation.plan import StudyPlan
+from pipeline.finetune import FinetuneConfig
+from pipeline.training.run import RunDirectory
+from sak.metrics.delta_m import delta_m
+from sak.tasks import Dataset
+
+BYTES = "bytes_per_image"
+SPEED = "images_per_second"
+HOURS = "hours"
+GAIN = "delta_m"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One row under one seed. `keys` are the columns it read, `failure` why it has no numbers."""
+
+    row: str
+    seed: int
+    values: Mapping[str, float]
+    keys: tuple[str, ...]
+    runs: Mapping[str, str]
+    failure: str | None = None
+    random: bool = False
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, and sample standard deviation where there are two seeds or more."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One line of the table."""
+
+    name: str
+    series: str
+    labels: Mapping[str, str]
+    values: Mapping[str, Spread]
+    keys: tuple[str, ...]
+    runs: int
+    planned: int
+    random: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the tables show; `columns` in order, `notes` what a reader must know."""
+
+    title: str
+    rows: tuple[RowResult, ...]
+    results: tuple[RunResult, ...]
+    columns: tuple[str, ...]
+    dataset: Dataset | None = None
+    paper: str | None = None
+    plot: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def failures(self) -> tuple[RunResult, ...]:
+        """Runs without numbers."""
+        return tuple(each for each in self.results if each.failure is not None)
+
+
+def collect(plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str], title: str) -> Results:
+    """Read every run of a plan as it is now; `failed` says why jobs of this call did not end."""
+    results = [_run_result(run, plan, folder, failed) for run in plan.work.runs]
+    dataset = _dataset(plan)
+    notes: list[str] = []
+    if dataset is not None and plan.study.baseline is not None:
+        results = _with_gains(results, dataset, plan.study.baseline, notes)
+    elif dataset is not None:
+        notes.append("delta_m is left out: the study names no baseline row")
+    if any(each.random for each in results):
+        notes.append(
+            "Teachers marked RANDOM have random weights: the table shows how the method runs, not what it gains"
+        )
+    rows = tuple(_row(name, plan, results) for name in dict.fromkeys(run.row.name for run in plan.work.runs))
+    columns = plan.study.columns or _columns(rows, dataset)
+    return Results(title, rows, tuple(results), columns, dataset, plan.study.paper, plan.study.plot, tuple(notes))
+
+
+def _run_result(run: Run, plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str]) -> RunResult:
+    values: dict[str, float] = {}
+    keys: dict[str, None] = {}
+    failure, random = None, False
+    for stage, name in run.jobs.items():
+        directory = folder.run(name)
+        told = about(directory)
+        reads = told.get("reads") or {}
+        keys |= dict.fromkeys(_key(each) for each in reads.get("columns", ()))
+        random = random or bool(reads.get("random"))
+        job = plan.work.jobs[name]
+        if isinstance(job, TrainJob) and folder.state(job) is not State.DONE:
+            failure = failure or failed.get(name) or f"{name} has not run to its end"
+            continue
+        if isinstance(job, TrainJob) and job.stage == "evaluate":
+            values |= _evaluated(folder.evaluation(job))
+            continue
+        values |= _numbers(directory, told, _tasks(job) if isinstance(job, TrainJob) else ())
+        if stage == "distill":
+            values[BYTES] = _read_bytes(plan, name, tuple(keys))
+    runs = {stage: str(folder.run(name).root) for stage, name in run.jobs.items()}
+    return RunResult(run.row.name, run.seed, {} if failure else values, tuple(keys), runs, failure, random)
+
+
+def _key(path: str) -> str:
+    """`columns/<teacher>-<key>/<data>` by its name."""
+    return path.split("/")[1] if path.count("/") else path
+
+
+def _read_bytes(plan: StudyPlan, name: str, keys: Sequence[str]) -> float:
+    """Bytes on disk of one view of an image, of the columns that were read: none where all teachers ran live."""
+    columns = {column.name: column.bytes_per_image for column in plan.jobs[name].columns if column.name}
+    return sum(columns.get(key, 0.0) for key in keys)
+
+
+def _numbers(directory: RunDirectory, told: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, float]:
+    """rep_sim or the tasks' last measurements of a training, its speed, and the hours of its sessions."""
+    measured = [line for line in directory.metrics() if line.get("evaluation")]
+    last = measured[-1] if measured else {}
+    values = {name: last[name] for name in last if name.partition("/")[0] == "rep_sim" and "level" not in name}
+    values |= {task: last[task] for task in tasks if task in last}
+    speed, hours = run_speed(directory.root), _hours(told)
+    return {**values, **({SPEED: speed} if speed else {}), **({HOURS: hours} if hours is not None else {})}
+
+
+def _tasks(job: TrainJob) -> tuple[str, ...]:
+    settings = job.settings.checked
+    return settings.rows.names if isinstance(settings, FinetuneConfig) else ()
+
+
+def _evaluated(path: Path) -> dict[str, float]:
+    """Task -> metric of a stored evaluation; nothing where the file is damaged."""
+    try:
+        tasks = json.loads(path.read_text())["evaluation"]["tasks"]
+        return {name: float(task["value"]) for name, task in tasks.items() if task["value"] is not None}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _hours(told: Mapping[str, Any]) -> float | None:
+    """Of all sessions that ended; None where the record does not say."""
+    seconds = 0.0
+    for session in told.get("sessions", ()):
+        try:
+            start, end = (datetime.strptime(session[name], "%Y-%m-%dT%H:%M:%S%z") for name in ("started", "ended"))
+        except (KeyError, ValueError, TypeError):
+            continue
+        seconds += (end - start).total_seconds()
+    return seconds / 3600 if seconds else None
+
+
+def _dataset(plan: StudyPlan) -> Dataset | None:
+    """The task table of the study's fine-tunings; None where it has none."""
+    for job in plan.work.jobs.values():
+        settings = job.settings.checked if isinstance(job, TrainJob) else None
+        if isinstance(settings, FinetuneConfig):
+            return settings.rows
+    return None
+
+
+def _with_gains(results: Sequence[RunResult], dataset: Dataset, baseline: str, notes: list[str]) -> list[RunResult]:
+    """delta_m of every run over the baseline's mean over its seeds."""
+    those = [each for each in results if each.row == baseline and each.failure is None]
+    means = {
+        task.name: fmean([each.values.get(task.name, nan) for each in those]) if those else nan for task in dataset
+    }
+    if not all(isfinite(value) for value in means.values()):
+        notes.append(f"delta_m is left out: the baseline ({baseline}) lacks some task")
+        return list(results)
+    notes.append(f"delta_m is over {baseline}, the mean of {len(those)} seeds")
+    return [_with_gain(each, dataset, means) for each in results]
+
+
+def _with_gain(result: RunResult, dataset: Dataset, baseline: Mapping[str, float]) -> RunResult:
+    scores = {task.name: result.values.get(task.name, nan) for task in dataset}
+    if not all(isfinite(value) for value in scores.values()):
+        return result
+    gained = delta_m(dataset, scores, baseline)
+    return RunResult(**{**vars(result), "values": {**result.values, GAIN: gained.value}})
+
+
+def _row(name: str, plan: StudyPlan, results: Sequence[RunResult]) -> RowResult:
+    mine = [each for each in results if each.row == name]
+    whole = [each for each in mine if each.failure is None]
+    names = dict.fromkeys(value for each in whole for value in each.values)
+    values = {value: spread([each.values[value] for each in whole if value in each.values]) for value in names}
+    row = next(run.row for run in plan.work.runs if run.row.name == name)
+    keys = tuple(dict.fromkeys(key for each in mine for key in each.keys))
+    random = any(each.random for each in mine)
+    return RowResult(name, row.series, row.labels, values, keys, len(whole), len(mine), random)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation."""
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def _columns(rows: Sequence[RowResult], dataset: Dataset | None) -> tuple[str, ...]:
+    """rep_sim, of all and by teacher; the tasks in the data set's order; delta_m; what it cost."""
+    have = dict.fromkeys(name for row in rows for name in row.values)
+    tasks = [task.name for task in dataset or ()]
+    similar = [name for name in have if name.partition("/")[0] == "rep_sim"]
+    cost = [BYTES, SPEED, HOURS]
+    return tuple(name for name in (*similar, *tasks, GAIN, *cost) if name in have)

@@ -1,0 +1,217 @@
+"""Studies: what runs, once each; what a kill, a failure and a second call leave; names that do not exist."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.ablate import AblateConfig, run_ablation
+from pipeline.ablation.settings import merged
+from pipeline.ablation.study import load_study
+from sak.errors import SakError, UsageError
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+FAKE = (sys.executable, str(HERE / "ablation_stage.py"))
+
+
+@pytest.fixture
+def study(small_world, tiny_recipe, tmp_path, monkeypatch):
+    """`study(...)` carries out a study on the small cache with stand-in stages, and tells what was called."""
+    log = tmp_path / "calls"
+    monkeypatch.setenv("STAGE_LOG", str(log))
+
+    class Study:
+        file = tmp_path / "study.yaml"
+        out = tmp_path / "out"
+
+        def write(self, **changes):
+            document = {
+                "title": "Teachers",
+                "device": "cpu",
+                "extract": {"cache": str(small_world.cache)},
+                "distill": {"recipe": tiny_recipe},
+                "rows": {"DINOv2": {"distill.teachers": ["dinov2"]}, "CLIP": {"distill.teachers": ["clip"]}},
+                "seeds": [0, 1],
+                **changes,
+            }
+            self.file.write_text(yaml.safe_dump(document, sort_keys=False))
+            return self
+
+        def __call__(self, *, jobs=2, dry_run=False, overrides=()):
+            config = AblateConfig(self.file, self.out, jobs, dry_run, None, overrides, FAKE)
+            return run_ablation(config, lambda line: None)
+
+        @property
+        def calls(self):
+            return log.read_text().splitlines() if log.exists() else []
+
+        def table(self, name="results.csv"):
+            with (self.out / name).open() as file:
+                return list(csv.DictReader(file))
+
+    return Study()
+
+
+def test_every_row_runs_under_every_seed_and_a_second_call_runs_nothing(study):
+    report = study.write()()
+    assert report.exit_code == 0
+    assert sorted(study.calls) == ["distill clip new"] * 2 + ["distill dinov2 new"] * 2
+    again = study()
+    assert len(study.calls) == 4
+    assert "nothing was run" in again.to_text(100)
+
+
+def test_the_tables_have_mean_and_deviation_over_seeds_and_the_keys_read(study):
+    study.write()()
+    dino, clip = study.table()
+    assert float(dino["rep_sim"]) == pytest.approx(0.0605)
+    assert float(dino["rep_sim std"]) == pytest.approx(0.000707, abs=1e-6)
+    assert (dino["keys"], clip["keys"], dino["seeds"]) == ("dinov2-0123", "clip-0123", "2")
+    assert [line["seed"] for line in study.table("runs.csv")] == ["0", "1", "0", "1"]
+    text = (study.out / "results.md").read_text()
+    assert "**0.0605 ± 0.0007**" in text
+    assert r"$\mathbf{0.0605 \pm 0.0007}$" in (study.out / "results.tex").read_text()
+
+
+def test_equal_trainings_are_one(study):
+    study.write(rows={"a": {"distill.teachers": ["clip"]}, "b": {"distill.teachers": ["clip"]}}, seeds=[3])()
+    assert study.calls == ["distill clip new"]
+    first, second = study.table()
+    assert first["rep_sim"] == second["rep_sim"]
+
+
+def test_a_grid_combines_all_axes_with_all_rows(study):
+    axes = {"distill.recipe.loss.cosine": ["map", "token"], "distill.recipe.training.steps": {"short": 2, "long": 4}}
+    study.write(axes=axes, seeds=[0])()
+    assert [line["row"] for line in study.table()] == [
+        f"{row}, {cosine}, {steps}"
+        for row in ("DINOv2", "CLIP")
+        for cosine in ("map", "token")
+        for steps in ("short", "long")
+    ]
+    assert len(study.calls) == 8
+
+
+def test_a_failure_is_listed_with_its_reason_and_the_others_go_on(study, monkeypatch):
+    monkeypatch.setenv("STAGE_FAIL", "dinov2")
+    report = study.write()()
+    assert report.exit_code == 1
+    assert "no features of teacher 'dinov2'" in report.to_text(100)
+    dino, clip = study.table()
+    assert (dino["seeds"], clip["seeds"]) == ("0", "2")
+    assert "no features of teacher" in study.table("runs.csv")[0]["failure"]
+    monkeypatch.delenv("STAGE_FAIL")
+    assert study().exit_code == 0
+    assert [line["seeds"] for line in study.table()] == ["2", "2"]
+
+
+def test_a_dry_run_says_runs_columns_and_times_and_writes_nothing(study):
+    report = study.write(rates={"distill": 12.0, "basis": "a guess"})(dry_run=True)
+    text = report.to_text(100)
+    assert "4 runs of 2 rows, 4 trainings" in text
+    assert "dinov2-" in text
+    assert "distill: 4 to do, 8 s (by a guess)" in text
+    assert not study.out.exists()
+    assert study.calls == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": {"a": {"distil.teachers": ["clip"]}}}, r"a: distil\.teachers.*did you mean 'distill'"),
+        ({"rows": {"a": {"distill.teacher": ["clip"]}}}, r"distill\.teacher .*did you mean 'teachers'"),
+        (
+            {"rows": {"a": {"distill.recipe.loss.cosinus": 1}}},
+            r"a: distill\.recipe: unknown key loss\.cosinus.*did you mean 'cosine",
+        ),
+        ({"rows": {"a": {"distill.cache": "x"}}}, r"distill\.cache is decided by the study's other sections"),
+        ({"axes": {"distill.recipe.training.seeds": [1]}}, r"unknown key training\.seeds.*did you mean 'seed'"),
+        ({"baseline": "CLIPS"}, r"there is no row 'CLIPS'; did you mean 'CLIP'"),
+        ({"seeded": ["distil"]}, r"'distil' draws nothing; did you mean 'distill'"),
+        ({"row": {}}, r"unknown key row; did you mean 'rows'"),
+        ({"rows": {"a": {"distill": False}}}, r"a: nothing is trained"),
+        ({"distill": {"config": "missing.yaml"}}, r"missing\.yaml cannot be read as a recipe"),
+        ({"extract": {"cache": "nowhere"}}, r"nowhere: no feature cache here"),
+    ],
+)
+def test_a_wrong_name_is_one_line_with_the_nearest_one_before_anything_runs(study, changes, message):
+    study.write(**changes)
+    with pytest.raises(SakError, match=message) as error:
+        study()
+    assert "\n" not in str(error.value)
+    assert study.calls == []
+
+
+def ablate_process(study, tmp_path, **environment):
+    """The study in a process of its own."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from pipeline.ablate import AblateConfig, run_ablation\n"
+        f"config = AblateConfig(Path({str(study.file)!r}), Path({str(study.out)!r}), 2, program={FAKE!r})\n"
+        "report = run_ablation(config, lambda line: print(line, flush=True))\n"
+        "sys.exit(report.exit_code)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def until(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def has_steps(study):
+    return len(list(study.out.glob("runs/*/checkpoints/last"))) >= 2
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_its_stages_save_and_a_second_call_finishes(study, tmp_path):
+    process = ablate_process(study.write(), tmp_path, STAGE_SECONDS="0.5")
+    until(lambda: has_steps(study))
+    process.kill()
+    process.communicate()
+    report = study()
+    assert report.exit_code == 0
+    assert study.calls.count("distill dinov2 resume") == 2
+    assert [line["seeds"] for line in study.table()] == ["2", "2"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_the_stages_after_saving_within_seconds(study, tmp_path):
+    process = ablate_process(study.write(), tmp_path, STAGE_SECONDS="0.3")
+    until(lambda: has_steps(study))
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, said
+    assert time.monotonic() - start < 20
+    assert "save and stop" in said
+    states = [yaml.safe_load(path.read_text())["sessions"][-1] for path in study.out.glob("runs/*/run.json")]
+    assert all(state["stopped"] for state in states)
+    assert study().exit_code == 0
+
+
+def test_a_setting_replaces_what_excludes_it_and_keeps_what_is_beside_it():
+    base = {"training": {"epochs": 3, "batch_size": 8}}
+    assert merged(base, {"training.steps": 5}) == {"training": {"steps": 5, "batch_size": 8}}
+    assert base == {"training": {"epochs": 3, "batch_size": 8}}
+
+
+def test_set_changes_the_base_of_every_row(study, small_world):
+    study.write(extract={"cache": "elsewhere"})
+    changed = load_study(study.file, [f"extract.cache={small_world.cache}"])
+    assert changed.extract == {"cache": str(small_world.cache)}
+    with pytest.raises(UsageError, match="there is no stage 'extrakt'"):
+        load_study(study.file, ["extrakt.cache=x"])

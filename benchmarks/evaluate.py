@@ -1,6 +1,6 @@
 """How fast `sak-cli evaluate` and `predict` are, and where the time goes.
 
-Run it: python benchmarks/evaluate.py [--images 500] [--size 128] [--workers 2] [--data DEMO]
+Run it: python benchmarks/evaluate.py [--images 500] [--size 128] [--workers 2] [--data DEMO] [--quick]
 
 A small student with random weights on demo scenes (random boundaries are matched as slowly as any). Wall-clock and CPU
 seconds of everything, odsF included, of everything but odsF, and of the forward alone; then predict, panels included.
@@ -95,7 +95,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data", type=Path, help="demo data with enough scenes; made where none is named")
     parser.add_argument("--datasets", nargs="*", default=["demo-pascal", "demo-nyud"])
+    parser.add_argument("--quick", action="store_true", help="twelve images")
     asked = parser.parse_args()
+    asked.images = 12 if asked.quick else asked.images
     print(machine())
     print(versions("sak", "torch", "numba"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,7 +107,9 @@ def main() -> None:
         rows = []
         for name in asked.datasets:
             rows += evaluations(small_student(name, asked.size), data, asked.images, asked.workers)
-        rows += predictions(small_student("demo-pascal", asked.size), data, 64, asked.workers, Path(scratch))
+        rows += predictions(
+            small_student("demo-pascal", asked.size), data, min(64, asked.images), asked.workers, Path(scratch)
+        )
         print(table(rows))
 
 

@@ -1,25 +1,19 @@
 """Pictures of every task for images of any size and kind."""
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.cluster import resolve_device
-from pipeline.data.fitted import Fitted, fit, read_at_own_size
-from pipeline.images.decode import decode_photo
-from pipeline.images.errors import BadImage
+from pipeline.data.fitted import read_at_own_size
 from pipeline.images.source import IMAGE_EXTENSIONS
-from pipeline.pictures.colour import colour
-from pipeline.pictures.compare import prediction_panel
-from pipeline.pictures.files import Stored, prediction_file, stored, write_prediction, write_whole
-from pipeline.pictures.panel import as_png
+from pipeline.pictures.files import Stored, prediction_file, stored
+from pipeline.pictures.photos import Failure, Photo, PhotoWork, Wanted, panel_file, prepare, read, write
 from pipeline.processes import WAITING, in_order, worker_pool
 from pipeline.progress import Update
 from pipeline.training.task_model import Checkpoint
@@ -27,9 +21,8 @@ from pipeline.training.task_models import TaskModels
 from sak.errors import UsageError
 from sak.tasks import Dataset
 
-PANELS = "panels"
-LEAST_SIDE = 16
-"""Pixels; a patch has as many."""
+FEW = 8
+"""Images for which starting processes takes longer than what they would do."""
 
 AHEAD = 2
 """Batches read ahead of the one that is predicted."""
@@ -101,30 +94,23 @@ def predict(config: PredictConfig, *, progress: Update | None = None) -> Predict
     if not config.overwrite:
         _refuse_existing(config.out, table, wanted)
     networks.to(device)
-    work = _Work(networks.size, table, config.out)
+    workers = config.workers if len(wanted) >= FEW else 0
+    work = PhotoWork(networks.size, table, config.out)
     bad: list[tuple[Path, str]] = []
     unfinished: deque[Future[None]] = deque()
-    with worker_pool(config.workers, "--workers", prepare=_prepare, arguments=(work, config.workers > 0)) as pool:
-        for done, read in _batches(pool, wanted, config):
-            images = [each for each in read if isinstance(each, _Photo)]
-            bad += [(each.path, each.reason) for each in read if isinstance(each, _Failure)]
+    with worker_pool(workers, "--workers", prepare=prepare, arguments=(work, workers > 0)) as pool:
+        for done, batch in _batches(pool, wanted, config.batch_size, workers):
+            images = [each for each in batch if isinstance(each, Photo)]
+            bad += [(each.path, each.reason) for each in batch if isinstance(each, Failure)]
             for photo, predictions in _predicted(networks, table, images, device):
-                unfinished.append(pool.submit(_write, photo, predictions))
-            while len(unfinished) > WAITING * config.workers:
+                unfinished.append(pool.submit(write, photo, predictions))
+            while len(unfinished) > WAITING * workers:
                 unfinished.popleft().result()
             if progress is not None:
                 progress(done, len(wanted))
         for each in unfinished:
             each.result()
     return PredictReport(len(wanted) - len(bad), config.out, tuple(bad))
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """An image's file and the name of its pictures."""
-
-    path: Path
-    name: str
 
 
 def find(places: Sequence[Path]) -> list[Wanted]:
@@ -162,96 +148,27 @@ def _refuse_existing(out: Path, table: Dataset, wanted: Sequence[Wanted]) -> Non
     if out.is_file():
         raise UsageError(f"{out} is a file; --out is the folder for the pictures")
     for each in wanted:
-        for path in (_panel(out, each.name), *(prediction_file(out, task, each.name) for task in table)):
+        for path in (panel_file(out, each.name), *(prediction_file(out, task, each.name) for task in table)):
             if path.exists():
                 raise UsageError(f"{path} exists; choose another --out, or replace it with --overwrite")
 
 
-def _panel(out: Path, name: str) -> Path:
-    return out / PANELS / f"{name}.png"
-
-
-@dataclass(frozen=True)
-class _Photo:
-    """A decoded image, (h, w, 3) uint8, and as the network takes it."""
-
-    wanted: Wanted
-    pixels: NDArray[np.uint8]
-    fitted: Fitted
-
-
-@dataclass(frozen=True)
-class _Failure:
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What the processes beside this one do: decode images, write pictures."""
-
-    size: tuple[int, int]
-    table: Dataset
-    out: Path
-
-    def read(self, wanted: Wanted) -> "_Photo | _Failure":
-        """The image, or why there is none."""
-        try:
-            pixels = np.asarray(decode_photo(wanted.path.read_bytes()))
-        except BadImage as error:
-            return _Failure(wanted.path, str(error))
-        except OSError as error:
-            return _Failure(wanted.path, error.strerror or str(error))
-        height, width = pixels.shape[:2]
-        if min(height, width) < LEAST_SIDE:
-            return _Failure(wanted.path, f"{width} x {height} pixels; a prediction needs at least {LEAST_SIDE} a side")
-        return _Photo(wanted, pixels, fit(pixels.astype(np.float32), self.size))
-
-    def write(self, photo: _Photo, predictions: Mapping[str, Stored]) -> None:
-        """A picture for each task and the panel of all."""
-        name = photo.wanted.name
-        for task in self.table:
-            path = write_prediction(self.out, task, name, predictions[task.name])
-            if task.colouring == "colormap":
-                coloured = Image.fromarray(colour(task, predictions[task.name]))
-                write_whole(path.with_name(f"{path.name.removesuffix('.npy')}.png"), as_png(coloured))
-        sheet = prediction_panel(name, photo.pixels, self.table, predictions)
-        write_whole(_panel(self.out, name), as_png(sheet))
-
-
-_here: list[_Work] = []
-
-
-def _prepare(work: _Work, alone: bool) -> None:
-    _here[:] = [work]
-    if alone:
-        torch.set_num_threads(1)
-
-
-def _read(wanted: Wanted) -> "_Photo | _Failure":
-    return _here[0].read(wanted)
-
-
-def _write(photo: _Photo, predictions: Mapping[str, Stored]) -> None:
-    _here[0].write(photo, predictions)
-
-
 def _batches(
-    pool: Executor, wanted: Sequence[Wanted], config: PredictConfig
-) -> Iterator[tuple[int, list["_Photo | _Failure"]]]:
+    pool: Executor, wanted: Sequence[Wanted], batch_size: int, workers: int
+) -> Iterator[tuple[int, list[Photo | Failure]]]:
     """Images as the pool has read them, with how many that makes."""
-    ahead = AHEAD * config.batch_size if config.workers else 1
-    batch: list[_Photo | _Failure] = []
-    for done, each in enumerate(in_order(pool, _read, wanted, ahead), start=1):
+    ahead = AHEAD * batch_size if workers else 1
+    batch: list[Photo | Failure] = []
+    for done, each in enumerate(in_order(pool, read, wanted, ahead), start=1):
         batch.append(each)
-        if len(batch) == config.batch_size or done == len(wanted):
+        if len(batch) == batch_size or done == len(wanted):
             yield done, batch
             batch = []
 
 
 def _predicted(
-    networks: TaskModels, table: Dataset, photos: Sequence[_Photo], device: torch.device
-) -> Iterator[tuple[_Photo, dict[str, Stored]]]:
+    networks: TaskModels, table: Dataset, photos: Sequence[Photo], device: torch.device
+) -> Iterator[tuple[Photo, dict[str, Stored]]]:
     if not photos:
         return
     inputs = torch.from_numpy(np.stack([photo.fitted.image for photo in photos]))

@@ -1,7 +1,7 @@
 """Stage 3: train routers and heads (and the student under them) on a data set's tasks, beside live teachers."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pipeline.training.devices import check_trackers, finish_trackers, make_acce
 from pipeline.training.figures import draw_finetuning
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.guides import LiveGuides, build_guides
-from pipeline.training.held_out import HeldOut, baseline_scores, measured
+from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge
 from pipeline.training.loop import Fit, FitResult, Hooks
 from pipeline.training.networks import Baseline, Origin, find_origin, make_network
 from pipeline.training.objective import Objective, counts_of_all, finetune_step, without_unused
@@ -64,8 +64,8 @@ class FinetuneConfig(Frozen):
     @property
     def rows(self) -> Dataset:
         """The data set's tasks that are trained, with the recipe's weights; UsageError for an unknown one."""
-        rows = task_table(self.dataset)
-        return reweighted(rows if self.tasks is None else rows.select(self.tasks), self.recipe.tasks.weights)
+        rows = task_table(self.dataset).reweighted(self.recipe.tasks.weights)
+        return rows if self.tasks is None else rows.select(self.tasks)
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,13 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     settings, reads = config.model_dump(mode="json"), what_is_read(data, guides)
     run = open_run(out, settings, reads, accelerator, session.start)
     tell(session, accelerator, origin, guides)
-    best, best_is_lower = what_is_best(config, rows)
+    best = what_is_best(config, rows)
     hooks = Hooks(
         save_model=save_task_model,
         load_model=restore_task_model,
         evaluate=evaluate,
-        best=best,
-        best_is_lower=best_is_lower,
+        best=best.name,
+        best_is_lower=best.lower_is_better,
         evaluate_first=True,
         progress=session.progress,
         say=session.say,
@@ -276,29 +276,16 @@ def held_out(data: TaskData, config: FinetuneConfig, rows: Dataset, accelerator:
     return HeldOut(data.validation, rows, size, recipe, accelerator, baseline)
 
 
-def what_is_best(config: FinetuneConfig, rows: Dataset) -> tuple[str, bool]:
-    """The measurement that makes a checkpoint the best, and whether lower is better."""
+def what_is_best(config: FinetuneConfig, rows: Dataset) -> Judge:
+    """The measurement that makes a checkpoint the best: delta_m over a baseline run, else the recipe's task."""
     if config.baseline_run is not None:
-        return "delta_m", False
-    wanted = config.recipe.best if config.recipe.best in rows.names else None
-    if config.recipe.best is not None and wanted is None and config.baseline is None:
-        raise UsageError(f"best: no task {config.recipe.best!r} is trained{nearest(config.recipe.best, rows.names)}")
-    by_name = {each.task.name: each for each in measured(rows, config.recipe.evaluation)}
-    judge = by_name[wanted or rows.names[0]]
-    return judge.name, judge.lower_is_better
+        return Judge("delta_m", lower_is_better=False)
+    return judge(task_table(config.dataset), rows, config.recipe.best, config.recipe.evaluation)
 
 
 def loss_of(recipe: FinetuneRecipe) -> DistillationLoss:
     """The recipe's distillation loss."""
     return DistillationLoss(**recipe.distillation.model_dump(exclude={"gamma", "precision"}))
-
-
-def reweighted(rows: Dataset, weights: Mapping[str, float]) -> Dataset:
-    """The same tasks with some of their losses' weights replaced."""
-    for name in weights:
-        if name not in rows.names:
-            raise UsageError(f"tasks.weights: no task {name!r}{nearest(name, rows.names)}")
-    return replace(rows, tasks=tuple(replace(row, weight=weights.get(row.name, row.weight)) for row in rows))
 
 
 def tell(session: Session, accelerator: Accelerator, origin: Origin, guides: LiveGuides | None) -> None:
@@ -333,6 +320,7 @@ def facts(config: FinetuneConfig, network: nn.Module, origin: Origin) -> dict[st
         "tasks": list(found.tasks),
         "image_size": list(found.image_size),
         "init": origin.place,
+        "best_by": what_is_best(config, config.rows).name,
         "edges_measured_by": "odsF" if config.recipe.evaluation.boundary else "loss",
         "student": network.config.resolved().to_json() if isinstance(network, Student) else None,
         "probe": network.config.to_json() if isinstance(network, Probe) else None,

@@ -4,7 +4,7 @@ Channels, losses, weights, metrics and directions are the paper's; names and col
 NYUD-v2's forty classes. Imports no torch, so that the command line may list it at once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from sak.errors import UsageError, nearest
@@ -97,6 +97,11 @@ class Dataset:
     def weights(self) -> dict[str, float]:
         """Task -> weight of its loss."""
         return {task.name: task.weight for task in self.tasks}
+
+    def reweighted(self, weights: Mapping[str, float]) -> "Dataset":
+        """The same tasks with some of their losses' weights replaced; UsageError for an unknown task."""
+        chosen = {self[name].name: weight for name, weight in weights.items()}
+        return replace(self, tasks=tuple(replace(row, weight=chosen.get(row.name, row.weight)) for row in self.tasks))
 
     def select(self, names: Iterable[str]) -> "Dataset":
         """The same data set with these tasks alone, in the table's order; UsageError for an unknown one."""

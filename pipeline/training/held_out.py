@@ -50,6 +50,24 @@ def measured(rows: Dataset, recipe: EvaluationRecipe) -> tuple[Measured, ...]:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """The number of a measurement that tells the best checkpoint, and its direction."""
+
+    name: str
+    lower_is_better: bool
+
+
+def judge(whole: Dataset, rows: Dataset, best: str | None, recipe: EvaluationRecipe) -> Judge:
+    """The recipe's `best`, or the first task trained where it names none or one that is left out of this training.
+
+    UsageError where the data set has no such task at all.
+    """
+    found = {each.task.name: each for each in measured(rows, recipe)}
+    wanted = rows.names[0] if best is None or whole[best].name not in found else best
+    return Judge(found[wanted].name, found[wanted].lower_is_better)
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """Called with the network and the step, by all processes together.
 

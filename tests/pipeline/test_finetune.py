@@ -1,15 +1,21 @@
 """Fine-tuning on small demo trees: from a distilled run, from a stem, baselines, probes; what it writes and refuses."""
 
+import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
-from pipeline.finetune import FinetuneConfig, Session, finetune
+from pipeline.data.task_batches import TaskBatches
+from pipeline.finetune import FinetuneConfig, Session, finetune, run_finetune
 from pipeline.training.begin import Start
 from pipeline.training.run import RunDirectory
 from pipeline.training.task_model import load_task_model
 from sak.checkpoints import load_student
+from sak.errors import SakError, UsageError
 
 TASKS = {"demo-nyud": ("semseg", "depth", "normals", "edge"),
          "demo-pascal": ("semseg", "human_parts", "sal", "normals", "edge")}  # fmt: skip
@@ -86,3 +92,223 @@ def test_without_teachers_the_tasks_alone_are_learnt(run, distilled):
     assert made.about["reads"]["live"] == {}
     source, mine = load_student(distilled / "checkpoints/last").state_dict(), weights(made)
     assert all(torch.equal(mine[key], source[key]) for key in source if key.startswith("aligners"))
+
+
+CLIP = "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k"
+SMALL = {"embed_dim": 16, "depth": 4, "num_heads": 2}
+PROBE = {"probe": {"weights": "random:5", "overrides": SMALL}}
+
+
+def teacher_of(run):
+    return load_task_model(run.directory.root)[0].model.teacher.state_dict()
+
+
+def test_a_probe_trains_heads_on_a_teacher_that_stays_as_it_is_to_the_last_bit(run):
+    from sak.teachers import build_teacher
+
+    said = []
+    made = run(init=f"teacher:{CLIP}", said=said, recipe={**PROBE, "training": {"steps": 4}})
+    assert "warning: the teacher vit_base_patch16_clip_384.laion2b_ft_in12k_in1k has RANDOM weights" in said
+    (model,) = load_task_model(made.directory.root)
+    assert (model.kind, model.tasks) == ("probe", TASKS["demo-nyud"])
+    untouched = build_teacher(CLIP, weights="random:5", image_size=64, overrides=SMALL).state_dict()
+    assert all(torch.equal(tensor, untouched[key]) for key, tensor in teacher_of(made).items())
+    assert made.losses[-1] < made.losses[0]
+    assert not list(made.directory.root.rglob("student.safetensors"))
+
+
+def test_a_probe_takes_its_teacher_from_a_spec_and_resumes_bit_for_bit(run, small_world, monkeypatch):
+    asked = {"init": "teacher:sam", "spec": str(small_world.spec), "recipe": {"training": {"steps": 4}}}
+    straight = run("straight", **asked)
+    stop_after(2, monkeypatch)
+    assert run("parts", **asked).result.stopped
+    monkeypatch.undo()
+    parts = run("parts", **asked, start=Start(resume=True))
+    assert parts.losses == straight.losses
+    mine, theirs = weights(parts), weights(straight)
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def stop_after(step, monkeypatch):
+    plain = TaskBatches.start_at
+
+    def start_at(self, first):
+        for number, batch in enumerate(plain(self, first), start=first + 1):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(TaskBatches, "start_at", start_at)
+
+
+@pytest.mark.parametrize(
+    "workers", [pytest.param(0, id="no workers"), pytest.param(1, id="a worker", marks=pytest.mark.slow)]
+)
+def test_seven_steps_a_kill_and_thirteen_more_are_twenty_bit_for_bit(run, distilled, monkeypatch, workers):
+    asked = {"init": str(distilled), "recipe": {"training": {"steps": 20}}}
+    straight = run("straight", **asked)
+    stop_after(7, monkeypatch)
+    settings = {**asked, "recipe": {**asked["recipe"], "data": {"workers": workers}}}
+    first = run("parts", **settings)
+    assert (first.result.step, first.result.stopped) == (7, True)
+    monkeypatch.undo()
+    second = run("parts", **settings, start=Start(resume=True))
+    assert second.losses == straight.losses
+    mine, theirs = weights(second), weights(straight)
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_single_task_baselines_are_whole_runs_that_resume_together(run, monkeypatch):
+    asked = {"baseline": "single-task", "dataset": "demo-pascal", "tasks": ("human_parts", "sal"),
+             "recipe": {"training": {"steps": 3}}}  # fmt: skip
+    stop_after(2, monkeypatch)
+    first = run(**asked)
+    assert first.result.stopped
+    monkeypatch.undo()
+    assert not (first.directory.root / "sal").exists()
+    second = run(**asked, start=Start(resume=True))
+    assert not second.result.stopped
+    models = load_task_model(second.directory.root)
+    assert [(model.kind, model.tasks) for model in models] == [("single-task", ("human_parts",)),
+                                                               ("single-task", ("sal",))]  # fmt: skip
+    assert second.about["parts"] == {"human_parts": "human_parts", "sal": "sal"}
+    parts = {task: RunDirectory(second.directory.root / task).about()["reads"]["images"] for task in asked["tasks"]}
+    assert parts["human_parts"] < parts["sal"] == 11  # only the images with a person
+    assert [line["step"] for line in RunDirectory(second.directory.root / "human_parts").metrics()
+            if "loss" in line] == [1, 2, 3]  # fmt: skip
+
+
+def test_delta_m_over_a_baseline_names_the_best_checkpoint(run):
+    tasks, short = ("semseg", "edge"), {"training": {"steps": 2}}
+    baseline = run("baseline", baseline="single-task", tasks=tasks, recipe=short)
+    made = run("mine", baseline="multi-task", tasks=tasks, recipe=short, baseline_run=str(baseline.directory.root))
+    at_end, theirs = made.evaluated[-1], {}
+    for task in tasks:
+        theirs |= [x for x in RunDirectory(baseline.directory.root / task).metrics() if x.get("evaluation")][-1]
+    gains = [at_end["metric/semseg"] / theirs["metric/semseg"] - 1, 1 - at_end["loss/edge"] / theirs["loss/edge"]]
+    assert at_end["delta_m"] == pytest.approx(100 * sum(gains) / 2)
+    state = json.loads((made.directory.checkpoints / "best/training.json").read_text())
+    assert state["values"]["best"] == at_end["delta_m"]
+    with pytest.raises(UsageError, match=r"has not measured metric/normals; train it on the same tasks"):
+        run("other", baseline="multi-task", tasks=(*tasks, "normals"), baseline_run=str(baseline.directory.root))
+
+
+def test_a_fraction_of_the_images_is_fixed_by_the_seed(run):
+    def read(name, seed=0, **more):
+        recipe = {"training": {"steps": 1, "batch_size": 2, "seed": seed}}
+        return run(name, baseline="multi-task", tasks=("depth",), recipe=recipe, **more).about["reads"]
+
+    quarter = read("a", fraction=0.25)
+    assert quarter["images"] == 3
+    assert read("b", fraction=0.25) == quarter
+    assert read("c", fraction=0.25, seed=1)["images_sha256"] != quarter["images_sha256"]
+
+
+def test_boundaries_are_matched_during_training_only_where_asked(run):
+    made = run(baseline="multi-task", tasks=("edge",), recipe={"training": {"steps": 1},
+                                                                "evaluation": {"boundary": True}})  # fmt: skip
+    assert 0 <= made.evaluated[-1]["metric/edge"] <= 100
+    assert made.about["edges_measured_by"] == "odsF"
+
+
+def test_accumulated_parts_have_the_batchs_teachers_and_noise(run, distilled):
+    whole, parts = (run(f"by {n}", init=str(distilled), recipe={"training": {"steps": 1, "accumulate": n}})
+                    for n in (1, 2))  # fmt: skip
+    for name in (name for name in whole.lines[0] if "/level" in name or name == "distillation"):
+        assert parts.lines[0][name] == pytest.approx(whole.lines[0][name], rel=2e-2)
+
+
+def test_flags_go_over_set_and_set_over_the_recipe(scenes, finetune_recipe, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(finetune_recipe))
+    run_finetune("random:3", "demo-nyud", str(scenes), tmp_path / "run", config=recipe, tasks=["depth"], epochs=0.5,
+                 overrides=["training.batch_size=2", "tasks.weights.depth=7"], batch_size=5, baseline="multi-task",
+                 device="cpu")  # fmt: skip
+    written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["recipe"]
+    training = written["training"]
+    assert (training["batch_size"], training["epochs"], training["steps"]) == (5, 0.5, None)
+    assert (training["schedule"]["kind"], training["clip_norm"]) == ("poly", 10.0)
+    line = next(x for x in RunDirectory(tmp_path / "run").metrics() if "loss" in x)
+    assert line["loss"] == pytest.approx(7 * line["task/depth"])
+
+
+def test_a_described_folder_without_a_validation_split_trains_unmeasured(run, scenes, tmp_path):
+    spec = {"images": "images", "splits": {"train": "gt_sets/train.txt"},
+            "tasks": {"depth": {"folder": "depth", "suffix": ".npy"}}}  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(spec))
+    made = run(dataset=str(tmp_path / "mine.yaml"), data=str(scenes / "NYUDv2"), baseline="multi-task")
+    assert made.evaluated == []
+    assert load_task_model(made.directory.root)[0].tasks == ("depth",)
+
+
+class TestRefusals:
+    """Each is one line that says what, where and what to do."""
+
+    @pytest.fixture(autouse=True)
+    def one_line(self, run):
+        def refused(kind, told, **asked):
+            with pytest.raises(kind, match=told) as error:
+                run("refused", **asked)
+            assert "\n" not in str(error.value)
+
+        self.refused = refused
+
+    def test_nothing_to_start_from(self, tmp_path):
+        self.refused(UsageError, r"no run and no checkpoint there; give a distilled run", init=str(tmp_path))
+        self.refused(UsageError, r"imagenet has no adapter paths: name the spec .* \(--spec\), or train a --baseline")
+        self.refused(UsageError, r"no teacher is named 'dinov3'", init="teacher:dinov3")
+        self.refused(UsageError, r"a probe is no baseline", init=f"teacher:{CLIP}", baseline="multi-task", recipe=PROBE)
+
+    def test_a_data_set_that_does_not_fit_the_run(self, run):
+        first = run("first", baseline="multi-task", tasks=("semseg",), recipe={"training": {"steps": 1}})
+        self.refused(UsageError, r"has a head of semseg with 40 channels already, demo-pascal needs 21: start from the "
+                     "distilled run", init=str(first.directory.root), dataset="demo-pascal", distil=False)  # fmt: skip
+
+    def test_missing_labels_and_trees(self, scenes, tmp_path):
+        self.refused(SakError, r"nowhere is not a folder", data=str(tmp_path / "nowhere"), baseline="multi-task")
+        tree = tmp_path / "NYUDv2"
+        tree.mkdir()
+        for folder in ("images", "segmentation", "edge", "normals", "gt_sets"):
+            (tree / folder).symlink_to(scenes / "NYUDv2" / folder)
+        self.refused(SakError, r"demo-nyud train: 11 of 55 files are missing: .*depth/.*npy.* or leave tasks out with "
+                     "--tasks", data=str(tmp_path), baseline="multi-task")  # fmt: skip
+
+    def test_missing_and_other_teachers(self, distilled, small_world, tmp_path):
+        self.refused(UsageError, r"the student knows no 'dino'; its teachers are clip, dinov2, sam|dinov2",
+                     init=str(distilled), teachers=("dino",))  # fmt: skip
+        checkpoint = str((distilled / "checkpoints/last").resolve())
+        alone = tmp_path / "imported"
+        alone.symlink_to(checkpoint)
+        self.refused(UsageError, r"nothing says how to build the teacher \w+: name a cache spec .* \(--no-distill\)",
+                     init=str(alone))  # fmt: skip
+        document = small_world.document()
+        document["teachers"]["clip"]["weights"] = str(tmp_path / "clip.pth")
+        spec = tmp_path / "spec.yaml"
+        spec.write_text(yaml.safe_dump(document))
+        self.refused(SakError, r"clip\.pth: no such weights file", init=str(distilled), spec=str(spec))
+        document["teachers"]["clip"]["weights"] = "random:99"
+        spec.write_text(yaml.safe_dump(document))
+        self.refused(SakError, r"teacher clip .*random:99.*: its weights is \w+, wanted \w+", init=str(distilled),
+                     spec=str(spec))  # fmt: skip
+
+    def test_batches_that_cannot_be_made(self):
+        base = {"baseline": "multi-task", "tasks": ("depth",)}
+        self.refused(UsageError, r"11 training images make no batch of 16; take a smaller --batch-size", **base,
+                     recipe={"training": {"batch_size": 16}})  # fmt: skip
+        self.refused(UsageError, r"fraction of the data must be in \(0, 1\], got 0", **base, fraction=0.0)
+
+    def test_settings_that_mean_nothing(self, scenes, tmp_path):
+        self.refused(UsageError, r"demo-nyud has no task 'sal'; known: depth, edge", baseline="multi-task",
+                     recipe={"best": "sal"})  # fmt: skip
+        self.refused(UsageError, r"demo-nyud has no task 'dept'; did you mean 'depth'\?", baseline="multi-task",
+                     recipe={"tasks": {"weights": {"dept": 1.0}}})  # fmt: skip
+        self.refused(UsageError, r"no run there; train one with .* --baseline single-task", baseline="multi-task",
+                     baseline_run=str(tmp_path / "nothing"))  # fmt: skip
+        with pytest.raises(UsageError, match=r"no baseline 'multitask'; did you mean 'multi-task'\?"):
+            run_finetune("imagenet", "demo-nyud", str(scenes), tmp_path / "x", baseline="multitask", device="cpu")
+
+    def test_another_recipe_or_other_images_on_resume(self, run, monkeypatch):
+        asked = {"baseline": "multi-task", "tasks": ("depth",)}
+        run("refused", **asked, recipe={"training": {"steps": 1}})
+        self.refused(UsageError, r"training.steps: was 1, now 2.*--force", **asked, start=Start(resume=True),
+                     recipe={"training": {"steps": 2}})  # fmt: skip

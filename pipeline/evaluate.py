@@ -93,6 +93,14 @@ class EvaluateConfig:
         ):
             if value < least:
                 raise UsageError(f"{option} must be at least {least}, got {value}")
+        if self.save is not None and not self.again and self.save.exists() and not _is_empty(self.save):
+            raise UsageError(
+                f"--save: {self.save} is not an empty folder; choose another, or write over it with --again"
+            )
+
+
+def _is_empty(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())
 
 
 @dataclass(frozen=True)

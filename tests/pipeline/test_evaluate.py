@@ -111,6 +111,9 @@ def test_what_is_stored_is_used_again_only_where_it_fits(demo, run, tmp_path):
 
 def test_saved_predictions_are_what_the_fields_tools_read(demo, run, tmp_path):
     evaluate(asked(run, save=tmp_path / "saved"))
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        asked(run, save=tmp_path / "saved")
+    evaluate(asked(run, save=tmp_path / "saved", again=True))
     read = {task: sorted((tmp_path / "saved" / task).iterdir()) for task in NYUD.names}
     assert all(len(files) == 2 for files in read.values())
     with Image.open(read["semseg"][0]) as image:

@@ -35,7 +35,7 @@ class Extraction:
 
     def finish(self) -> str:
         """What it said; it must end well."""
-        said, _ = self.process.communicate(timeout=300)
+        said, _ = self.process.communicate(timeout=600)
         assert self.process.returncode == 0, said
         return said
 
@@ -191,7 +191,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bytes(whole, spec, shard
             dask.start_worker("worker-3")
         else:
             dask.kill("scheduler")
-        said, _ = run.process.communicate(timeout=300)
+        said, _ = run.process.communicate(timeout=600)
         assert "Traceback" not in said, said
         if dask:
             dask.close()

@@ -132,6 +132,43 @@ def teachers(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def demo_teachers(
+    out: Annotated[Path, typer.Option(help="Folder for scenes, runs, weights and cards; run again, it goes on.")],
+    only: Annotated[str | None, typer.Option(help="Some of dino, clip, sam, stem, separated by commas.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A recipe, as in recipes/demo_teachers/.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override: dino.steps=2000.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "auto",
+    processes: Annotated[int | None, typer.Option(help="Processes that render scenes; all cores by default.")] = None,
+    show: Annotated[Path | None, typer.Option(help="Train nothing: draw what the teachers see into this PNG.")] = None,
+) -> None:
+    """Train the demo's own teachers and stem on procedural scenes, or show what the shipped ones see.
+
+    Example: [cyan]sak-cli demo-teachers --out ./demo/teachers --only dino,clip[/cyan]
+    """
+    from pipeline.demo_teachers import run_demo_teachers, show_teachers
+    from pipeline.progress import progress_bar
+
+    if show is not None:
+        typer.echo(show_teachers(show, weights=out))
+        return
+    with progress_bar("steps") as progress:
+        results = run_demo_teachers(
+            out,
+            only=comma_list(only) or (),
+            config=config,
+            overrides=sets or (),
+            device=device,
+            processes=processes,
+            say=typer.echo,
+            progress=progress,
+        )
+    for name, result in results.items():
+        typer.echo(f"{name}: {'stopped' if result.stopped else 'done'} after {result.step:,} steps")
+    stopped = [result.signal or 0 for result in results.values() if result.stopped]
+    raise typer.Exit(128 + stopped[0] if stopped else 0)
+
+
+@app.command()
 def boundary(
     predictions: Annotated[Path, typer.Argument(help="Folder of <id>.png: 8-bit grey, 255 a certain boundary.")],
     truth: Annotated[Path, typer.Argument(help="The data set's folder; for bsds the folder of its .mat files.")],

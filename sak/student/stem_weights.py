@@ -1,4 +1,4 @@
-"""Where a stem starts from: timm's pretrained weights, a file of a timm ViT, or random numbers that were asked for."""
+"""Where a stem starts from: timm's pretrained weights, the demo's own, a file of a timm ViT, or random numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ import timm
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from sak.demo.shipped import shipped_file
 from sak.errors import SakError, UsageError
 from sak.student.foreign import THEIA, renamed, theia_file
 from sak.student.lora import LORA_KEYS
@@ -15,11 +16,14 @@ from sak.student.stem import Stem
 from sak.student.swin import SwinStem
 from sak.weight_files import read_tensors
 
+DEMO = "demo/"
+"""What the names of the weights begin with that the package holds: `demo/stem`."""
+
 _UNUSED = ("norm.", "fc_norm.", "head.")
 
 
 def load_stem_weights(stem: Stem | SwinStem, name: str | Size, weights: str) -> None:
-    """Fill the stem from `pretrained` or a file; `SakError` where they are missing or do not fit.
+    """Fill the stem from `pretrained`, `demo/stem` or a file; `SakError` where they are missing or do not fit.
 
     The position embedding is resampled bicubically with antialias where the stem has another grid, as timm does.
     """
@@ -28,6 +32,9 @@ def load_stem_weights(stem: Stem | SwinStem, name: str | Size, weights: str) -> 
     if weights == "pretrained" and name in THEIA:
         file = theia_file(str(name))
         _fill(stem, read_tensors(file), source=str(file))
+    elif weights.startswith(DEMO):
+        file = shipped_file(weights.removeprefix(DEMO)).fetch(weights)
+        _fill(stem, {key: tensor.float() for key, tensor in read_tensors(file).items()}, source=weights)
     elif weights == "pretrained":
         _fill(stem, _pretrained(name), source=f"pretrained {name}")
     else:

@@ -22,6 +22,7 @@ _LIBRARIES = {  # module, function that finds a model in it
     "timm": ("sak.teachers.timm_teacher", "timm_blueprint"),
     "open_clip": ("sak.teachers.open_clip_teacher", "open_clip_blueprint"),
     "segment_anything": ("sak.teachers.segment_anything_teacher", "segment_anything_blueprint"),
+    "demo": ("sak.teachers.demo_teacher", "demo_blueprint"),
     "custom": ("sak.teachers.custom", "custom_blueprint"),
 }
 _MAY_BE_NONE = ("reg_tokens", "window_size")  # sizes of which 0 is one
@@ -63,7 +64,7 @@ def build_teacher(  # noqa: PLR0913 (the fields of a teacher in a cache spec)
     """Build a frozen teacher.
 
     Args:
-        model: `timm/<model>.<tag>`, `open_clip/<arch>/<tag>`, `segment_anything/<vit_b|vit_l|vit_h>`,
+        model: `timm/<model>.<tag>`, `open_clip/<arch>/<tag>`, `segment_anything/<vit_b|vit_l|vit_h>`, `demo/<name>`,
             `custom:<module>:<builder>`, or a name in the registry.
         weights: `pretrained`, a file, or `random:SEED`; nothing else ever leads to random weights.
         image_size: Size of the images that will come, (height, width) or the side of a square.

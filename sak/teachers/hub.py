@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sak.demo.shipped import ShippedFile
 from sak.errors import SakError
 
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -97,4 +98,4 @@ class UrlFile:
         return self.place
 
 
-PublishedFile = HubFiles | UrlFile
+PublishedFile = HubFiles | UrlFile | ShippedFile

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sak.demo.shipped import shipped_file
 from sak.teachers.hub import OPEN_CLIP_FILES, SAM_URLS, TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.names import parse_model
 
@@ -41,7 +42,7 @@ class TeacherInfo:
 
     @property
     def library(self) -> str:
-        """timm, open_clip or segment_anything."""
+        """timm, open_clip, segment_anything or demo."""
         return parse_model(self.model).library
 
     @property
@@ -52,6 +53,8 @@ class TeacherInfo:
     def published(self) -> PublishedFile:
         """Where its weights are published."""
         parsed = parse_model(self.model)
+        if parsed.library == "demo":
+            return shipped_file(parsed.architecture)
         if parsed.library == "segment_anything":
             return UrlFile(SAM_URLS[parsed.architecture])
         if parsed.library == "open_clip":

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from sak.errors import UsageError
 
-FORMS = "timm/<model>.<tag>, open_clip/<arch>/<tag>, segment_anything/<vit_b|vit_l|vit_h>, custom:<module>:<builder>"
+FORMS = (
+    "timm/<model>.<tag>, open_clip/<arch>/<tag>, segment_anything/<vit_b|vit_l|vit_h>, demo/<dino|clip|sam|stem>, "
+    "custom:<module>:<builder>"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,6 @@ def parse_model(text: str) -> ModelName:
     if library == "open_clip" and rest:
         architecture, _, tag = rest.partition("/")
         return ModelName(library, architecture, tag, text)
-    if library == "segment_anything" and rest:
+    if library in ("segment_anything", "demo") and rest:
         return ModelName(library, rest, "", text)
     raise UsageError(f"{text!r} is no teacher model; write {FORMS}, or a name that `sak-cli teachers` lists")

@@ -26,7 +26,7 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def npy(array: NDArray[np.float32]) -> bytes:
+def npy(array: NDArray[np.generic]) -> bytes:
     """An array in numpy's own format."""
     buffer = BytesIO()
     np.save(buffer, array, allow_pickle=False)

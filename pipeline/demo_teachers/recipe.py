@@ -1,0 +1,47 @@
+"""A recipe of the demo's own models: the scenes they see, and how each is trained."""
+
+from pydantic import Field
+
+from pipeline.data.demo.pool import PoolSpec
+from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
+
+
+class PoolConfig(Frozen):
+    """The scenes: how many, how large, from which seed; the last `held_out` of them are measured on alone."""
+
+    seed: int = Field(default=0, ge=0)
+    scenes: int = Field(default=6144, ge=128)
+    size: int = Field(default=160, ge=64)
+    held_out: int = Field(default=384, ge=32)
+
+    def spec(self) -> PoolSpec:
+        """The pool's."""
+        return PoolSpec(self.seed, self.scenes, self.size)
+
+
+def _training(steps: int, batch_size: int, *, rate: float = 1e-3, every: int = 250) -> TrainingConfig:
+    return TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        optimiser=OptimiserConfig(rate=rate, weight_decay=0.02),
+        schedule=ScheduleConfig(warmup_steps=50, warmup_rate=1e-5, final_rate=1e-5, delay=0),
+        clip_norm=3.0,
+        log_every=20,
+        evaluate_every=every,
+        checkpoint_every=100,
+    )
+
+
+class DemoTeachersRecipe(Frozen):
+    """Each model's training; the steps are what one thread does in 8 to 15 minutes."""
+
+    pool: PoolConfig = PoolConfig()
+    dino: TrainingConfig = _training(500, 32, every=125)
+    clip: TrainingConfig = _training(700, 64)
+    sam: TrainingConfig = _training(800, 16)
+    stem: TrainingConfig = _training(1000, 64)
+
+    def training(self, name: str) -> TrainingConfig:
+        """The training of one model."""
+        chosen: TrainingConfig = getattr(self, name)
+        return chosen

@@ -1,0 +1,62 @@
+"""What the teachers see: the first three principal components of their maps as colours, scene by scene."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.data.demo.compose import render_scene
+from pipeline.data.demo.pool import STREAM
+from pipeline.pictures.panel import Tile, as_png, panel
+from sak.demo.shipped import DEMO_MODELS, shipped_file
+from sak.teachers import Teacher, build_teacher
+
+TEACHERS = ("dino", "clip", "sam")
+VIEW = 128
+SEED = 1
+"""Of the scenes shown; those of the seed 0 may have been trained on."""
+
+
+@torch.no_grad()
+def show_teachers(target: Path, *, weights: Path | None = None, scenes: int = 4, level: int = 12) -> Path:
+    """Draw `scenes` scenes that no training saw and each teacher's map of them at `level`; returns the picture's path.
+
+    `weights` is a folder of trained files; what it lacks is taken from the package. Colours are the principal
+    components over all scenes of one teacher, each from its 2nd to its 98th percentile.
+    """
+    shown = [render_scene(SEED, VIEW, stream=STREAM, index=index) for index in range(scenes)]
+    images = torch.from_numpy(np.stack([scene.rgb for scene in shown])).permute(0, 3, 1, 2).float() / 255
+    drawn = {name: components(_teacher(name, weights)(images)[level]) for name in TEACHERS}
+    tiles: list[Tile | None] = []
+    for place, scene in enumerate(shown):
+        tiles.append(Tile(scene.rgb, scene.kind, smooth=True))
+        tiles += [Tile(drawn[name][place], f"demo/{name}, level {level}") for name in TEACHERS]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(as_png(panel(tiles, columns=1 + len(TEACHERS), side=256)))
+    return target
+
+
+def components(maps: Tensor) -> NDArray[np.uint8]:
+    """(B, C, H, W) -> RGB (B, H, W, 3): the three largest principal components of channel-standardised features."""
+    batch, channels, height, width = maps.shape
+    flat = maps.permute(0, 2, 3, 1).reshape(-1, channels).double()
+    flat = (flat - flat.mean(0)) / flat.std(0).clamp(min=1e-9)
+    _, _, directions = torch.linalg.svd(flat, full_matrices=False)
+    three = flat @ directions[:3].T
+    low, high = three.quantile(0.02, dim=0), three.quantile(0.98, dim=0)
+    scaled = ((three - low) / (high - low).clamp(min=1e-9)).clamp(0, 1).reshape(batch, height, width, 3)
+    larger = F.interpolate(scaled.permute(0, 3, 1, 2), scale_factor=8, mode="nearest").permute(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = (larger * 255).round().to(torch.uint8).numpy()
+    return pixels
+
+
+def _teacher(name: str, weights: Path | None) -> Teacher:
+    own = None if weights is None else weights / f"{name}.safetensors"
+    source = own if own is not None and own.is_file() else shipped_file(name).fetch(f"demo/{name}")
+    square = DEMO_MODELS[name].window is not None
+    return build_teacher(
+        f"demo/{name}", weights=source, image_size=VIEW, input_size=2 * VIEW if square else None, device="cpu"
+    )

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.demo_teachers.dino import _balanced, _masks
+from pipeline.demo_teachers.sam import _best_f, _edges
+from pipeline.demo_teachers.scenes import SceneBatches, cut, random_of
+from pipeline.demo_teachers.stage import OBJECTIVES
+from pipeline.demo_teachers.towers import new_tower, vit_tokens
+from sak.teachers import build_teacher
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_falls_when_one_batch_is_learnt_by_heart(name, pool):
+    torch.manual_seed(0)
+    model = OBJECTIVES[name](0)
+    indices = np.flatnonzero(pool.subjects() >= 0)
+    batch = SceneBatches(pool, indices, model.plans(), 4, 0, CPU).batch(0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-3)
+    losses = []
+    for _ in range(8):
+        torch.manual_seed(1)  # the same masks and points
+        loss = model(batch).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    held_out = cut(pool, indices[:6], {"whole": model.held_out_plan()}, random_of(0, "x", 0), CPU)
+    with torch.no_grad():
+        assert all(0 <= value <= 1 for value in model.measure(held_out).values())
+        assert model.embed(held_out.tensors["whole"]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["dino", "clip", "stem"])
+def test_training_sees_the_tokens_that_the_teacher_gives(name):
+    teacher = build_teacher(f"demo/{name}", weights="random:5", image_size=128)
+    images = torch.rand(2, 3, 128, 128)
+    side = teacher.grid()[0] * teacher.tower.patch
+    tokens = vit_tokens(new_tower(name, 5), ((images - teacher.mean) / teacher.std)[..., :side, :side])
+    wanted = teacher(images)[12].flatten(2).transpose(1, 2)
+    assert torch.allclose(tokens[:, 1:], wanted, atol=1e-4)
+
+
+def test_sam_training_sees_the_map_that_the_teacher_gives():
+    model = OBJECTIVES["sam"](5)
+    teacher = build_teacher("demo/sam", weights="random:5", image_size=96, input_size=192)
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        found = model.features((images - teacher.mean) / teacher.std)
+    assert torch.allclose(found, teacher(images)[12], atol=1e-4)
+
+
+def test_the_average_follows_the_student_and_takes_no_gradient(pool):
+    model = OBJECTIVES["dino"](0)
+    assert model.tower is model.teacher.tower
+    assert not any(parameter.requires_grad for parameter in model.tower.parameters())
+    with torch.no_grad():
+        model.student.tower.cls_token.add_(1.0)
+    before = model.teacher.tower.cls_token.clone()
+    model._follow()
+    assert torch.allclose(model.teacher.tower.cls_token - before, torch.full_like(before, 0.02), atol=1e-5)
+
+
+def test_balanced_targets_are_distributions_that_use_all_prototypes_alike():
+    targets = _balanced(torch.rand(256, 16, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(targets.sum(1), torch.ones(256), atol=1e-4)
+    assert torch.allclose(targets.sum(0), torch.full((16,), 16.0), rtol=0.1)
+
+
+def test_every_second_crop_has_hidden_patches():
+    hidden = _masks(8, 36, CPU).float().mean(1)
+    assert (hidden[::2] == 0).all()
+    assert ((hidden[1::2] > 0.15) & (hidden[1::2] < 0.55)).all()
+
+
+def test_boundaries_that_are_drawn_right_have_an_f_of_one_and_a_pixel_of_slack():
+    ids = torch.zeros(1, 32, 32, dtype=torch.long)
+    ids[:, 8:20, 8:20] = 1
+    edges = _edges(ids)
+    assert _best_f(edges, edges) == pytest.approx(1)
+    assert _best_f(edges.roll(1, dims=2), edges) == pytest.approx(1)
+    assert _best_f(edges.roll(4, dims=2), edges) < 0.8

@@ -1,0 +1,91 @@
+import hashlib
+import re
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.demo_teachers import run_demo_teachers
+from pipeline.demo_teachers.recipe import DemoTeachersRecipe
+from pipeline.demo_teachers.show import components
+from sak.errors import UsageError
+from sak.teachers import build_teacher
+
+SHORT = ("pool.scenes=128", "pool.size=64", "pool.held_out=32")
+
+
+def settings(name, steps):
+    changed = {"steps": steps, "batch_size": 4, "schedule.warmup_steps": 1, "log_every": 1, "checkpoint_every": 2}
+    return [*SHORT, *(f"{name}.{key}={value}" for key, value in changed.items())]
+
+
+@pytest.fixture
+def out(tmp_path, scenes):
+    (tmp_path / "scenes").symlink_to(scenes)
+    return tmp_path
+
+
+def train(out, name, steps=3, **options):
+    return run_demo_teachers(out, only=[name], overrides=settings(name, steps), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dino", "clip", "sam", "stem"])
+def test_a_run_leaves_weights_a_card_and_curves_and_the_same_seed_gives_the_same_bytes(name, out, tmp_path_factory):
+    torch.set_num_threads(1)
+    result = train(out, name)[name]
+    assert (result.step, result.stopped) == (3, False)
+    data = (out / f"{name}.safetensors").read_bytes()
+    text = (out / f"{name}.md").read_text()
+    assert hashlib.sha256(data).hexdigest() in text
+    assert "cc0-1.0" in text
+    assert re.search(r"\| cost \| \d+ CPU seconds, 1 session", text)
+    assert (out / "runs" / name / "figures" / "curves.png").is_file()
+    tensors = load_file(out / f"{name}.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    build_teacher(f"demo/{name}", weights=out / f"{name}.safetensors", image_size=64)
+    again = tmp_path_factory.mktemp("again")
+    (again / "scenes").symlink_to(out / "scenes")
+    train(again, name)
+    assert (again / f"{name}.safetensors").read_bytes() == data
+
+
+@pytest.mark.slow
+def test_a_run_that_breaks_off_goes_on_and_ends_with_the_same_weights(out, tmp_path_factory):
+    torch.set_num_threads(1)
+
+    def break_off(done, total, note=""):
+        del note
+        if total == 4 and done == 3:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(out, "stem", 4, progress=break_off)
+    assert train(out, "stem", 4)["stem"].step == 4
+    assert train(out, "stem", 4) == {}  # done: nothing left to do
+    unbroken = tmp_path_factory.mktemp("unbroken")
+    (unbroken / "scenes").symlink_to(out / "scenes")
+    train(unbroken, "stem", 4)
+    assert (out / "stem.safetensors").read_bytes() == (unbroken / "stem.safetensors").read_bytes()
+    assert "2 session(s)" in (out / "stem.md").read_text()
+
+
+def test_an_unknown_model_names_the_nearest(out):
+    with pytest.raises(UsageError, match=r"no demo model is called 'dina'; did you mean 'dino'\?"):
+        train(out, "dina")
+
+
+def test_the_recipe_file_is_the_default(request):
+    path = request.config.rootpath / "recipes" / "demo_teachers" / "demo.yaml"
+    assert DemoTeachersRecipe.model_validate(yaml.safe_load(path.read_text())) == DemoTeachersRecipe()
+
+
+def test_components_show_what_differs_between_places():
+    maps = torch.zeros(2, 8, 4, 4)
+    maps[:, :, :, 2:] = torch.arange(8.0).view(8, 1, 1)
+    maps += 1e-3 * torch.rand(maps.shape, generator=torch.Generator().manual_seed(0))
+    pixels = components(maps)
+    assert pixels.shape == (2, 32, 32, 3)
+    left, right = pixels[:, :, :16, 0].mean(), pixels[:, :, 16:, 0].mean()
+    assert abs(float(left) - float(right)) > 150

@@ -17,6 +17,7 @@ from pipeline.data.gate_noise import gate_noise
 from pipeline.data.loading import dead_workers_told
 from pipeline.data.task_batches import TaskBatches
 from pipeline.progress import Update
+from pipeline.training.balance import Balance
 from pipeline.training.batch_norm import synchronise
 from pipeline.training.begin import ANEW, Start, open_run
 from pipeline.training.config import Frozen
@@ -33,6 +34,9 @@ from pipeline.training.task_data import TaskData, open_task_data
 from pipeline.training.task_model import STAGE, describe, restore_task_model, save_task_model
 from sak.errors import UsageError, nearest
 from sak.losses.distillation import DistillationLoss
+from sak.losses.gradients import combination
+from sak.losses.tasks import Average
+from sak.losses.weighting import make_weighting
 from sak.probe import Probe
 from sak.student import Student
 from sak.tasks import Dataset
@@ -188,9 +192,18 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
         say=session.say,
         remedy=batches.remedy,
     )
-    objective = Objective(rows, loss_of(recipe), recipe.distillation.gamma, counts_of_all(accelerator.num_processes))
+    average = counts_of_all(accelerator.num_processes)
+    balance = balance_of(recipe, rows, batches.steps_per_epoch, average)
+    objective = Objective(
+        rows,
+        loss_of(recipe),
+        recipe.distillation.gamma,
+        average,
+        weighting=balance.weighting if balance is not None and recipe.tasks.weighting != "fixed" else None,
+        apart=balance is not None and balance.combine is not None,
+    )
     fit = Fit(network, batches, finetune_step(objective), config=recipe.training, run=run, hooks=hooks,
-              accelerator=accelerator)  # fmt: skip
+              accelerator=accelerator, balance=balance)  # fmt: skip
     if session.start.resume:
         fit.resume()
     if accelerator.is_main_process:
@@ -286,6 +299,23 @@ def what_is_best(config: FinetuneConfig, rows: Dataset) -> Judge:
 def loss_of(recipe: FinetuneRecipe) -> DistillationLoss:
     """The recipe's distillation loss."""
     return DistillationLoss(**recipe.distillation.model_dump(exclude={"gamma", "precision"}))
+
+
+def balance_of(recipe: FinetuneRecipe, rows: Dataset, steps_per_epoch: int, average: Average) -> Balance | None:
+    """The tasks' weighting and gradient method; None for the paper's fixed weights and plain sum."""
+    asked = recipe.tasks
+    if asked.weighting == "fixed" and asked.gradients == "sum":
+        return None
+    weighting = make_weighting(
+        asked.weighting,
+        rows.weights,
+        steps=steps_per_epoch * recipe.training.accumulate,
+        seed=recipe.training.seed,
+        temperature=asked.temperature,
+        average=average,
+    )
+    combine = None if asked.gradients == "sum" else combination(asked.gradients, c=asked.cagrad_c)
+    return Balance(weighting, combine, recipe.training.seed)
 
 
 def tell(session: Session, accelerator: Accelerator, origin: Origin, guides: LiveGuides | None) -> None:

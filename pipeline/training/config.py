@@ -1,6 +1,6 @@
 """How a run goes: steps, batch, optimiser, schedule, precision. Not hashed into any cache."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -87,12 +87,19 @@ class TrainingConfig(Frozen):
         return WarmupCosine(total, warmup, peak, chosen.final_rate, chosen.warmup_rate, chosen.delay)
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over everything that trains, in one group; fused where there is a CUDA device."""
+def make_optimiser(model: nn.Module, config: OptimiserConfig, *, beside: nn.Module | None = None) -> torch.optim.AdamW:
+    """AdamW over everything that trains, in one group; fused where there is a CUDA device.
+
+    Parameters of `beside`, if it has any, make a second group without weight decay.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = any(parameter.is_cuda for parameter in trained)
+    others = [] if beside is None else list(beside.parameters())
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        trained,
+        groups,
         lr=config.rate,
         betas=config.betas,
         eps=config.eps,

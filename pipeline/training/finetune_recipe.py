@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
 from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
 from pipeline.training.guides import Precision
+from sak.losses.weighting import Kind as WeightingKind
 from sak.student.config import DecoderName
 
 STEPS = 40_000
@@ -47,9 +48,17 @@ class DistillationRecipe(LossRecipe):
 
 
 class TasksRecipe(Frozen):
-    """`weights` replaces the table's weights of some tasks' losses."""
+    """`weights` replaces the table's weights of some tasks' losses.
+
+    `weighting` is `fixed` (the paper: those weights), `uncertainty`, `dwa` (with `temperature`) or `rlw`, which replace
+    them. `gradients` is their plain sum, or `pcgrad` or `cagrad` (with `cagrad_c`) on the parameters that tasks share.
+    """
 
     weights: dict[str, float] = Field(default_factory=dict)
+    weighting: WeightingKind = "fixed"
+    temperature: float = Field(default=2.0, gt=0)
+    gradients: Literal["sum", "pcgrad", "cagrad"] = "sum"
+    cagrad_c: float = Field(default=0.4, ge=0, lt=1)
 
 
 class FinetuneData(Frozen):
@@ -111,3 +120,15 @@ class FinetuneRecipe(Frozen):
         if all(told.get(name) is None for name in ("epochs", "steps")):
             told["steps"] = STEPS
         return {**values, "training": told}
+
+    @model_validator(mode="after")
+    def _gradients_apart(self) -> "FinetuneRecipe":
+        combined = self.tasks.gradients != "sum"
+        if combined and (self.training.precision == "fp16" or self.training.compile):
+            raise ValueError(
+                f"tasks.gradients {self.tasks.gradients} needs the tasks' gradients apart, unscaled and uncompiled: "
+                "train in fp32 or bf16, with training.compile false"
+            )
+        if self.tasks.weighting != "fixed" and self.tasks.weights:
+            raise ValueError(f"tasks.weighting {self.tasks.weighting} replaces the weights: leave tasks.weights out")
+        return self

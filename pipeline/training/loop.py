@@ -5,7 +5,7 @@ batches would be shared out a second time and the schedule stepped once a proces
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 
 import torch
@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pipeline.training.agreement import Agreement
+from pipeline.training.balance import Balance, Surgery, average_over_processes
 from pipeline.training.config import TrainingConfig, make_optimiser
 from pipeline.training.devices import make_accelerator as make_accelerator
 from pipeline.training.ema import Ema
@@ -45,6 +46,7 @@ class Fit:
         run: RunDirectory,
         hooks: Hooks,
         accelerator: Accelerator,
+        balance: Balance | None = None,
     ) -> None:
         self.config, self.run, self.hooks, self.accelerator = config, run, hooks, accelerator
         self.source, self.take_step = source, step
@@ -55,7 +57,13 @@ class Fit:
         self.evaluated = -1
         set_seed(config.seed, device_specific=True)
         self.plain = model.to(accelerator.device)
-        self.optimiser = make_optimiser(self.plain, config.optimiser)
+        self.balance = balance
+        beside = balance.weighting.to(accelerator.device) if balance is not None else None
+        self.optimiser = make_optimiser(self.plain, config.optimiser, beside=beside)
+        self.beside = [] if beside is None else list(beside.parameters())
+        combining = balance is not None and balance.combine is not None
+        trained = [*self.plain.parameters(), *self.beside]
+        self.surgery = Surgery(trained, balance, accelerator) if balance is not None and combining else None
         self.ema = Ema(self.plain, config.ema) if config.ema is not None else None
         compiled = torch.compile(self.plain) if config.compile else self.plain
         self.model, self.prepared = accelerator.prepare(compiled, self.optimiser)
@@ -70,6 +78,7 @@ class Fit:
             ema=self.ema,
             optimiser=self.optimiser,
             seed=config.seed,
+            balance=balance,
         )
 
     def resume(self) -> None:
@@ -126,6 +135,8 @@ class Fit:
     def _gradients(self, batch: Batch) -> list[StepResult]:
         """Gradients travel between processes with the last part of a batch alone."""
         parts = batch.split(self.config.accumulate) if self.config.accumulate > 1 else [batch]
+        if self.surgery is not None:
+            return self._combined(self.surgery, parts)
         results = []
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
@@ -133,6 +144,18 @@ class Fit:
                     result = self.take_step(self.model, part)
                 self.accelerator.backward(result.loss / len(parts))
             results.append(result)
+        average_over_processes(self.beside, self.accelerator)
+        return results
+
+    def _combined(self, surgery: Surgery, parts: Sequence[Batch]) -> list[StepResult]:
+        """Gradients task by task; they travel when all parts are done."""
+        results = []
+        for part in parts:
+            with self.accelerator.no_sync(self.model), self.accelerator.autocast():
+                result = self.take_step(self.model, part)
+            surgery.add(result, len(parts))
+            results.append(StepResult(result.loss.detach(), result.parts))
+        surgery.finish(self.step)
         return results
 
     def _look_up(self) -> None:

@@ -12,6 +12,7 @@ from pipeline.training.loop import Batch, Step, StepResult
 from sak.losses.distillation import DistillationLoss
 from sak.losses.targets import Targets
 from sak.losses.tasks import Average, alone, task_losses
+from sak.losses.weighting import Weighting
 from sak.student import Student
 from sak.tasks import Dataset
 
@@ -46,12 +47,28 @@ class Objective:
         distillation: against the batch's targets, where it has any.
         gamma: of the distillation.
         average: over the processes that share a batch, for the counts of valid pixels.
+        weighting: of the tasks' losses; None: the rows' fixed weights.
+        apart: keep the tasks' terms apart, as combining gradients needs them.
     """
 
     rows: Dataset
     distillation: DistillationLoss
     gamma: float = 1.0
     average: Average = alone
+    weighting: Weighting | None = None
+    apart: bool = False
+
+    def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Task -> weighted loss; they sum to the tasks' part of the loss."""
+        if self.weighting is None:
+            return {name: self.rows.weights[name] * loss for name, loss in losses.items()}
+        return self.weighting(losses)
+
+    def told(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights as they are now, for the log; none where they are fixed."""
+        if self.weighting is None:
+            return {}
+        return {f"weight/{name}": weight for name, weight in self.weighting.weights(losses).items()}
 
 
 def finetune_step(objective: Objective) -> Step:
@@ -62,14 +79,19 @@ def finetune_step(objective: Objective) -> Step:
             raise TypeError(f"a fine-tuning batch, not {type(batch).__name__}")
         output = model(batch.images, **({} if batch.noise is None else {"noise": batch.noise}))
         tasks = task_losses(objective.rows, output.tasks, batch.labels, average=objective.average)
-        parts = {"tasks": tasks.total} | {f"task/{name}": loss for name, loss in tasks.tasks.items()}
-        total = tasks.total
+        told = objective.told(tasks.tasks)
+        terms = objective.terms(tasks.tasks)
+        total = tasks.total if objective.weighting is None else torch.stack(list(terms.values())).sum()
+        parts = {"tasks": total, **{f"task/{name}": loss for name, loss in tasks.tasks.items()}, **told}
+        rest = None
         if batch.targets:
             answers = {name: output.teachers[name] for name in batch.targets}
             losses = objective.distillation(answers, batch.targets)
-            total = total + objective.gamma * losses.total
+            rest = objective.gamma * losses.total
+            total = total + rest
             parts |= {"distillation": losses.total, **losses.by_level()}
-        return StepResult(total, {name: value.detach() for name, value in parts.items()})
+        detached = {name: value.detach() for name, value in parts.items()}
+        return StepResult(total, detached, terms, rest) if objective.apart else StepResult(total, detached)
 
     return step
 

@@ -40,10 +40,15 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """A loss (mean over the batch) and its parts, detached, by name."""
+    """A loss (mean over the batch) and its parts, detached, by name.
+
+    `objectives`, by task, and `rest` sum to the loss; only a run that combines gradients task by task needs them.
+    """
 
     loss: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    objectives: Mapping[str, Tensor] = field(default_factory=dict)
+    rest: Tensor | None = None
 
 
 Step = Callable[[nn.Module, Batch], StepResult]

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from pipeline.training.balance import Balance, companion_state, load_companion
 from pipeline.training.checkpoint import (
     CheckpointError,
     TrainingState,
@@ -53,9 +54,11 @@ class Saver:
         ema: Ema | None,
         optimiser: Any,
         seed: int,
+        balance: Balance | None = None,
     ) -> None:
         self._checkpoints, self._hooks, self._accelerator = checkpoints, hooks, accelerator
         self._model, self._ema, self._optimiser, self._seed = model, ema, optimiser, seed
+        self._balance = balance
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; `last` leads to it, and those that nothing leads to any more go."""
@@ -88,6 +91,7 @@ class Saver:
         state = read_state(folder)
         self._hooks.load_model(self._model, folder)
         load_optimiser(self._optimiser, state.tensors, state.values["optimiser"])
+        load_companion(self._balance, state.tensors)
         if self._ema is not None:
             averaged = folder / EMA_FOLDER
             self._hooks.load_model(self._ema.model, averaged if averaged.is_dir() else folder)
@@ -117,4 +121,4 @@ class Saver:
             "evaluated": progress.evaluated,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        write_state(folder, TrainingState(progress.step, tensors, rest))
+        write_state(folder, TrainingState(progress.step, {**tensors, **companion_state(self._balance)}, rest))

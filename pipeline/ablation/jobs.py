@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from pipeline.ablation.columns import CacheNeed
@@ -12,6 +13,7 @@ from pipeline.ablation.stages import EvaluateSettings, StageSettings, cache_sett
 from pipeline.ablation.study import Row, Study, is_on, make_rows
 from pipeline.cache.key import canonical_json
 from pipeline.cache.spec import CacheSpec, TeacherSpec
+from pipeline.cache.spec_file import read_yaml
 from pipeline.data.datasets import task_table
 from pipeline.finetune import FinetuneConfig
 from pipeline.training.evaluation_store import store_name
@@ -109,6 +111,9 @@ def _finetuning(settings: Mapping[str, Any], before: TrainJob | None, source: st
     start = before if told.get("init") is None else None
     checked = stage_settings("finetune", {**told, "init": told.get("init") or ""}, source)
     document = {**checked.identity(), **({"init": start.name} if start is not None else {})}
+    spec = checked.flags.get("spec")
+    if spec is not None:
+        document["spec"] = read_yaml(Path(spec))
     if start is not None:
         checked = replace(checked, flags={name: value for name, value in checked.flags.items() if name != "init"})
     name = job_name("finetune", document)

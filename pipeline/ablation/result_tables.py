@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from io import StringIO
 
-from pipeline.ablation.results import BYTES, GAIN, HOURS, SPEED, Results, RowResult, Spread
+from pipeline.ablation.results import BALANCE, BYTES, GAIN, HOURS, SPEED, Results, RowResult, Spread
 from pipeline.paper import paper_table
 from pipeline.tables import text_table
 
@@ -14,6 +14,7 @@ HEADINGS = {
     SPEED: "images/s",
     HOURS: "hours",
     GAIN: "delta_m %",
+    BALANCE: "mu/sigma",
 }
 _LOWER_IS_BETTER = (BYTES, HOURS)
 _UNJUDGED = (BYTES, HOURS, SPEED)

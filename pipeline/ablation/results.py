@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import isfinite, nan
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, pstdev, stdev
 from typing import Any
 
 from pipeline.ablation.estimate import run_speed
@@ -22,6 +22,7 @@ BYTES = "bytes_per_image"
 SPEED = "images_per_second"
 HOURS = "hours"
 GAIN = "delta_m"
+BALANCE = "mu_over_sigma"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,13 @@ def collect(plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str], tit
             "Teachers marked RANDOM have random weights: the table shows how the method runs, not what it gains"
         )
     rows = tuple(_row(name, plan, results) for name in dict.fromkeys(run.row.name for run in plan.work.runs))
-    columns = plan.study.columns or _columns(rows, dataset)
+    rows += tuple(_oracle(name, parts, rows, dataset) for name, parts in plan.study.oracles.items())
+    have = {name for row in rows for name in row.values}
+    asked = plan.study.columns or _columns(rows, dataset)
+    columns = tuple(name for name in asked if name in have)
+    lacking = [name for name in asked if name not in have]
+    if lacking:
+        notes.append(f"No run has {', '.join(lacking)}")
     return Results(title, rows, tuple(results), columns, dataset, plan.study.paper, plan.study.plot, tuple(notes))
 
 
@@ -137,7 +144,7 @@ def _numbers(directory: RunDirectory, told: Mapping[str, Any], tasks: Sequence[s
     measured = [line for line in directory.metrics() if line.get("evaluation")]
     last = measured[-1] if measured else {}
     values = {name: last[name] for name in last if name.partition("/")[0] == "rep_sim" and "level" not in name}
-    values |= {task: last[task] for task in tasks if task in last}
+    values |= {task: last[f"metric/{task}"] for task in tasks if f"metric/{task}" in last}
     speed, hours = run_speed(directory.root), _hours(told)
     return {**values, **({SPEED: speed} if speed else {}), **({HOURS: hours} if hours is not None else {})}
 
@@ -195,7 +202,11 @@ def _with_gain(result: RunResult, dataset: Dataset, baseline: Mapping[str, float
     if not all(isfinite(value) for value in scores.values()):
         return result
     gained = delta_m(dataset, scores, baseline)
-    return RunResult(**{**vars(result), "values": {**result.values, GAIN: gained.value}})
+    found = {GAIN: gained.value}
+    spread_of_tasks = pstdev(gained.per_task.values())
+    if spread_of_tasks > 0:
+        found[BALANCE] = gained.value / spread_of_tasks
+    return RunResult(**{**vars(result), "values": {**result.values, **found}})
 
 
 def _row(name: str, plan: StudyPlan, results: Sequence[RunResult]) -> RowResult:
@@ -207,6 +218,20 @@ def _row(name: str, plan: StudyPlan, results: Sequence[RunResult]) -> RowResult:
     keys = tuple(dict.fromkeys(key for each in mine for key in each.keys))
     random = any(each.random for each in mine)
     return RowResult(name, row.series, row.labels, values, keys, len(whole), len(mine), random)
+
+
+def _oracle(name: str, parts: Sequence[str], rows: Sequence[RowResult], dataset: Dataset | None) -> RowResult:
+    """The best of some rows for each task, by their means."""
+    chosen = [row for row in rows if row.name in parts]
+    values: dict[str, Spread] = {}
+    for task in dataset or ():
+        have = [row.values[task.name] for row in chosen if task.name in row.values]
+        if len(have) == len(parts):
+            values[task.name] = (min if task.lower_is_better else max)(have, key=lambda found: found.mean)
+    keys = tuple(dict.fromkeys(key for row in chosen for key in row.keys))
+    runs = min((row.runs for row in chosen), default=0)
+    planned = max((row.planned for row in chosen), default=0)
+    return RowResult(name, name, {}, values, keys, runs, planned, any(row.random for row in chosen))
 
 
 def spread(values: Sequence[float]) -> Spread:

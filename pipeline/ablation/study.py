@@ -38,9 +38,10 @@ class Study(_Frozen):
 
     `extract` and `held_out` are the caches for training and for rep_sim, `distill`, `finetune` and `evaluate` the
     stages; each is the base of every run. `rows` name changes of them, by dotted names; `axes` are further changes,
-    each with its values, all combined with each other and with every row. `seeds` go to the stages in `seeded`.
-    `baseline` is the row that delta_m is taken over, `paper` the paper's table to set beside, `plot` a column to plot
-    the first metric against.
+    each with its values, all combined with each other and with every row, but not with those `apart`. `oracles` are
+    rows made of others: of each task the best of them. `seeds` go to the stages in `seeded`. `baseline` is the row that
+    delta_m is taken over, `paper` the paper's table to set beside, `plot` a column or an axis to plot the first of the
+    `columns` against.
     """
 
     title: str = ""
@@ -55,12 +56,14 @@ class Study(_Frozen):
     finetune: dict[str, Any] | None = None
     evaluate: dict[str, Any] | None = None
     rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    apart: dict[str, dict[str, Any]] = Field(default_factory=dict)
     axes: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict)
+    oracles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     seeded: tuple[str, ...] | None = None
     rates: Rates = Rates()
 
-    @field_validator("rows", mode="before")
+    @field_validator("rows", "apart", mode="before")
     @classmethod
     def _plain_rows(cls, rows: Any) -> Any:
         """A row that changes nothing may be empty."""
@@ -122,24 +125,34 @@ def merged_base(document: Mapping[str, Any], changes: Changes, source: str) -> S
 
 def make_rows(study: Study, source: str) -> list[Row]:
     """Every combination of a row and the axes' values; UsageError names an unknown stage and the nearest one."""
-    named = study.rows or {"": {}}
     choices = [[(axis, *pair) for pair in _values(values)] for axis, values in study.axes.items()]
-    rows = []
-    for name, changes in named.items():
-        for combination in product(*choices):
-            set_by_axes = {axis: value for axis, _, value in combination}
-            labels = {axis: label for axis, label, _ in combination}
-            for setting in (*changes, *set_by_axes):
-                check_name(setting, f"{source}: {name or 'axes'}", STAGES)
-            title = ", ".join(part for part in (name, *labels.values()) if part) or "base"
-            rows.append(Row(title, name, labels, merged(study.base, changes, set_by_axes)))
+    named = study.rows if study.rows or study.apart else {"": {}}
+    rows = [
+        _row(study, name, changes, combination, source)
+        for name, changes in named.items()
+        for combination in product(*choices)
+    ]
+    rows += [_row(study, name, changes, (), source) for name, changes in study.apart.items()]
     names = [row.name for row in rows]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{source}: two rows are called {twice!r}; give the axis's values names")
-    if study.baseline is not None and study.baseline not in names:
-        raise UsageError(f"{source}: baseline: there is no row {study.baseline!r}{nearest(study.baseline, names)}")
+    told = [("baseline", study.baseline)] if study.baseline is not None else []
+    told += [(f"oracles.{oracle}", name) for oracle, parts in study.oracles.items() for name in parts]
+    for where, name in told:
+        if name not in names:
+            raise UsageError(f"{source}: {where}: there is no row {name!r}{nearest(name, names)}")
     return rows
+
+
+def _row(study: Study, name: str, changes: Changes, combination: Sequence[tuple[str, str, Any]], source: str) -> Row:
+    """One row with one value of every axis, each as (axis, label, value)."""
+    by_axes = {axis: value for axis, _, value in combination}
+    labels = {axis: label for axis, label, _ in combination}
+    for setting in (*changes, *by_axes):
+        check_name(setting, f"{source}: {name or 'axes'}", STAGES)
+    title = ", ".join(part for part in (name, *labels.values()) if part) or "base"
+    return Row(title, name, labels, merged(study.base, changes, by_axes))
 
 
 def check_name(name: str, where: str, known: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, Tr
 from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
 from pipeline.training.guides import Precision
 from sak.losses.weighting import Kind as WeightingKind
-from sak.student.config import DecoderName
+from sak.student.config import DecoderName, Fusion
 
 STEPS = 40_000
 Size = tuple[int, int]
@@ -18,12 +18,14 @@ class NetworkRecipe(StudentRecipe):
     """The network. From a distilled student come `stem`, `weights`, `adapters` and `down_ratio`; all else is said here.
 
     `gate_noise` is one draw per image and expert (the paper) or one per pixel too (published code). `decoder` is
-    `simple` (the paper) where neither a checkpoint nor the recipe says otherwise.
+    `simple` (the paper) where neither a checkpoint nor the recipe says otherwise. `fusion` is what the heads read:
+    `mor`, `sum` (the teachers' paths added up) or `none` (the stem alone); by default what the student was made for.
     """
 
     freeze: Literal["none", "stem", "all-but-routers"] = "none"  # type: ignore[assignment]  # one more than distillation
     gate_noise: Literal["image", "pixel"] = "image"
     decoder: DecoderName | None = None
+    fusion: Fusion | None = None
 
 
 class ProbeRecipe(Frozen):

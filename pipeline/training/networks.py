@@ -105,6 +105,7 @@ def _from_student(
         freeze=recipe.freeze,
         gate_noise=recipe.gate_noise,
         decoder=recipe.decoder or start.config.decoder,
+        fusion=(recipe.fusion if baseline is None else None) or start.config.fusion,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )
     network = new_student(config, seed=seed)
@@ -143,6 +144,8 @@ def _fresh(
         )
     config = student_config(recipe, taught, size) if taught else _plain(recipe, size)
     options: dict[str, Any] = {"gate_noise": recipe.gate_noise, "freeze": recipe.freeze}
+    if taught and recipe.fusion is not None:
+        options["fusion"] = recipe.fusion
     return replace(config, tasks=rows.channels, decoder=recipe.decoder or "simple", **options)
 
 

@@ -14,6 +14,7 @@ import yaml
 from pipeline.ablate import AblateConfig, run_ablation
 from pipeline.ablation.settings import merged
 from pipeline.ablation.study import load_study
+from pipeline.paper import paper_table
 from sak.errors import SakError, UsageError
 
 HERE = Path(__file__).resolve().parent
@@ -215,3 +216,50 @@ def test_set_changes_the_base_of_every_row(study, small_world):
     assert changed.extract == {"cache": str(small_world.cache)}
     with pytest.raises(UsageError, match="there is no stage 'extrakt'"):
         load_study(study.file, ["extrakt.cache=x"])
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "ablations").glob("*.yaml"))
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """Facts of a spec's teachers, so that nothing of the size of SAM is built in a test."""
+    from pipeline.ablation import columns, specs
+    from pipeline.cache.spec import parse_spec
+    from pipeline.cache.teacher_facts import TeacherFacts
+
+    def facts(document):
+        large = "large" in str(document)
+        return {name: TeacherFacts(1024, 24, (27, 27)) if large else TeacherFacts(768, 12, (24, 24))
+                for name in document["teachers"]}  # fmt: skip
+
+    monkeypatch.setattr(specs, "parse_spec", lambda document, source: parse_spec(document, source=source,
+                                                                                facts=facts(document)))  # fmt: skip
+    plan = columns.plan_cache
+    monkeypatch.setattr(columns, "plan_cache", lambda spec, samples: plan(
+        spec, samples, facts=facts(spec.model_dump(mode="json"))))  # fmt: skip
+    yield
+    specs._resolved.cache_clear()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_planned(name, tmp_path, monkeypatch, no_drawing):
+    monkeypatch.chdir(ROOT)
+    report = run_ablation(AblateConfig(Path(f"recipes/ablations/{name}.yaml"), tmp_path / "out", dry_run=True), print)
+    assert report.exit_code == 0
+    assert report.plan.pending
+    text = (ROOT / f"recipes/ablations/{name}.yaml").read_text()
+    assert f"sak-cli ablate recipes/ablations/{name}.yaml" in text
+    assert "# Disk: " in text
+    assert ("Two cores:" if name.endswith("-demo") else "One H100:") in text
+
+
+def test_the_papers_tables_have_recipes_and_small_ones():
+    wanted = ("table2", "table3", "table4", "table7", "table8", "table9", "figure1", "figure5", "encodings", "views")
+    assert set(RECIPES) == {*wanted, *(f"{name}-demo" for name in wanted)}
+
+
+def test_the_rows_of_a_papers_table_are_named_as_there():
+    for name in ("table2", "table3", "table4", "table7", "table8", "table9"):
+        study = load_study(ROOT / "recipes" / "ablations" / f"{name}.yaml")
+        assert set(paper_table(name).rows) <= {*study.rows, *study.oracles}

@@ -86,6 +86,13 @@ def test_a_multi_task_baseline_is_a_stem_with_heads(run, distilled):
     assert not [key for key in weights(again) if key.startswith(("paths", "routers"))]
 
 
+def test_the_recipe_says_what_the_heads_read(run, distilled):
+    made = run(init=str(distilled), recipe={"student": {"fusion": "sum"}, "training": {"steps": 1}})
+    assert load_task_model(made.directory.root)[0].model.config.fusion == "sum"
+    assert not [key for key in weights(made) if key.startswith("routers")]
+    assert [key for key in weights(made) if key.startswith("paths")]
+
+
 def test_without_teachers_the_tasks_alone_are_learnt(run, distilled):
     made = run(init=str(distilled), distil=False)
     assert "distillation" not in made.lines[0]

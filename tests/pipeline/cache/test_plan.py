@@ -27,7 +27,16 @@ B = {
 }
 L = {name: TeacherFacts(1024, 24, (64, 64) if name == "sam" else (27, 27)) for name in B}
 TINY = {name: TeacherFacts(48, 12, grid) for name, grid in zip(B, [(9, 9), (8, 8), (16, 16)], strict=True)}
-FACTS = {"sak_b": B, "sak_b_native_fp16": B, "sak_b_small": B, "sak_l": L, "demo": TINY, "demo_val": TINY}
+FACTS = {
+    "sak_b_val": B,
+    "sak_l_val": L,
+    "sak_b": B,
+    "sak_b_native_fp16": B,
+    "sak_b_small": B,
+    "sak_l": L,
+    "demo": TINY,
+    "demo_val": TINY,
+}
 
 
 def spec_of(root, name, *overrides) -> CacheSpec:

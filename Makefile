@@ -14,7 +14,7 @@ DEMO_IMAGES ?= 512
 DEVICE ?= auto
 VIEWS ?= 1
 
-.PHONY: help setup constraints demo extract-features distill clean-demo test test-long check lint bench clean
+.PHONY: help setup constraints demo extract-features distill clean-demo docs test test-long check lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,11 +72,16 @@ distill: $(SETUP) $(if $(CACHE),,extract-features) ## stage 2, of the demo by de
 clean-demo: ## remove what `make demo` wrote
 	rm -rf $(DEMO)
 
-lint: $(SETUP) ## formatting, lint, layers and types alone
+lint: $(SETUP) ## formatting, lint, layers, types and the documentation alone
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(SETUP) ## the documentation as pages, into build/site
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/site/index.html"
 
 check: lint ## what a change must pass: lint and the fast tests (under 3 minutes)
 	$(PYTEST) -m "not slow and not long"

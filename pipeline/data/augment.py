@@ -26,8 +26,8 @@ LARGEST_SHARE = 0.75
 BRIGHTNESS = 32.0
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18
-# What padding and nothing else means, by task: labels are ignored, normals and depth have no value.
-PADDING = {"semseg": IGNORE, "human_parts": IGNORE, "sal": IGNORE, "edge": IGNORE, "normals": 0.0, "depth": 0.0}
+# What stands around a padded label, by task: normals and depth have no value there; all others are ignored.
+PADDING = {"normals": 0.0, "depth": 0.0}
 
 Image = NDArray[np.float32]
 
@@ -195,7 +195,7 @@ def prepare(sample: TaskSample, size: tuple[int, int]) -> Prepared:
     height, width = sample.image.shape[:2]
     rows, columns = (_around(have, want) for have, want in zip((height, width), size, strict=True))
     image = _pad(normalise(sample.image), rows, columns, 0.0)
-    labels = {task: _pad(label, rows, columns, PADDING[task]) for task, label in sample.labels.items()}
+    labels = {task: _pad(label, rows, columns, PADDING.get(task, IGNORE)) for task, label in sample.labels.items()}
     return Prepared(
         sample.name,
         _to_tensor(image),

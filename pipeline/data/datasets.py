@@ -1,8 +1,9 @@
 """The downstream data sets by name, and the check of a tree before anything long starts on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.data.augment import generator
 from pipeline.data.folder import FolderDataset, FolderSpec
@@ -12,7 +13,20 @@ from pipeline.data.sample import DataError, TaskDataset
 from sak import tasks as table
 from sak.errors import UsageError
 
-READERS: dict[str, type[PascalContext] | type[Nyud]] = {
+
+class ListedDataset(TaskDataset, Protocol):
+    """A split that knows its files, so that a missing one is told before anything long starts."""
+
+    names: Sequence[str]
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Every file that image `name` needs for the tasks of this split."""
+
+    def boundary_files(self, name: str) -> tuple[Path, ...]:
+        """What boundary evaluation reads of image `name`."""
+
+
+READERS: dict[str, Callable[[Path, str, Sequence[str] | None], ListedDataset]] = {
     "pascal-context": PascalContext,
     "nyud": Nyud,
     "demo-pascal": PascalContext,
@@ -42,7 +56,7 @@ class TreeCheck:
             )
 
 
-def open_dataset(name: str, data: str | Path, split: str, tasks: Sequence[str] | None = None) -> TaskDataset:
+def open_dataset(name: str, data: str | Path, split: str, tasks: Sequence[str] | None = None) -> ListedDataset:
     """A split of a data set.
 
     `name` is one of the known sets, or the path of a YAML file that describes a folder (then `data` is where its
@@ -72,8 +86,6 @@ def check_tree(
     `boundaries` looks for the ground truth of boundary evaluation too, which training does not read.
     """
     dataset = open_dataset(name, data, split, tasks)
-    if not isinstance(dataset, PascalContext | Nyud | FolderDataset):
-        raise TypeError(f"{type(dataset).__name__} cannot list its files")
     wanted = [path for image in dataset.names for path in dataset.files(image)]
     if boundaries and "edge" in dataset.tasks:
         wanted += [path for image in dataset.names for path in dataset.boundary_files(image)]

@@ -26,7 +26,9 @@ def command_lines(text: str) -> list[str]:
     return [match[1].removesuffix(" &").strip() for match in found if match]
 
 
-LINES = sorted({(path.relative_to(ROOT).as_posix(), line) for path in PAGES for line in command_lines(path.read_text())})
+LINES = sorted(
+    {(path.relative_to(ROOT).as_posix(), line) for path in PAGES for line in command_lines(path.read_text())}
+)
 
 
 def leaves(group, names=()):
@@ -92,7 +94,9 @@ def test_help_has_an_example_that_parses(words):
 def test_make_targets_that_are_named_are_there():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for path in PAGES:
-        named = {word for block in code_blocks(path.read_text()) for word in re.findall(r"^make ([a-z-]+)", block, re.M)}
+        named = {
+            word for block in code_blocks(path.read_text()) for word in re.findall(r"^make ([a-z-]+)", block, re.M)
+        }
         assert named <= targets, f"{path.name}: {named - targets}"
 
 

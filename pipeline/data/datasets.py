@@ -17,7 +17,7 @@ from sak.errors import UsageError
 class ListedDataset(TaskDataset, Protocol):
     """A split that knows its files, so that a missing one is told before anything long starts."""
 
-    names: Sequence[str]
+    names: tuple[str, ...]
 
     def files(self, name: str) -> tuple[Path, ...]:
         """Every file that image `name` needs for the tasks of this split."""

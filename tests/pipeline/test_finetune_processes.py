@@ -48,7 +48,7 @@ def test_two_processes_resume_bit_for_bit(two):
 def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_global_batch(two, distilled, scenes):
     """BatchNorm, the losses' counts of pixels and the routers' noise are the whole batch's.
 
-    A bias before a BatchNorm has no gradient but rounding, which AdamW turns into steps; it moves the running mean alone.
+    A bias before a BatchNorm has no gradient but rounding, which AdamW makes steps of; it moves the running mean alone.
     """
     out, recipe = two
     run_finetune(str(distilled), "demo-pascal", str(scenes), out / "one", config=recipe, steps=10, device="cpu")

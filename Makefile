@@ -14,7 +14,7 @@ DEMO_IMAGES ?= 512
 DEVICE ?= auto
 VIEWS ?= 1
 
-.PHONY: help setup constraints demo extract-features distill clean-demo docs test test-long check lint bench clean
+.PHONY: help setup constraints demo extract-features distill finetune clean-demo docs test test-long check lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,11 @@ extract-features: $(SETUP) $(if $(DATA),,$(DEMO)/data/manifest.json) ## stage 1,
 distill: $(SETUP) $(if $(CACHE),,extract-features) ## stage 2, of the demo by default: CACHE=, OUT=, RECIPE=, DEVICE=
 	$(BIN)/sak-cli distill --cache $(or $(CACHE),$(DEMO)/cache) --out $(or $(OUT),$(DEMO)/runs/distill) \
 	  --config $(or $(RECIPE),recipes/distill/demo.yaml) --device $(DEVICE) $(if $(OUT),,--overwrite)
+
+finetune: $(SETUP) $(if $(INIT),,distill) ## stage 3, of the demo by default: INIT=, DATASET=, DATA=, OUT=, RECIPE=, DEVICE=
+	$(BIN)/sak-cli finetune --init $(or $(INIT),$(DEMO)/runs/distill) --dataset $(or $(DATASET),demo-pascal) \
+	  --data $(or $(DATA),$(DEMO)/data) --out $(or $(OUT),$(DEMO)/runs/finetune) \
+	  --config $(or $(RECIPE),recipes/finetune/demo_pascal.yaml) --device $(DEVICE) $(if $(OUT),,--overwrite)
 
 clean-demo: ## remove what `make demo` wrote
 	rm -rf $(DEMO)

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from pydantic import Field
@@ -24,6 +22,7 @@ from pipeline.training.config import Frozen
 from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
 from pipeline.training.figures import draw_finetuning
 from pipeline.training.finetune_recipe import FinetuneRecipe
+from pipeline.training.finetune_record import facts, tell, what_is_read
 from pipeline.training.guides import LiveGuides, build_guides
 from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge
 from pipeline.training.loop import Fit, FitResult, Hooks
@@ -33,11 +32,9 @@ from pipeline.training.recipe import load_recipe
 from pipeline.training.task_data import TaskData, open_task_data
 from pipeline.training.task_model import STAGE, describe, restore_task_model, save_task_model
 from sak.errors import UsageError, nearest
-from sak.losses.distillation import DistillationLoss
 from sak.losses.gradients import combination
 from sak.losses.tasks import Average
 from sak.losses.weighting import make_weighting
-from sak.probe import Probe
 from sak.student import Student
 from sak.tasks import Dataset
 
@@ -179,7 +176,8 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     evaluate = held_out(data, config, rows, accelerator)
     settings, reads = config.model_dump(mode="json"), what_is_read(data, guides)
     run = open_run(out, settings, reads, accelerator, session.start)
-    tell(session, accelerator, origin, guides)
+    if session.say is not None and accelerator.is_main_process:
+        tell(session.say, origin, guides)
     best = what_is_best(config, rows)
     hooks = Hooks(
         save_model=save_task_model,
@@ -196,7 +194,7 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     balance = balance_of(recipe, rows, batches.steps_per_epoch, average)
     objective = Objective(
         rows,
-        loss_of(recipe),
+        recipe.distillation.loss(),
         recipe.distillation.gamma,
         average,
         weighting=balance.weighting if balance is not None and recipe.tasks.weighting != "fixed" else None,
@@ -207,7 +205,9 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     if session.start.resume:
         fit.resume()
     if accelerator.is_main_process:
-        run.describe(reads=reads, **facts(config, network, origin))
+        asked = {"dataset": config.dataset, "data": config.data, "best_by": best.name,
+                 "edges_measured_by": "odsF" if recipe.evaluation.boundary else "loss"}  # fmt: skip
+        run.describe(reads=reads, **facts(network, origin, baseline=config.baseline, **asked))
     start_trackers(accelerator, "sak-finetune", settings)
     with dead_workers_told(recipe.data.workers):
         result = fit()
@@ -226,12 +226,13 @@ def finetune_each(config: FinetuneConfig, out: Path, session: Session) -> FitRes
     if accelerator.is_main_process:
         run.describe(stage=STAGE, kind="single-task", dataset=config.dataset, data=config.data, tasks=list(rows.names),
                      parts={task: task for task in rows.names})  # fmt: skip
-    results = []
-    for task in rows.names:
+    results: list[FitResult] = []
+    for place, task in enumerate(rows.names):
         begun = session.start.resume and (out / task / "checkpoints" / "last").is_dir()
         start = Start(resume=begun, overwrite=not begun, force=session.start.force and begun)
         accelerator.wait_for_everyone()
-        part = Session(start, session.trackers, session.say, session.progress)
+        shown = session.progress and share_of(session.progress, place, len(rows))
+        part = Session(start, session.trackers, session.say, shown)
         if session.say is not None and accelerator.is_main_process:
             session.say(f"{task}: {out / task}")
         results.append(finetune_one(config.model_copy(update={"tasks": (task,)}), out / task, part))
@@ -241,6 +242,15 @@ def finetune_each(config: FinetuneConfig, out: Path, session: Session) -> FitRes
         run.conclude(stopped=results[-1].stopped, steps={task: each.step for task, each in zip(rows.names, results,
                                                                                             strict=False)})  # fmt: skip
     return results[-1]
+
+
+def share_of(progress: Update, place: int, parts: int) -> Update:
+    """The progress of one of several equal parts as that of the whole."""
+
+    def update(done: int, total: int, note: str = "") -> None:
+        progress(place * total + done, parts * total, note)
+
+    return update
 
 
 def find_guides(
@@ -296,11 +306,6 @@ def what_is_best(config: FinetuneConfig, rows: Dataset) -> Judge:
     return judge(task_table(config.dataset), rows, config.recipe.best, config.recipe.evaluation)
 
 
-def loss_of(recipe: FinetuneRecipe) -> DistillationLoss:
-    """The recipe's distillation loss."""
-    return DistillationLoss(**recipe.distillation.model_dump(exclude={"gamma", "precision"}))
-
-
 def balance_of(recipe: FinetuneRecipe, rows: Dataset, steps_per_epoch: int, average: Average) -> Balance | None:
     """The tasks' weighting and gradient method; None for the paper's fixed weights and plain sum."""
     asked = recipe.tasks
@@ -316,43 +321,3 @@ def balance_of(recipe: FinetuneRecipe, rows: Dataset, steps_per_epoch: int, aver
     )
     combine = None if asked.gradients == "sum" else combination(asked.gradients, c=asked.cagrad_c)
     return Balance(weighting, combine, recipe.training.seed)
-
-
-def tell(session: Session, accelerator: Accelerator, origin: Origin, guides: LiveGuides | None) -> None:
-    """What the user must hear before it starts."""
-    if session.say is None or not accelerator.is_main_process:
-        return
-    for line in origin.told:
-        session.say(line)
-    random = [name for name, teacher in (guides.teachers if guides else {}).items() if teacher.is_random]
-    if random:
-        session.say(f"warning: live teachers with RANDOM weights: {', '.join(random)}")
-
-
-def what_is_read(data: TaskData, guides: LiveGuides | None) -> dict[str, Any]:
-    """What a run must find again to be the same one: its images and its live teachers."""
-    names = "\n".join(data.training.name(place) for place in data.places)
-    return {
-        "images": len(data.places),
-        "images_sha256": sha256(names.encode()).hexdigest(),
-        "live": guides.describe() if guides else {},
-    }
-
-
-def facts(config: FinetuneConfig, network: nn.Module, origin: Origin) -> dict[str, Any]:
-    """What `run.json` says of the run."""
-    found = describe(network)
-    return {
-        "stage": STAGE,
-        "kind": config.baseline or found.kind,
-        "dataset": config.dataset,
-        "data": config.data,
-        "tasks": list(found.tasks),
-        "image_size": list(found.image_size),
-        "init": origin.place,
-        "best_by": what_is_best(config, config.rows).name,
-        "edges_measured_by": "odsF" if config.recipe.evaluation.boundary else "loss",
-        "student": network.config.resolved().to_json() if isinstance(network, Student) else None,
-        "probe": network.config.to_json() if isinstance(network, Probe) else None,
-        "teachers": {name: source.to_json() for name, source in origin.teachers.items()},
-    }

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
 from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
 from pipeline.training.guides import Precision
+from sak.losses.distillation import DistillationLoss
 from sak.losses.weighting import Kind as WeightingKind
 from sak.student.config import DecoderName, Fusion
 
@@ -47,6 +48,10 @@ class DistillationRecipe(LossRecipe):
 
     gamma: float = Field(default=1.0, ge=0)
     precision: Precision = "auto"
+
+    def loss(self) -> DistillationLoss:
+        """What the recipe says, before `gamma`."""
+        return DistillationLoss(**self.model_dump(exclude={"gamma", "precision"}))
 
 
 class TasksRecipe(Frozen):

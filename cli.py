@@ -735,6 +735,22 @@ def cache_copy(
 
 
 @app.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(help="The run to improve on, such as the probe of the plain ViT.")],
+    runs: Annotated[list[Path], typer.Argument(help="Runs to set beside it, such as the teachers' probes.")],
+    as_json: AsJson = False,
+) -> None:
+    """Improvements of evaluated runs over a reference, their mu/sigma over the tasks, and the best by task.
+
+    Example: [cyan]sak-cli compare ./probes/vit ./probes/dinov2 ./probes/clip ./probes/sam[/cyan]
+    """
+    from pipeline.compare import compare_runs
+
+    found = compare_runs(reference, runs)
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.to_text())
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run of distill or finetune, or a checkpoint's folder.")],
     to: Annotated[str, typer.Option(help="safetensors, torch-export or onnx.")],

@@ -22,10 +22,12 @@ from pipeline.training.figures import draw_distillation
 from pipeline.training.loop import Batch, Fit, FitResult, Hooks, Step, StepResult
 from pipeline.training.recipe import load_recipe
 from pipeline.training.rep_sim import mean_similarities
+from pipeline.training.standardised import save_standardisers, standardisers
 from pipeline.training.student_files import load_weights, save_weights
 from pipeline.training.taught import TargetSource, open_held_out, open_targets
 from sak.errors import UsageError
 from sak.losses.distillation import DistillationLoss
+from sak.losses.standardise import Standardiser
 from sak.losses.targets import Targets
 from sak.student import build_student
 
@@ -135,7 +137,8 @@ def distill(
     )
     batches = make_batches(targets, recipe, accelerator)
     recipe.training.learning_rates(batches.steps_per_epoch)  # what does not fit is refused before a directory is made
-    evaluate = held_out_similarity(config, targets, accelerator)
+    scales = standardisers(recipe.loss.standardise, targets.cache, list(targets.taught_by), accelerator.device)
+    evaluate = held_out_similarity(config, targets, accelerator, scales)
     settings, reads = config.model_dump(mode="json"), targets.describe()
     run = open_run(out, settings, reads, accelerator, start)
     hooks = Hooks(
@@ -150,11 +153,13 @@ def distill(
         remedy=batches.remedy,
         saved=partial(draw_distillation, run),
     )
-    step = distill_step(DistillationLoss(**recipe.loss.model_dump()))
+    loss = DistillationLoss(**recipe.loss.model_dump(exclude={"standardise"}), standardisers=scales)
+    step = distill_step(loss)
     fit = Fit(student, batches, step, config=recipe.training, run=run, hooks=hooks, accelerator=accelerator)
     if start.resume:
         fit.resume()
     if accelerator.is_main_process:
+        save_standardisers(scales, run.root)
         teachers = {name: source.to_json() for name, source in targets.sources.items()}
         student_is = student.config.resolved().to_json()
         run.describe(stage="distill", reads=reads, student=student_is, teachers=teachers)
@@ -221,10 +226,13 @@ def make_batches(targets: TargetSource, recipe: DistillRecipe, accelerator: Acce
 
 
 def held_out_similarity(
-    config: DistillConfig, targets: TargetSource, accelerator: Accelerator
+    config: DistillConfig,
+    targets: TargetSource,
+    accelerator: Accelerator,
+    scales: Mapping[str, Sequence[Standardiser]],
 ) -> Callable[[nn.Module, int], Mapping[str, float]] | None:
     """rep_sim on the held-out cache; None where none was named."""
     if config.val_cache is None:
         return None
     held_out = open_held_out(config.val_cache, config.val_data, targets)
-    return partial(mean_similarities, held_out, accelerator, config.recipe.data.workers)
+    return partial(mean_similarities, held_out, accelerator, config.recipe.data.workers, standardised=scales)

@@ -1,7 +1,7 @@
 """Stage 3: train routers and heads (and the student under them) on a data set's tasks, beside live teachers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -26,9 +26,10 @@ from pipeline.training.finetune_record import facts, tell, what_is_read
 from pipeline.training.guides import LiveGuides, build_guides
 from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge
 from pipeline.training.loop import Fit, FitResult, Hooks
-from pipeline.training.networks import Baseline, Origin, find_origin, make_network
+from pipeline.training.networks import Baseline, Origin, find_origin, make_network, run_of
 from pipeline.training.objective import Objective, counts_of_all, finetune_step, without_unused
 from pipeline.training.recipe import load_recipe
+from pipeline.training.standardised import load_standardisers, save_standardisers
 from pipeline.training.task_data import TaskData, open_task_data
 from pipeline.training.task_model import STAGE, describe, restore_task_model, save_task_model
 from sak.errors import UsageError, nearest
@@ -191,10 +192,11 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
         remedy=batches.remedy,
     )
     average = counts_of_all(accelerator.num_processes)
+    scales = load_standardisers(run_of(origin.place), accelerator.device) if guides else {}
     balance = balance_of(recipe, rows, batches.steps_per_epoch, average)
     objective = Objective(
         rows,
-        recipe.distillation.loss(),
+        replace(recipe.distillation.loss(), standardisers=scales),
         recipe.distillation.gamma,
         average,
         weighting=balance.weighting if balance is not None and recipe.tasks.weighting != "fixed" else None,
@@ -205,6 +207,7 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     if session.start.resume:
         fit.resume()
     if accelerator.is_main_process:
+        save_standardisers(scales, run.root)
         asked = {"dataset": config.dataset, "data": config.data, "best_by": best.name,
                  "edges_measured_by": "odsF" if recipe.evaluation.boundary else "loss"}  # fmt: skip
         run.describe(reads=reads, **facts(network, origin, baseline=config.baseline, **asked))

@@ -68,12 +68,21 @@ class Probe(nn.Module):
             {task: SimpleHead(teacher.width, len(teacher.levels), channels) for task, channels in config.tasks.items()}
         )
 
-    def forward(self, images: Tensor, *, tasks: Sequence[str] | None = None) -> ProbeOutput:
-        """Predictions for `tasks` (None: all) from (B, 3, H, W) images of ImageNet's normalisation."""
+    @property
+    def learnt(self) -> nn.Module:
+        """What trains, and what a checkpoint keeps: all but the teacher."""
+        return self.heads
+
+    def wanted(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
+        """The tasks asked for (None: all); UsageError for one that has no head."""
         for task in tasks or ():
             if task not in self.heads:
                 raise UsageError(f"the probe has no task {task!r}{nearest(task, self.config.tasks)}")
+        return tuple(self.config.tasks) if tasks is None else tuple(tasks)
+
+    def forward(self, images: Tensor, *, tasks: Sequence[str] | None = None) -> ProbeOutput:
+        """Predictions for `tasks` (None: all) from (B, 3, H, W) images of ImageNet's normalisation."""
+        wanted = self.wanted(tasks)
         features = see(self.teacher, images)
-        wanted = tuple(self.config.tasks) if tasks is None else tuple(tasks)
         size = (images.shape[-2], images.shape[-1])
         return ProbeOutput(features, {task: bilinear_resize(self.heads[task](features), size) for task in wanted})

@@ -43,6 +43,15 @@ class LossRecipe(Frozen):
     weights: dict[str, float] = Field(default_factory=dict)
 
 
+class DistillLossRecipe(LossRecipe):
+    """The loss of a distillation; its targets may be standardised first, with statistics from the cache.
+
+    `mean-var`: mean 0 and variance 1 for every channel; `phi-s`: PCA-Hadamard isotropic, which projections allow too.
+    """
+
+    standardise: Literal["none", "mean-var", "phi-s"] = "none"
+
+
 class DataRecipe(Frozen):
     """Reading: `window` blocks are open at once, `workers` processes decode images.
 
@@ -65,7 +74,7 @@ class DistillRecipe(Frozen):
     """All of a distillation that is not in the cache; by default the paper's, for its B student."""
 
     student: StudentRecipe = StudentRecipe()
-    loss: LossRecipe = LossRecipe()
+    loss: DistillLossRecipe = DistillLossRecipe()
     data: DataRecipe = DataRecipe()
     training: TrainingConfig = TrainingConfig(epochs=EPOCHS)
 

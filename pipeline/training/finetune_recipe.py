@@ -9,10 +9,19 @@ from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
 from pipeline.training.guides import Precision
 from sak.losses.distillation import DistillationLoss
 from sak.losses.weighting import Kind as WeightingKind
+from sak.student import Lora
 from sak.student.config import DecoderName, Fusion
 
 STEPS = 40_000
 Size = tuple[int, int]
+
+
+class LoraRecipe(Frozen):
+    """W + alpha / rank * up @ down on some of the stem's linear layers."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    targets: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = ("qkv", "proj")
 
 
 class NetworkRecipe(StudentRecipe):
@@ -21,12 +30,18 @@ class NetworkRecipe(StudentRecipe):
     `gate_noise` is one draw per image and expert (the paper) or one per pixel too (published code). `decoder` is
     `simple` (the paper) where neither a checkpoint nor the recipe says otherwise. `fusion` is what the heads read:
     `mor`, `sum` (the teachers' paths added up) or `none` (the stem alone); by default what the student was made for.
+    `lora` freezes the stem but for low-rank updates.
     """
 
     freeze: Literal["none", "stem", "all-but-routers"] = "none"  # type: ignore[assignment]  # one more than distillation
     gate_noise: Literal["image", "pixel"] = "image"
     decoder: DecoderName | None = None
     fusion: Fusion | None = None
+    lora: LoraRecipe | None = None
+
+    def lora_layers(self) -> Lora | None:
+        """The updates of the stem that are asked for."""
+        return None if self.lora is None else Lora(self.lora.rank, self.lora.alpha, self.lora.targets)
 
 
 class ProbeRecipe(Frozen):

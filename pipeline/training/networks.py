@@ -14,6 +14,7 @@ from pipeline.data.teacher_record import source_from_spec, with_weights_of
 from pipeline.training.distill_recipe import TaughtBy, student_config
 from pipeline.training.finetune_recipe import FinetuneRecipe, NetworkRecipe
 from pipeline.training.run import ABOUT
+from sak.amalgam import Amalgam, AmalgamConfig
 from sak.checkpoints.store import WEIGHTS, load_student
 from sak.checkpoints.transfer import transfer
 from sak.errors import SakError, UsageError
@@ -25,20 +26,22 @@ from sak.teacher_source import TeacherSource
 
 Size = tuple[int, int]
 Baseline = Literal["single-task", "multi-task"]
-TEACHER, IMAGENET, RANDOM = "teacher:", "imagenet", "random:"
+TEACHER, TEACHERS, IMAGENET, RANDOM = "teacher:", "teachers:", "imagenet", "random:"
 
 
 @dataclass(frozen=True)
 class Origin:
     """Where a network starts: a distilled student, or (both None) the recipe's stem; and teachers to learn from.
 
-    `source` is the frozen teacher of a probe. `told` is what the user must hear.
+    `source` is the frozen teacher of a probe, `amalgamated` are those of an amalgamation. `told` is what the user must
+    hear.
     """
 
     place: str
     student: Student | None = None
     source: TeacherSource | None = None
     teachers: Mapping[str, TeacherSource] = field(default_factory=dict)
+    amalgamated: tuple[TeacherSource, ...] = ()
     told: tuple[str, ...] = ()
 
 
@@ -47,6 +50,10 @@ def find_origin(init: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> Or
 
     `spec` describes teachers that nothing else does, and says where the weights of the others are.
     """
+    if init.startswith(TEACHERS):
+        sources = tuple(_probed(name.strip(), recipe, spec) for name in init.removeprefix(TEACHERS).split(","))
+        told = tuple(f"warning: the teacher {each.name} has RANDOM weights" for each in sources if each.is_random)
+        return Origin(init, amalgamated=sources, told=told)
     if init.startswith(TEACHER):
         source = _probed(init.removeprefix(TEACHER), recipe, spec)
         told = (f"warning: the teacher {source.name} has RANDOM weights",) if source.is_random else ()
@@ -70,9 +77,11 @@ def make_network(
 
     With a `baseline` nothing but the stem is taken from the origin. SakError where the origin does not fit.
     """
+    if (origin.source is not None or origin.amalgamated) and baseline is not None:
+        raise UsageError("a probe is no baseline: leave --baseline out with --init teacher:...")
+    if origin.amalgamated:
+        return _amalgam(origin.amalgamated, rows, size, seed)
     if origin.source is not None:
-        if baseline is not None:
-            raise UsageError("a probe is no baseline: leave --baseline out with --init teacher:...")
         return _probe(origin.source, rows, size, seed)
     if origin.student is not None:
         return _from_student(origin.student, recipe.student, rows, size, baseline, seed, origin.place)
@@ -85,6 +94,14 @@ def _probe(source: TeacherSource, rows: Dataset, size: Size, seed: int) -> Probe
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return Probe(config, teacher)
+
+
+def _amalgam(sources: tuple[TeacherSource, ...], rows: Dataset, size: Size, seed: int) -> Amalgam:
+    config = AmalgamConfig(sources, size, rows.channels)
+    teachers = config.build_teachers()
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return Amalgam(config, teachers)
 
 
 def _from_student(
@@ -106,6 +123,7 @@ def _from_student(
         gate_noise=recipe.gate_noise,
         decoder=recipe.decoder or start.config.decoder,
         fusion=(recipe.fusion if baseline is None else None) or start.config.fusion,
+        lora=recipe.lora_layers() or start.config.lora,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )
     network = new_student(config, seed=seed)
@@ -143,7 +161,7 @@ def _fresh(
             "train a --baseline"
         )
     config = student_config(recipe, taught, size) if taught else _plain(recipe, size)
-    options: dict[str, Any] = {"gate_noise": recipe.gate_noise, "freeze": recipe.freeze}
+    options: dict[str, Any] = {"gate_noise": recipe.gate_noise, "freeze": recipe.freeze, "lora": recipe.lora_layers()}
     if taught and recipe.fusion is not None:
         options["fusion"] = recipe.fusion
     return replace(config, tasks=rows.channels, decoder=recipe.decoder or "simple", **options)
@@ -208,6 +226,12 @@ def _checkpoint(place: Path) -> Path:
         f"--init {place}: no run and no checkpoint there; give a distilled run's directory, what sak-cli "
         f"import-checkpoint wrote, {IMAGENET}, random:SEED, or {TEACHER}NAME"
     )
+
+
+def run_of(place: str) -> Path:
+    """The directory of the run whose checkpoint lies at `place`; `place` itself where it is no run's."""
+    folder = Path(place)
+    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
 def _record(folder: Path) -> dict[str, Any]:

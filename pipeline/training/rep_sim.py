@@ -1,6 +1,6 @@
 """rep_sim on held-out images: how like each teacher's maps the student's are (Table 3's row)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -12,18 +12,27 @@ from pipeline.cache.order import ReadingOrder
 from pipeline.data.distill_batch import join
 from pipeline.data.loading import load_batches
 from pipeline.data.view_images import ViewDataset, Wanted
+from sak.features import FeatureMaps
 from sak.losses.distillation import image_similarities
+from sak.losses.standardise import Standardiser
 
 BATCH = 32
 
 
 @torch.no_grad()
 def mean_similarities(
-    cache: FeatureCache, accelerator: Accelerator, workers: int, model: nn.Module, step: int
+    cache: FeatureCache,
+    accelerator: Accelerator,
+    workers: int,
+    model: nn.Module,
+    step: int,
+    *,
+    standardised: Mapping[str, Sequence[Standardiser]] | None = None,
 ) -> Mapping[str, float]:
     """Map cosine after the loss's own resize, the mean over view 0's images: by teacher and level, and of all.
 
-    Every image counts once, whatever the number of processes.
+    Every image counts once, whatever the number of processes. A student of `standardised` targets is measured in its
+    teachers' own units.
     """
     del step
     ranks = accelerator.num_processes
@@ -40,7 +49,8 @@ def mean_similarities(
         counted = torch.from_numpy(encoded.mask).to(accelerator.device)
         output = model(batch.inputs, tasks=())
         for teacher, targets in batch.targets.items():
-            similar = image_similarities(output.teachers[teacher], targets)[counted].double()
+            answers = _own_units(output.teachers[teacher], (standardised or {}).get(teacher))
+            similar = image_similarities(answers, targets)[counted].double()
             totals[teacher] = totals.get(teacher, similar.new_zeros(similar.shape[1])) + similar.sum(0)
         batch.release()
     count = len(cache.samples_in(0))
@@ -52,3 +62,10 @@ def mean_similarities(
     }
     means = {f"rep_sim/{teacher}": float(levels.mean()) for teacher, levels in summed.items()}
     return {"rep_sim": sum(means.values()) / len(means), **means, **values}
+
+
+def _own_units(answers: FeatureMaps, scales: Sequence[Standardiser] | None) -> FeatureMaps:
+    if scales is None:
+        return answers
+    maps = tuple(scale.invert(map_) for scale, map_ in zip(scales, answers, strict=True))
+    return FeatureMaps(answers.levels, maps)

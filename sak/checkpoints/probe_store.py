@@ -1,12 +1,15 @@
 """A probe's checkpoint: its heads, and in the header which teacher they sit on, whose weights stay where they are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from sak.amalgam import Amalgam, AmalgamConfig
 from sak.checkpoints.store import write_whole
 from sak.errors import SakError
 from sak.probe import Probe, ProbeConfig
@@ -20,7 +23,7 @@ def save_probe(probe: Probe, folder: Path) -> Path:
     """Write `probe.safetensors` (the heads) and `probe.json` into the folder; returns the weights file."""
     folder.mkdir(parents=True, exist_ok=True)
     config = probe.config.to_json()
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in probe.heads.state_dict().items()}
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in probe.learnt.state_dict().items()}
     header = {"format": _FORMAT, "config": json.dumps(config)}
     write_whole(folder / PROBE_WEIGHTS, lambda scratch: save_file(tensors, scratch, metadata=header))
     text = json.dumps({"format": _FORMAT, "config": config, "weights": PROBE_WEIGHTS}, indent=2)
@@ -38,18 +41,26 @@ def load_probe(folder: Path, *, image_size: tuple[int, int] | None = None) -> Pr
         raise SakError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
     if header.get("format") != _FORMAT:
         raise SakError(f"{file}: format {header.get('format')!r}, wanted {_FORMAT!r}")
-    config = ProbeConfig.from_json(json.loads(header["config"]))
-    if image_size is not None:
-        config = config.at(image_size)
-    probe = Probe(config, config.build_teacher())
+    probe = _build(json.loads(header["config"]), image_size)
     fill_heads(probe, folder)
     return probe
+
+
+def _build(value: Mapping[str, Any], image_size: tuple[int, int] | None) -> Probe:
+    """A probe of one teacher, or an amalgamation of several, with fresh heads."""
+    if "teachers" in value:
+        several = AmalgamConfig.from_json(value)
+        several = several if image_size is None else several.at(image_size)
+        return Amalgam(several, several.build_teachers())
+    config = ProbeConfig.from_json(value)
+    config = config if image_size is None else config.at(image_size)
+    return Probe(config, config.build_teacher())
 
 
 @torch.no_grad()
 def fill_heads(probe: Probe, folder: Path) -> None:
     """Put a checkpoint's heads onto a probe that is there; SakError where they are others."""
     try:
-        probe.heads.load_state_dict(load_file(folder / PROBE_WEIGHTS))
+        probe.learnt.load_state_dict(load_file(folder / PROBE_WEIGHTS))
     except (RuntimeError, SafetensorError, OSError) as error:
         raise SakError(f"{folder} holds the heads of another probe; put the recipe back, or start a new run") from error

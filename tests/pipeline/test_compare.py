@@ -1,13 +1,20 @@
 """What the paper compares with, through finetune on small demo trees: each by one configuration."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pipeline.cache.cache import FeatureCache
+from pipeline.compare import compare_runs
+from pipeline.distill import DistillConfig, distill
 from pipeline.finetune import FinetuneConfig, Session, finetune
 from pipeline.training.run import RunDirectory
+from pipeline.training.standardised import load_standardisers
 from pipeline.training.task_model import load_task_model
+from sak.checkpoints import load_student
+from sak.errors import UsageError
 
 
 @pytest.fixture
@@ -51,3 +58,118 @@ def test_a_decoder_is_named_by_the_recipe(run, distilled, decoder):
     made = run(init=str(distilled), recipe={"student": {"decoder": decoder}, "training": {"steps": 2}})
     (model,) = load_task_model(made.directory.root)
     assert model.model.config.decoder == decoder
+
+
+def test_the_paths_sum_lora_and_freezing_are_named_by_the_recipe(run, distilled):
+    made = run(
+        init=str(distilled),
+        recipe={"student": {"fusion": "sum", "lora": {"rank": 2}}, "training": {"steps": 2}},
+    )
+    (model,) = load_task_model(made.directory.root)
+    student = model.model
+    assert (student.config.fusion, student.config.lora.rank, len(student.routers)) == ("sum", 2, 0)
+    low_rank = sum(p.numel() for name, p in student.named_parameters() if "lora_" in name)
+    assert low_rank == 4 * 2 * ((16 + 3 * 16) + (16 + 16))  # blocks x rank x (qkv's in + out, proj's in + out)
+    start = load_student(distilled / "checkpoints" / "last").stem.state_dict()
+    own = student.stem.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in start.items() if name != "vit.pos_embed")  # resampled
+
+
+def test_a_many_to_one_student_goes_through_both_stages(run, small_world, tiny_recipe, tmp_path):
+    recipe = {**tiny_recipe, "student": {**tiny_recipe["student"], "adapters": False}}
+    recipe["training"] = {**tiny_recipe["training"], "steps": 2}
+    distill(DistillConfig(cache=str(small_world.cache), recipe=recipe, device="cpu"), tmp_path / "plain")
+    made = run(init=str(tmp_path / "plain"), recipe={"training": {"steps": 2}})
+    (model,) = load_task_model(made.directory.root)
+    assert (len(model.model.paths), model.model.config.fusion, model.model.config.aligned) == (0, "none", True)
+    assert any(name.startswith("dinov2/") for name in made.lines[0])
+
+
+def test_a_swin_student_goes_through_both_stages(run, small_world, tiny_recipe, tmp_path):
+    size = {"embed": 8, "depths": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "window": 2}
+    recipe = {**tiny_recipe, "student": {"stem": size, "weights": "random:0"}}
+    recipe["training"] = {**tiny_recipe["training"], "steps": 2}
+    asked = DistillConfig(cache=str(small_world.cache), recipe=recipe, device="cpu", teachers=("dinov2", "clip"))
+    distill(asked, tmp_path / "swin")
+    made = run(init=str(tmp_path / "swin"), recipe={"training": {"steps": 2}})
+    (model,) = load_task_model(made.directory.root)
+    assert model.model.config.level_widths == (8, 16, 32, 64)
+    with pytest.raises(UsageError, match="was projected onto a 2x2 grid but the student's is 8x8"):
+        distill(asked.model_copy(update={"teachers": ("sam",)}), tmp_path / "projected")
+
+
+@pytest.mark.parametrize("kind", ["phi-s", "mean-var"])
+def test_targets_are_standardised_and_fine_tuning_goes_on_towards_the_same(
+    kind, run, small_world, tiny_recipe, tmp_path
+):
+    recipe = {**tiny_recipe, "loss": {"standardise": kind}}
+    recipe["training"] = {**tiny_recipe["training"], "steps": 3}
+    asked = DistillConfig(cache=str(small_world.cache), recipe=recipe, device="cpu", teachers=("dinov2", "clip"),
+                          val_cache=str(small_world.val_cache))  # fmt: skip
+    distill(asked, tmp_path / "scaled")
+    kept = load_standardisers(tmp_path / "scaled", torch.device("cpu"))
+    assert set(kept) == {"dinov2", "clip"}
+    cache = FeatureCache.open(small_world.cache, ["dinov2", "clip"])
+    targets = cache.read(cache.samples_in(0)).decode()
+    for name, scales in kept.items():
+        calibration = cache.readers[name].columns[0].calibration()
+        for level, scale, target in zip((1, 2, 3, 4), scales, targets[name], strict=True):
+            channels = scale(target).transpose(0, 1).flatten(1)
+            if kind == "mean-var":
+                assert torch.equal(scale.mean, calibration.levels[level].mean)
+                torch.testing.assert_close(scale.scale, calibration.levels[level].std)
+            else:
+                assert scale.scale.ndim == 0
+                torch.testing.assert_close(channels.mean(1), torch.zeros(len(channels)), rtol=0, atol=1e-4)
+                spread = channels.var(1, correction=0)
+                torch.testing.assert_close(spread, torch.ones(len(channels)), rtol=1e-3, atol=1e-3)
+    made = run(init=str(tmp_path / "scaled"), recipe={"training": {"steps": 2}})
+    again = load_standardisers(made.directory.root, torch.device("cpu"))
+    assert all(torch.equal(a.mean, b.mean) for a, b in zip(kept["clip"], again["clip"], strict=True))
+
+
+def test_a_projected_target_takes_phi_s_and_refuses_channels(small_world, tiny_recipe, tmp_path):
+    recipe = {**tiny_recipe, "loss": {"standardise": "mean-var"}}
+    asked = DistillConfig(cache=str(small_world.cache), recipe=recipe, device="cpu", teachers=("sam",))
+    with pytest.raises(UsageError, match="use PHI-S, or extract this teacher with grid: native"):
+        distill(asked, tmp_path / "run")
+    recipe["loss"] = {"standardise": "phi-s"}
+    distill(asked.model_copy(update={"recipe": DistillConfig(cache="", recipe=recipe).recipe}), tmp_path / "phi")
+
+
+def test_frozen_teachers_are_amalgamated_by_routers_and_stay_as_they_were(run, small_world):
+    made = run(init="teachers:dinov2,clip", spec=str(small_world.spec), recipe={"training": {"steps": 3}})
+    (model,) = load_task_model(made.directory.root)
+    amalgam = model.model
+    assert (model.kind, list(amalgam.teachers)) == ("probe", ["dinov2", "clip"])
+    assert amalgam.heads["semseg"].linears[0].in_features == 24  # the wider one's; dinov2 has an aligner
+    assert list(amalgam.aligners) == ["dinov2"]
+    fresh = amalgam.config.build_teachers()
+    for teacher, again in zip(amalgam.teachers.values(), fresh, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), again.parameters(), strict=True))
+    gate = amalgam.eval().routers["4"]["semseg"](torch.randn(2, 6, 24))
+    torch.testing.assert_close(gate.sum(1), torch.ones(2))
+    with pytest.raises(UsageError, match="two teachers or more"):
+        run("one", init="teachers:clip", spec=str(small_world.spec))
+
+
+def evaluated(place, **metrics):
+    place.mkdir()
+    document = {"of": {"dataset": "demo-nyud", "split": "val"}, "evaluation": {"metrics": metrics}}
+    (place / "evaluation-val.json").write_text(json.dumps(document))
+    return place
+
+
+def test_probes_are_set_beside_the_vit_with_mu_sigma_and_the_oracle(tmp_path):
+    vit = evaluated(tmp_path / "vit", semseg=50.0, depth=0.5)
+    dino = evaluated(tmp_path / "dino", semseg=60.0, depth=0.45)
+    sam = evaluated(tmp_path / "sam", semseg=40.0, depth=0.40)
+    found = compare_runs(vit, [dino, sam])
+    assert found.improvements["dino"].per_task == pytest.approx({"semseg": 20.0, "depth": 10.0})
+    assert (found.improvements["dino"].mean, found.improvements["dino"].deviation) == pytest.approx((15.0, 5.0))
+    assert found.improvements["dino"].ratio == pytest.approx(3.0)
+    assert found.oracle.best == {"semseg": "dino", "depth": "sam"}
+    assert found.improvements["oracle"].mean == pytest.approx(20.0)
+    assert "60 (dino)" in found.to_text()
+    with pytest.raises(UsageError, match="has no evaluation: run sak-cli evaluate"):
+        compare_runs(vit, [tmp_path])

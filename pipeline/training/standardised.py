@@ -1,0 +1,124 @@
+"""Standardised distillation targets: each teacher's scale taken from the statistics of its column's calibration."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.cache.cache import FeatureCache
+from pipeline.cache.calibration import LevelStatistics
+from sak.checkpoints.store import write_whole
+from sak.errors import SakError, UsageError
+from sak.features import map_to_tokens
+from sak.losses.projection import ProjectedTarget
+from sak.losses.standardise import Standardiser, channel_standardiser, phi_s
+
+Standardise = Literal["none", "mean-var", "phi-s"]
+FILE = "standardise.safetensors"
+SAMPLES = 256
+BATCH = 16
+
+
+def standardisers(
+    kind: Standardise, cache: FeatureCache, names: Sequence[str], device: torch.device
+) -> dict[str, tuple[Standardiser, ...]]:
+    """Teacher -> one standardiser a level, on the device; none for `none`.
+
+    `mean-var` takes mean and variance of every channel from the column's calibration. `phi-s` needs the channels'
+    covariance, which a calibration does not keep: it is taken from the stored features of view 0 of the first `SAMPLES`
+    samples of the cache, so every process finds the same. UsageError for a teacher that the cache does not hold.
+    """
+    if kind == "none":
+        return {}
+    for name in names:
+        if name not in cache.readers:
+            raise UsageError(
+                f"loss.standardise {kind}: {name} has no column here, its statistics come from the cache; extract "
+                "it, or train on raw targets (none)"
+            )
+    found = _by_channel(cache, names) if kind == "mean-var" else _isotropic(cache, names)
+    return {name: tuple(each.to(device) for each in levels) for name, levels in found.items()}
+
+
+def _by_channel(cache: FeatureCache, names: Sequence[str]) -> dict[str, list[Standardiser]]:
+    return {name: [_channel(statistics) for statistics in _calibrations(cache, name)] for name in names}
+
+
+def _calibrations(cache: FeatureCache, name: str) -> Iterator[LevelStatistics]:
+    reader = cache.readers[name]
+    calibration = reader.columns[0].calibration()
+    if calibration is None:
+        raise UsageError(f"{reader.columns[0].place.name} has no calibration; extract it again")
+    yield from (calibration.levels[level] for level in reader.levels)
+
+
+def _channel(statistics: LevelStatistics) -> Standardiser:
+    """Channels that hardly vary are divided by the calibration's smallest scale, not by noise."""
+    return channel_standardiser(statistics.mean, statistics.scale.square())
+
+
+def _isotropic(cache: FeatureCache, names: Sequence[str]) -> dict[str, list[Standardiser]]:
+    moments: dict[str, list[_Moments]] = {name: [_Moments() for _ in cache.readers[name].levels] for name in names}
+    samples = cache.samples_in(0)[:SAMPLES]
+    for start in range(0, len(samples), BATCH):
+        targets = cache.read(samples[start : start + BATCH]).decode()
+        for name in names:
+            for moment, target in zip(moments[name], targets[name], strict=True):
+                moment.update(target.map if isinstance(target, ProjectedTarget) else target)
+    return {name: [phi_s(*moment.finish()) for moment in levels] for name, levels in moments.items()}
+
+
+class _Moments:
+    """Mean and covariance of channels, float64, shifted by the first batch's mean."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def update(self, map_: Tensor) -> None:
+        """Add (B, C, H, W)."""
+        tokens = map_to_tokens(map_).flatten(0, 1).double().cpu()
+        if self._count == 0:
+            self._shift = tokens.mean(0)
+            self._sum = torch.zeros_like(self._shift)
+            self._squares = torch.zeros(len(self._shift), len(self._shift), dtype=torch.float64)
+        centred = tokens - self._shift
+        self._sum += centred.sum(0)
+        self._squares += centred.T @ centred
+        self._count += len(tokens)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """(mean, covariance)."""
+        offset = self._sum / self._count
+        return self._shift + offset, self._squares / self._count - torch.outer(offset, offset)
+
+
+def save_standardisers(found: Mapping[str, Sequence[Standardiser]], run: Path) -> None:
+    """Keep them beside a run's checkpoints, where there are any: fine-tuning goes on towards the same targets."""
+    tensors = {
+        f"{name}.{place}.{part}": tensor.cpu().contiguous()
+        for name, levels in found.items()
+        for place, each in enumerate(levels)
+        for part, tensor in vars(each).items()
+        if tensor is not None
+    }
+    if tensors:
+        write_whole(run / FILE, lambda scratch: save_file(tensors, scratch))
+
+
+def load_standardisers(run: Path, device: torch.device) -> dict[str, tuple[Standardiser, ...]]:
+    """What `save_standardisers` kept in a run's directory; none where it kept nothing, SakError for a damaged file."""
+    if not (run / FILE).is_file():
+        return {}
+    try:
+        tensors = load_file(run / FILE, device=str(device))
+    except SafetensorError as error:
+        raise SakError(f"{run / FILE} is damaged ({error}); distil again, or --no-distill") from error
+    parts: dict[str, dict[int, dict[str, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        name, place, part = key.rsplit(".", 2)
+        parts.setdefault(name, {}).setdefault(int(place), {})[part] = tensor
+    return {name: tuple(Standardiser(**levels[place]) for place in sorted(levels)) for name, levels in parts.items()}

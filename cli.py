@@ -528,6 +528,26 @@ def ablate(
     raise typer.Exit(report.exit_code)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders that hold some, such as a study's.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its heading.")] = "Swiss Army Knife: report",
+    maps: Annotated[
+        bool, typer.Option(help="Draw feature maps of teachers and student, which runs the student.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
+) -> None:
+    """Write one self-contained page: runs, curves, rep_sim, gates, maps, predictions, metrics, cache.
+
+    Example: [cyan]sak-cli report ./runs/distill ./runs/finetune --out report.html[/cyan]
+    """
+    from pipeline.report import ReportConfig, write_report
+
+    config = ReportConfig(tuple(runs), out, title, maps, overwrite)
+    typer.echo(f"Wrote {write_report(config, lambda line: typer.echo(line, err=True))}")
+
+
 cache_app = typer.Typer(no_args_is_help=True, help="Plan, look at, prove, mend and move feature caches.")
 app.add_typer(cache_app, name="cache")
 

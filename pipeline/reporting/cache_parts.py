@@ -1,0 +1,87 @@
+"""The caches that runs read: what they weigh, how faithful they are, and what they save."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.cache.inventory import ls, stats
+from pipeline.reporting.html import Markup, missing, number, section, table
+from pipeline.reporting.runs import ReportedRun
+from pipeline.tables import human_bytes
+from sak.errors import SakError
+
+
+def caches(runs: Sequence[ReportedRun]) -> Markup:
+    """Every cache that a run names, with the columns that the runs read."""
+    title = "The feature cache: size, fidelity, cost"
+    places = dict.fromkeys(str(run.reads["cache"]) for run in runs if run.reads.get("cache"))
+    if not places:
+        return section("cache", title, missing("Left out: no run of this report read a cache."))
+    read = {
+        str(column).split("/")[1] for run in runs for column in run.reads.get("columns", ()) if str(column).count("/")
+    }
+    parts: list[Markup | str] = [
+        "A teacher looks at every image once; its features are kept, and every run reads them instead of running it. "
+        "Fidelity is the cosine and the relative error of what is read back against what the teacher gave."
+    ]
+    for place in places:
+        try:
+            parts += _cache(place, read)
+        except (SakError, OSError) as error:
+            parts.append(missing(f"{place} is not here any more: {error}"))
+    return section("cache", title, *parts, _cost(runs))
+
+
+def _cache(place: str, read: set[str]) -> list[Markup | str]:
+    columns = [each for each in ls(place) if each.name in read or not read]
+    sizes = [
+        {
+            "column": f"{each.name} RANDOM" if each.random else each.name,
+            "model": each.model,
+            "encoding": each.encoding,
+            "grid": "{}x{}".format(*each.grid),
+            "views": each.views,
+            "images": f"{each.samples:,}",
+            "size": human_bytes(each.nbytes),
+            "an image": human_bytes(each.nbytes / each.samples) if each.samples else "-",
+        }
+        for each in columns
+    ]
+    names = {each.name for each in columns}
+    fidelity = [
+        {
+            "column": each.name,
+            "level": each.level,
+            "encoding": each.encoding,
+            "mean cosine": f"{each.summary['cosine']:.5f}",
+            "lowest": f"{each.summary['cosine_min']:.5f}",
+            "relative error": f"{each.summary['relative_error']:.4f}",
+            "token norm": number(float(each.summary["token_norm"])),
+        }
+        for each in stats(place)
+        if each.name in names and each.summary.get("samples")
+    ]
+    return [
+        table(sizes, caption=f"{Path(place).name}: columns that the runs read", left=("model", "encoding")),
+        table(fidelity, caption=f"{Path(place).name}: fidelity by column and level", left=("encoding",)),
+    ]
+
+
+def _cost(runs: Sequence[ReportedRun]) -> Markup:
+    """Images a second, with and without teachers."""
+    rows = []
+    for run in runs:
+        speeds = [
+            line["images_per_second"] for line in run.training if isinstance(line.get("images_per_second"), float)
+        ]
+        waits = [line["data_wait"] for line in run.training if isinstance(line.get("data_wait"), float)]
+        if run.stage == "distill" and speeds:
+            live = run.reads.get("live")
+            rows.append(
+                {
+                    "run": run.name,
+                    "teachers run live": ", ".join(live) if live else "none",
+                    "images/s": number(sum(speeds) / len(speeds), 3),
+                    "waits for data": f"{100 * sum(waits) / len(waits):.0f} %" if waits else "-",
+                }
+            )
+    return table(rows, caption="What distillation costs with what it read", left=("teachers run live",))

@@ -1,0 +1,140 @@
+"""The tasks' metrics beside baselines and the paper's numbers, as tables and as the radar of Figure 3."""
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.data.datasets import task_table
+from pipeline.paper import TABLES
+from pipeline.pictures.compare import title as task_title
+from pipeline.reporting.charts import radar
+from pipeline.reporting.html import PNG, Markup, figure, missing, number, picture, section, table
+from pipeline.reporting.runs import ReportedRun
+from sak.errors import SakError
+from sak.metrics.delta_m import delta_m
+from sak.tasks import Dataset
+
+_PAPER = {
+    "pascal-context": {"multi-task baseline (paper, B)": ("table7", "multi-task baseline"),
+                       "SAK (paper, B)": ("table7", "DINOv2+CLIP+SAM"), "SAK (paper, L)": ("table5", "SAK")},
+    "nyud": {"single-task baseline (paper, L)": ("table6", "single-task baseline"),
+             "SAK (paper, L)": ("table6", "SAK")},
+}  # fmt: skip
+_LARGEST_PICTURE = 8 << 20
+
+
+def metrics(runs: Sequence[ReportedRun]) -> Markup:
+    """A table and a radar a data set."""
+    title = "What the tasks gain"
+    mine = [run for run in runs if run.metrics and run.dataset is not None]
+    if not mine:
+        return section("metrics", title, missing("Left out: no fine-tuned run was evaluated (sak-cli evaluate RUN)."))
+    parts: list[Markup | str] = []
+    without = [run.name for run in runs if run.dataset is not None and not run.metrics]
+    if without:
+        parts.append(missing(f"Not evaluated (sak-cli evaluate), so not in these tables: {', '.join(without)}."))
+    for name in dict.fromkeys(str(run.dataset) for run in mine):
+        try:
+            rows = task_table(name)
+        except SakError as error:
+            parts.append(missing(str(error)))
+            continue
+        parts += _dataset(rows, [run for run in mine if run.dataset == name])
+    return section("metrics", title, *parts)
+
+
+def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str]:
+    scores: dict[str, Mapping[str, float]] = {f"{run.name} ({run.kind})": run.metrics for run in runs}
+    trivial = {f"{run.name}: looks at no image": _trivial(run) for run in runs[:1] if _trivial(run)}
+    paper = {
+        name: TABLES[place].rows[row] for name, (place, row) in _PAPER.get(dataset.name, {}).items()
+    }  # the demo's sets are other images: the paper's numbers do not belong beside them
+    baseline = next((run for kind in ("single-task", "multi-task") for run in runs if run.kind == kind), None)
+    everything = {**scores, **trivial, **paper}
+    shown = [_row(name, values, dataset, baseline) for name, values in everything.items()]
+    best = _best(list(scores.values()), dataset)
+    over = "There is no baseline among the runs, so no delta_m."
+    if baseline is not None:
+        over = f"The multi-task gain, delta_m, is over {baseline.name} ({baseline.kind})."
+    note = f"Higher is better where the heading has ↑, lower where ↓. {over}"
+    if not paper:
+        note += f" {dataset.name} is no set of the paper, so its numbers are not set beside these."
+    parts: list[Markup | str] = [note, table(shown, caption=f"{dataset.name}: metrics", best=best)]
+    complete = {name: values for name, values in {**scores, **paper}.items() if all(t.name in values for t in dataset)}
+    if len(complete) > 1 and len(dataset) > 2:
+        shares = _shares(complete, dataset)
+        chart = radar(
+            [task_title(task) for task in dataset], shares, title=f"Metrics on {dataset.name} as shares of the best"
+        )
+        parts.append(
+            figure(
+                chart, f"{dataset.name}: each task's metric as a share of the best run's (Figure 3); outside is better."
+            )
+        )
+    return parts
+
+
+def _trivial(run: ReportedRun) -> dict[str, float]:
+    found = (run.evaluation or {}).get("trivial")
+    tasks = found.get("tasks", {}) if isinstance(found, Mapping) else {}
+    return {name: float(task["value"]) for name, task in tasks.items() if task.get("value") is not None}
+
+
+def _row(name: str, values: Mapping[str, float], dataset: Dataset, baseline: ReportedRun | None) -> dict[str, object]:
+    row: dict[str, object] = {"": name}
+    for task in dataset:
+        arrow = "↓" if task.lower_is_better else "↑"
+        row[f"{task.name} {task.metric} {arrow}"] = number(values.get(task.name))
+    row["delta_m % ↑"] = number(_gain(values, dataset, baseline), 3)
+    return row
+
+
+def _gain(values: Mapping[str, float], dataset: Dataset, baseline: ReportedRun | None) -> float | None:
+    """The paper's own where it is its row."""
+    if "delta_m" in values:
+        return values["delta_m"]
+    try:
+        return delta_m(dataset, values, baseline.metrics).value if baseline is not None else None
+    except SakError:
+        return None
+
+
+def _best(scores: Sequence[Mapping[str, float]], dataset: Dataset) -> dict[str, int]:
+    """Heading -> the row of the best run."""
+    best = {}
+    for task in dataset:
+        have = [(values[task.name], place) for place, values in enumerate(scores) if task.name in values]
+        if len(have) > 1:
+            arrow = "↓" if task.lower_is_better else "↑"
+            best[f"{task.name} {task.metric} {arrow}"] = (min(have) if task.lower_is_better else max(have))[1]
+    return best
+
+
+def _shares(scores: Mapping[str, Mapping[str, float]], dataset: Dataset) -> dict[str, list[float]]:
+    """Every metric as a share of the best, errors by their inverse."""
+    shares: dict[str, list[float]] = {name: [] for name in scores}
+    for task in dataset:
+        values = {name: each[task.name] for name, each in scores.items()}
+        best = min(values.values()) if task.lower_is_better else max(values.values())
+        for name, value in values.items():
+            share = (best / value if value else 1.0) if task.lower_is_better else (value / best if best else 1.0)
+            shares[name].append(share)
+    return shares
+
+
+def predictions(runs: Sequence[ReportedRun]) -> Markup:
+    """The panels that evaluation drew."""
+    title = "Predictions beside labels"
+    found = []
+    for run in runs:
+        path = run.place / "figures" / "predictions.png"
+        if path.is_file() and path.stat().st_size <= _LARGEST_PICTURE:
+            data = path.read_bytes()
+            if data.startswith(PNG):
+                shown = picture(data, f"Labels and predictions of {run.name}")
+                scrolled = f'<div class="scroll" tabindex="0" role="region" aria-label="Pictures">{shown.text}</div>'
+                caption = f"{run.name}: of each image the labels, and below them the predictions."
+                found.append(figure(Markup(scrolled), caption))
+    if not found:
+        return section(
+            "predictions", title, missing("Left out: no run has figures/predictions.png (sak-cli evaluate draws it).")
+        )
+    return section("predictions", title, *found)

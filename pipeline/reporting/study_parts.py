@@ -1,0 +1,57 @@
+"""The tables of studies, as `sak-cli ablate` wrote them."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.reporting.charts import scatter
+from pipeline.reporting.html import Markup, figure, number, section, table
+
+_MOST = 200
+
+
+def studies(places: Sequence[Path]) -> Markup:
+    """A table a study: mean and standard deviation over seeds."""
+    if not places:
+        return Markup("")
+    parts: list[Markup | str] = [
+        "Mean ± standard deviation over the seeds; keys and single runs are in the study's folder."
+    ]
+    for place in places:
+        rows = _read(place / "results.csv")
+        if not rows:
+            continue
+        parts.append(table([_shown(row) for row in rows], caption=f"Study {place.name}"))
+        points = [(row["row"], float(row["bytes_per_image"]), float(row["rep_sim"])) for row in rows
+                  if row.get("bytes_per_image") and row.get("rep_sim")]  # fmt: skip
+        if len({x for _, x, _ in points}) > 2:
+            chart = scatter(
+                points, title=f"rep_sim against bytes an image, {place.name}", x="bytes an image", y="rep_sim"
+            )
+            parts.append(
+                figure(chart, f"{place.name}: what the cache's bytes buy; 0 bytes is a run with live teachers.")
+            )
+    return section("studies", "Ablations", *parts)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [dict(row) for row, _ in zip(csv.DictReader(file), range(_MOST), strict=False)]
+
+
+def _shown(row: dict[str, str]) -> dict[str, object]:
+    shown: dict[str, object] = {"row": row.get("row", "")}
+    for name, value in row.items():
+        if name in ("row", "keys", "seeds") or name is None or name.endswith(" std"):
+            continue
+        spread = row.get(f"{name} std")
+        plain = _number(value)
+        shown[name] = f"{plain} ± {_number(spread, 2)}" if spread and plain and name != "bytes_per_image" else plain
+    return {**shown, "seeds": row.get("seeds", "")}
+
+
+def _number(text: str | None, digits: int = 4) -> str:
+    try:
+        return number(float(text or "nan"), digits)
+    except ValueError:
+        return text or ""

@@ -1,0 +1,187 @@
+"""The report: what stands in it, what is left out and said, that a run's text is not trusted; in a browser too."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from pipeline.report import ReportConfig, write_report
+from pipeline.reporting.charts import Line, heat_map, line_chart, radar
+from pipeline.reporting.html import escape, picture, table
+from sak.errors import UsageError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SESSION = {"started": "2026-01-01T00:00:00+0000", "ended": "2026-01-01T00:01:00+0000", "stopped": False,
+           "packages": {"torch": "2"}}  # fmt: skip
+EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def fine_tuned(place, *, kind="sak", gates=True, name="demo-nyud", shift=0.0):
+    """A fine-tuned run's directory as evaluation leaves it, without its weights."""
+    (place / "figures").mkdir(parents=True)
+    tasks = {"semseg": 20.0 + shift, "depth": 0.8, "normals": 30.0, "edge": 40.0 + shift}
+    told = {"stage": "finetune", "kind": kind, "dataset": name, "tasks": list(tasks), "reads": {"images": 8, "live": {}},
+            "teachers": {}, "sessions": [SESSION]}  # fmt: skip
+    weights = {"1": {task: [0.25, 0.75] for task in tasks}}
+    stored = {"evaluation": {"tasks": {task: {"value": value} for task, value in tasks.items()}}, "trivial": None,
+              "gates": {"experts": ["TAS", "clip"], "images": 3, "weights": weights} if gates else None}  # fmt: skip
+    (place / "run.json").write_text(json.dumps(told))
+    (place / "config.yaml").write_text(yaml.safe_dump({"device": "cpu", "recipe": {"note": EVIL}}))
+    lines = [{"step": step, "loss": 2.0 / step, "task/semseg": 1.0 / step} for step in range(1, 6)]
+    (place / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (place / "evaluation-val.json").write_text(json.dumps(stored))
+    return place
+
+
+@pytest.fixture
+def report(tmp_path):
+    """`report(*runs)` writes a page and gives its text."""
+
+    def go(*runs, maps=False):
+        write_report(ReportConfig(tuple(runs), tmp_path / "report.html", maps=maps, overwrite=True), lambda line: None)
+        return (tmp_path / "report.html").read_text()
+
+    return go
+
+
+def test_every_part_that_a_run_lacks_is_said(report, distilled):
+    text = html.unescape(report(distilled))
+    for sentence in (
+        "Left out: no fine-tuned run was evaluated",
+        "Left out: no run measured rep_sim",
+        "Left out: --no-maps was given",
+        "Left out: no run has figures/predictions.png",
+        "Left out: no run with routers was evaluated",
+    ):
+        assert sentence in text
+    assert "RANDOM weights: clip, dinov2, sam" in text
+
+
+def test_maps_of_teachers_and_student_stand_side_by_side(report, distilled):
+    text = report(distilled, maps=True)
+    for teacher in ("dinov2", "clip", "sam"):
+        for who in ("teacher", "student"):
+            assert re.search(
+                rf'<img src="data:image/png;base64,[^"]+" alt="{who}&#x27;s map of {teacher}, level 1', text
+            )
+
+
+def test_metrics_stand_beside_the_baseline_with_delta_m(report, tmp_path):
+    runs = (fine_tuned(tmp_path / "sak", shift=2.0), fine_tuned(tmp_path / "single", kind="single-task", gates=False))
+    text = report(*runs)
+    assert "delta_m, is over single (single-task)" in text
+    assert "<strong>22</strong>" in text
+    gain = (2 / 20 + 2 / 40) / 4 * 100
+    assert f">{gain:.3g}<" in text
+    assert "Gates of sak, level 1" in text
+    assert "Metrics on demo-nyud as shares of the best" in text
+    assert "demo-nyud is no set of the paper" in text
+
+
+def test_the_papers_numbers_stand_beside_its_own_data_sets(report, tmp_path):
+    text = report(fine_tuned(tmp_path / "sak", name="nyud"))
+    assert "SAK (paper, L)" in text
+    assert ">14.1<" in text
+
+
+def test_nothing_of_a_run_is_taken_for_html(report, tmp_path):
+    place = fine_tuned(tmp_path / "<b>run</b>")
+    told = json.loads((place / "run.json").read_text())
+    told["kind"] = told["teachers"] = EVIL
+    (place / "run.json").write_text(json.dumps(told))
+    text = report(place)
+    assert "<script" not in text
+    assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", text)
+    assert "<b>run" not in text
+
+
+def test_the_page_asks_nobody_for_anything(report, distilled):
+    text = report(distilled, maps=True)
+    assert not re.findall(r"https?://", text)
+    assert all(place.startswith("data:") for place in re.findall(r'(?:src|href)="([^"#][^"]*)"', text))
+    assert "default-src 'none'" in text
+
+
+def test_damaged_files_are_said_and_the_rest_is_shown(report, tmp_path):
+    place = fine_tuned(tmp_path / "run")
+    (place / "config.yaml").write_text("a: [")
+    (place / "metrics.jsonl").write_text('{"step": 1, "loss": }\n')
+    text = report(place)
+    assert "config.yaml cannot be read" in text
+    assert "metrics.jsonl cannot be read" in text
+
+
+def test_places_that_are_no_runs_and_pages_that_are_there_are_refused(tmp_path, distilled):
+    with pytest.raises(UsageError, match="is no run and holds none"):
+        write_report(ReportConfig((tmp_path,), tmp_path / "r.html"), print)
+    with pytest.raises(UsageError, match="no such folder"):
+        write_report(ReportConfig((tmp_path / "none",), tmp_path / "r.html"), print)
+    (tmp_path / "r.html").write_text("mine")
+    with pytest.raises(UsageError, match="replace it with --overwrite"):
+        ReportConfig((distilled,), tmp_path / "r.html")
+
+
+def test_a_studys_runs_are_called_by_row_and_seed_and_its_table_is_shown(report, tmp_path):
+    study = tmp_path / "study"
+    fine_tuned(study / "runs" / "finetune-0123")
+    fine_tuned(study / "runs" / "finetune-left-over")
+    (study / "runs.csv").write_text("row,seed,run finetune\nDINOv2,3,elsewhere/runs/finetune-0123\n")
+    (study / "results.csv").write_text("row,seeds,semseg,semseg std,keys\nDINOv2,1,20.5,0.25,a\n")
+    text = report(study)
+    assert "DINOv2, seed 3, finetune" in text
+    assert "left-over" not in text
+    assert "20.5 ± 0.25" in text
+
+
+def test_charts_survive_what_measurements_may_be():
+    nan = float("nan")
+    assert line_chart([Line("a", [(0, nan)])], title="t", x="x", y="y").text == ""
+    assert "<svg" in line_chart([Line("a", [(0, 1.0)])], title="t", x="x", y="y").text
+    assert "<svg" in line_chart([Line("a", [(0, 5.0), (1, 5.0)])], title="t", x="x", y="y").text
+    assert "<svg" in heat_map(["a"], ["b"], [[0.0]], title="t").text
+    assert "<svg" in radar(["a", "b", "c"], {"x": [1.0, 0.5, 0.0]}, title="t").text
+    assert table([], caption="c").text == ""
+    assert escape('"<&') == "&quot;&lt;&amp;"
+    with pytest.raises(ValueError, match="is a PNG"):
+        picture(b"<svg onload=alert(1)>", "x")
+
+
+MEASURE = """<script>
+const sizes = [...document.querySelectorAll('svg, img')].map(e => e.getBoundingClientRect());
+document.title = JSON.stringify({count: sizes.length, flat: sizes.filter(r => r.width < 8 || r.height < 8).length,
+  wide: document.documentElement.scrollWidth - innerWidth, dark: getComputedStyle(document.body).backgroundColor});
+</script></body>"""
+
+
+def browse(page, profile, width, *options):
+    """(DOM as text, what the browser said) of a page."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync",
+               "--enable-logging=stderr", f"--user-data-dir={profile}", f"--window-size={width},900", *options,
+               "--dump-dom", page.as_uri()]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout, ended.stderr
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page is looked at in one")
+@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_every_figure_has_size_and_nothing_is_complained_of(report, distilled, tmp_path, width, scheme):
+    text = report(distilled, fine_tuned(tmp_path / "sak"), fine_tuned(tmp_path / "multi", kind="multi-task"), maps=True)
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    _, said = browse(tmp_path / "report.html", tmp_path / "profile", width, *dark)
+    assert "CONSOLE" not in said
+    measured = tmp_path / "measured.html"
+    measured.write_text(re.sub(r"<meta http-equiv=[^>]*>", "", text).replace("</body>", MEASURE))
+    dom, _ = browse(measured, tmp_path / "profile", width, *dark)
+    found = json.loads(html.unescape(re.search(r"<title>(\{.*?\})</title>", dom)[1]))
+    assert found["count"] > 20
+    assert found["flat"] == 0
+    assert found["wide"] <= 0
+    assert found["dark"] == ("rgb(18, 22, 28)" if scheme == "dark" else "rgb(255, 255, 255)")

@@ -24,8 +24,8 @@ def fine_tuned(place, *, kind="sak", gates=True, name="demo-nyud", shift=0.0):
     """A fine-tuned run's directory as evaluation leaves it, without its weights."""
     (place / "figures").mkdir(parents=True)
     tasks = {"semseg": 20.0 + shift, "depth": 0.8, "normals": 30.0, "edge": 40.0 + shift}
-    told = {"stage": "finetune", "kind": kind, "dataset": name, "tasks": list(tasks), "reads": {"images": 8, "live": {}},
-            "teachers": {}, "sessions": [SESSION]}  # fmt: skip
+    told = {"stage": "finetune", "kind": kind, "dataset": name, "tasks": list(tasks), "teachers": {},
+            "reads": {"images": 8, "live": {}}, "sessions": [SESSION]}  # fmt: skip
     weights = {"1": {task: [0.25, 0.75] for task in tasks}}
     stored = {"evaluation": {"tasks": {task: {"value": value} for task, value in tasks.items()}}, "trivial": None,
               "gates": {"experts": ["TAS", "clip"], "images": 3, "weights": weights} if gates else None}  # fmt: skip

@@ -3,12 +3,14 @@
 Nothing imports this module, and `--help` imports neither torch nor a stage.
 """
 
+import atexit
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -898,6 +900,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted; errors are one line."""
     if arguments is None:
         signal.signal(signal.SIGTERM, _interrupt)
+        atexit.register(leave := _Leave())  # registered first, so that it runs last
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
@@ -919,7 +922,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:  # the work is over: a signal that comes now must not change how it ended
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        leave.code = code
     sys.exit(code)
+
+
+class _Leave:
+    """Ends the process once all else has: taking torch and what it imported apart would take over a second."""
+
+    code = 1
+
+    def __call__(self) -> None:
+        with suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(self.code)
 
 
 if __name__ == "__main__":

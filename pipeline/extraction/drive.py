@@ -111,9 +111,10 @@ def _stopped_early(cluster: Cluster, run: Run, running: Mapping[Future, object])
     try:
         yield
     except BaseException:
+        end = time.monotonic() + STOP_SECONDS
         _tell(cluster, request_stop, run.id)
         with suppress(TimeoutError, *_LOST):
-            wait(list(running), timeout=STOP_SECONDS)
+            wait(list(running), timeout=max(0.1, end - time.monotonic()))
         raise
 
 

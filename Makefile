@@ -43,27 +43,29 @@ $(BIN)/sak-cli finetune --dataset demo-pascal --data $(DEMO)/data --config recip
 endef
 
 demo: $(SETUP) ## everything on procedural data, from images to predictions, and its own numbers; minutes on two cores
-	@echo "== 1 of 8, demo data: images with exact labels, so that nothing has to be downloaded"
+	@echo "== 1 of 9, demo data: images with exact labels, so that nothing has to be downloaded"
 	@$(MAKE) --no-print-directory $(DEMO)/data/manifest.json $(DEMO)/held-out/manifest.json
-	@echo "== 2 of 8, plan: what the cache will take, before anything runs"
+	@echo "== 2 of 9, plan: what the cache will take, before anything runs"
 	$(BIN)/sak-cli cache plan cache_specs/demo.yaml --samples $(DEMO_IMAGES)
-	@echo "== 3 of 8, extract: three teachers look at every image once; their features are kept, and held-out ones beside"
+	@echo "== 3 of 9, extract: three teachers look at every image once; their features are kept, and held-out ones beside"
 	@$(MAKE) --no-print-directory extract-features $(DEMO)/val-cache
-	@echo "== 4 of 8, verify: every byte against its digest, and what the encoding kept, by teacher and level"
+	@echo "== 4 of 9, verify: every byte against its digest, and what the encoding kept, by teacher and level"
 	$(BIN)/sak-cli cache verify $(DEMO)/cache --deep
 	$(BIN)/sak-cli cache stats $(DEMO)/cache
-	@echo "== 5 of 8, distil: one student learns all teachers from the cache; no teacher runs"
+	@echo "== 5 of 9, distil: one student learns all teachers from the cache; no teacher runs"
 	$(BIN)/sak-cli distill --cache $(DEMO)/cache --out $(DEMO)/runs/distill --config recipes/distill/demo.yaml \
 	  --val-cache $(DEMO)/val-cache --device $(DEVICE) --overwrite
-	@echo "== 6 of 8, fine-tune: five dense tasks on the student; and the same ViT without teachers, to compare with"
+	@echo "== 6 of 9, fine-tune: five dense tasks on the student; and the same ViT without teachers, to compare with"
 	$(DEMO_FINETUNE) --init $(DEMO)/runs/distill --out $(DEMO)/runs/sak
 	$(DEMO_FINETUNE) --init imagenet --baseline multi-task --out $(DEMO)/runs/multi-task
-	@echo "== 7 of 8, evaluate: the field's metrics on held-out images, and delta_m over the baseline"
+	@echo "== 7 of 9, evaluate: the field's metrics on held-out images, and delta_m over the baseline"
 	$(BIN)/sak-cli evaluate $(DEMO)/runs/multi-task --device $(DEVICE) --pictures 0
 	$(BIN)/sak-cli evaluate $(DEMO)/runs/sak --baseline-run $(DEMO)/runs/multi-task --device $(DEVICE)
-	@echo "== 8 of 8, predict: pictures of every task for images of any size, here the first held-out scenes"
+	@echo "== 8 of 9, predict: pictures of every task for images of any size, here the first held-out scenes"
 	$(BIN)/sak-cli predict $(DEMO)/runs/sak $$(sed -n '1,4s#.*#$(DEMO)/data/PASCALContext/JPEGImages/&.jpg#p' \
 	  $(DEMO)/data/PASCALContext/ImageSets/Context/val.txt) --out $(DEMO)/pictures --device $(DEVICE) --overwrite
+	@echo "== 9 of 9, report: curves, gates, feature maps, predictions and numbers of these runs on one page"
+	$(BIN)/sak-cli report $(DEMO)/runs --out $(DEMO)/report.html --overwrite
 	@echo
 	@$(BIN)/python -m pipeline.demo_summary $(DEMO)
 

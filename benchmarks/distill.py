@@ -11,7 +11,7 @@ time and for this process's processor time, which other work on the machine dist
 Without --data the images are noise; teachers have random weights with --random, so nothing need be downloaded.
 
     python benchmarks/distill.py --quick
-    python benchmarks/distill.py --spec benchmarks/distill_b128.yaml --batch 8 --steps 6 \
+    python benchmarks/distill.py --spec benchmarks/distill_s128.yaml --batch 8 --steps 6 \
         --set "student.stem={width: 384, depth: 12, heads: 6}"
     python benchmarks/distill.py --device cuda --precision bf16 --spec cache_specs/sak_b.yaml --random \
         --recipe recipes/distill/sak_b_from_b.yaml --data /data/photos --batch 64 --workers 12

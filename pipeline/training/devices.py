@@ -46,9 +46,15 @@ def check_trackers(trackers: Sequence[str]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, project: str, settings: Mapping[str, Any]) -> None:
-    """Tell the trackers, if there are any, what the run is; nested settings get dotted names."""
-    if accelerator.log_with:
-        accelerator.init_trackers(project, config=dict(_flat(settings)))
+    """Tell the trackers, if there are any, what the run is; nested settings get dotted names.
+
+    wandb names its run after the run's directory and keeps its files there.
+    """
+    if not accelerator.log_with:
+        return
+    folder = Path(accelerator.project_dir or ".")
+    own = {"wandb": {"dir": str(folder), "name": folder.resolve().name}}
+    accelerator.init_trackers(project, config=dict(_flat(settings)), init_kwargs=own)
 
 
 def finish_trackers(accelerator: Accelerator) -> None:

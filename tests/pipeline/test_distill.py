@@ -255,13 +255,17 @@ class TestRefusals:
         assert json.loads((made.directory.root / "run.json").read_text())["reads"]["partial"]
 
     def test_missing_and_other_data(self, small_world, tmp_path):
-        self.refused(SakError, str(tmp_path / "nowhere"), data_location=str(tmp_path / "nowhere"))
+        nowhere = str(tmp_path / "nowhere")
+        self.refused(SakError, f"images of .* are missing: {nowhere}.*--data says where", data_location=nowhere)
+        self.refused(SakError, f"images of .* are missing: {nowhere}.*--val-data says where", val_data=nowhere,
+                     val_cache=str(small_world.val_cache))  # fmt: skip
         other = small_world.images(tmp_path / "other", 20, seed=9)
         self.refused(SakError, r"class0|since it was indexed|indexed", data_location=str(other))
 
-    def test_no_batch(self):
+    def test_no_batch(self, tmp_path):
         self.refused(UsageError, r"20 samples of view 0 make no batch of 64; take a smaller batch",
                      training={"batch_size": 64})  # fmt: skip
+        assert not (tmp_path / "run").exists()
 
     def test_unknown_teachers_and_levels(self):
         self.refused(UsageError, r"no features of teacher 'dino'; did you mean 'dinov2'\?", teachers=("dino",))

@@ -45,6 +45,7 @@ def weights(run, checkpoint="last"):
     return load_task_model(run.directory.root, checkpoint=checkpoint)[0].model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", TASKS)
 def test_a_distilled_student_learns_every_task_beside_its_teachers(run, distilled, dataset):
     made = run(init=str(distilled), dataset=dataset, recipe={"training": {"steps": 30, "optimiser": {"rate": 3e-3}}})
@@ -148,9 +149,8 @@ def stop_after(step, monkeypatch):
     monkeypatch.setattr(TaskBatches, "start_at", start_at)
 
 
-@pytest.mark.parametrize(
-    "workers", [pytest.param(0, id="no workers"), pytest.param(1, id="a worker", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_seven_steps_a_kill_and_thirteen_more_are_twenty_bit_for_bit(run, distilled, monkeypatch, workers):
     asked = {"init": str(distilled), "recipe": {"training": {"steps": 20}}}
     straight = run("straight", **asked)

@@ -1,7 +1,9 @@
 """Studies: what runs, once each; what a kill, a failure and a second call leave; names that do not exist."""
 
 import csv
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -263,3 +265,57 @@ def test_the_rows_of_a_papers_table_are_named_as_there():
     for name in ("table2", "table3", "table4", "table7", "table8", "table9"):
         study = load_study(ROOT / "recipes" / "ablations" / f"{name}.yaml")
         assert set(paper_table(name).rows) <= {*study.rows, *study.oracles}
+
+
+def test_the_documented_study_can_be_planned(tmp_path, monkeypatch, no_drawing):
+    monkeypatch.chdir(ROOT)
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "ablations.md").read_text(), re.S)
+    (tmp_path / "study.yaml").write_text(example)
+    plan = run_ablation(AblateConfig(tmp_path / "study.yaml", tmp_path / "out", dry_run=True), print).plan
+    stages = [each.job.stage for each in plan.pending]
+    assert len(plan.work.runs) == (2 * 2 + 1) * 3
+    assert (stages.count("distill"), stages.count("finetune"), stages.count("evaluate")) == (4, 15, 15)
+    assert stages.count("extract") == 2
+
+
+def test_a_plot_shows_the_first_column_against_what_was_asked(study):
+    study.write(plot="bytes_per_image")()
+    assert "DINOv2" in (study.out / "results.svg").read_text()
+
+
+@pytest.mark.long
+def test_a_whole_study_extracts_each_teacher_once_and_goes_through_every_stage(
+    small_world, tiny_recipe, scenes, finetune_recipe, tmp_path
+):
+    """The real stages: two rows that share one extraction, a baseline, metrics of all, delta_m; again: nothing."""
+    spec, data = tmp_path / "spec.yaml", small_world.images(tmp_path / "images", 12)
+    document = small_world.document("int8")
+    del document["teachers"]["sam"]
+    spec.write_text(yaml.safe_dump(document))
+    quick = {**tiny_recipe, "training": {**tiny_recipe["training"], "steps": 2}}
+    tuned = {**finetune_recipe, "training": {**finetune_recipe["training"], "steps": 2}}
+    study = {
+        "device": "cpu",
+        "extract": {"spec": str(spec), "data": str(data), "cache": str(tmp_path / "cache")},
+        "distill": {"recipe": quick},
+        "finetune": {"dataset": "demo-nyud", "data": str(scenes), "recipe": tuned},
+        "evaluate": {"workers": 0, "pictures": 0},
+        "baseline": "multi-task",
+        "rows": {"one": {"distill.teachers": ["clip"]}, "two": {}},
+        "apart": {"multi-task": {"distill": False, "finetune": {"init": "imagenet", "baseline": "multi-task"}}},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    config = AblateConfig(tmp_path / "study.yaml", tmp_path / "out")
+    report = run_ablation(config, print)
+    assert report.exit_code == 0, report.to_text(100)
+    assert [each.job.stage for each in report.plan.jobs.values()].count("extract") == 1
+    (reported,) = (tmp_path / "cache" / "reports").glob("*.json")
+    blocks = json.loads(reported.read_text())["blocks"]
+    assert sorted(teacher for block in blocks for teacher in block["teachers"]) == ["clip"] * 2 + ["dinov2"] * 2
+    with (tmp_path / "out" / "results.csv").open() as file:
+        one, two, baseline = csv.DictReader(file)
+    assert float(baseline["delta_m"]) == 0
+    assert all(float(row[task]) >= 0 for row in (one, two) for task in ("semseg", "depth", "normals", "edge"))
+    assert (len(one["keys"].split()), len(two["keys"].split())) == (1, 2)
+    again = run_ablation(config, print)
+    assert "nothing was run" in again.to_text(100)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.data.datasets import task_table
 from pipeline.tables import text_table
+from pipeline.training.evaluation_store import StoredEvaluation
 from sak.errors import UsageError
 from sak.metrics.comparison import Improvement, Oracle, improvement, oracle
 from sak.tasks import Dataset
@@ -65,12 +66,15 @@ def compare_runs(reference: Path, runs: Sequence[Path]) -> Comparison:
         raise UsageError("give at least one run to compare with the reference")
     read = {_name(place, (reference, *runs)): _evaluation(place) for place in (reference, *runs)}
     first = _name(reference, (reference, *runs))
-    of_data = {name: (each["of"]["dataset"], each["of"]["split"]) for name, each in read.items()}
-    for name, data in of_data.items():
-        if data != of_data[first]:
-            raise UsageError(f"{name} was evaluated on {' '.join(data)}, {first} on {' '.join(of_data[first])}")
-    scores = {name: {task: float(score) for task, score in _metrics(each).items()} for name, each in read.items()}
-    table = task_table(of_data[first][0])
+    own = read[first].of
+    for name, each in read.items():
+        if (each.of.dataset, each.of.split, each.of.images) != (own.dataset, own.split, own.images):
+            raise UsageError(
+                f"{name} was evaluated on other images ({each.of.dataset} {each.of.split}) than {first} ({own.dataset} "
+                f"{own.split}); evaluate both on the same"
+            )
+    scores = {name: each.evaluation.metrics for name, each in read.items()}
+    table = task_table(own.dataset)
     rows = table.select([task for task in table.names if all(task in each for each in scores.values())])
     chosen = oracle(rows, {name: scores[name] for name in scores if name != first})
     improvements = {name: improvement(rows, each, scores[first]) for name, each in scores.items() if name != first}
@@ -84,19 +88,12 @@ def _name(place: Path, places: Sequence[Path]) -> str:
     return f"{place.parent.name}/{place.name}" if alike else place.name
 
 
-def _evaluation(place: Path) -> dict[str, Any]:
+def _evaluation(place: Path) -> StoredEvaluation:
     """The newest stored evaluation of a run."""
     found = sorted(place.glob(STORED), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UsageError(f"{place} has no evaluation: run sak-cli evaluate {place} first")
     try:
-        document: dict[str, Any] = json.loads(found[-1].read_text())
-    except ValueError as error:
-        raise UsageError(f"{found[-1]} is damaged ({error}); evaluate the run again with --again") from error
-    return document
-
-
-def _metrics(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    evaluation: Mapping[str, Any] = document.get("evaluation", document)
-    metrics: Mapping[str, Any] = evaluation["metrics"]
-    return metrics
+        return StoredEvaluation.from_dict(json.loads(found[-1].read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{found[-1]} is no evaluation ({error}); evaluate the run again with --again") from error

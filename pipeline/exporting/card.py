@@ -1,7 +1,7 @@
 """The model card of an export: README.md for people, export.json for tools."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,15 @@ def _teachers(source: Source, names: list[str]) -> list[dict[str, str]]:
     reads: Mapping[str, Any] = source.about.get("reads", {})
     sources: Mapping[str, Any] = {**reads.get("live", {}), **source.about.get("teachers", {})}
     random = set(reads.get("random", ()))
-    return [_teacher(name, _key(name, reads), sources.get(name) or {}, name in random) for name in names]
+    return [
+        _teacher(name, _key(name, source.about.get("columns", [])), sources.get(name) or {}, name in random)
+        for name in names
+    ]
 
 
-def _key(name: str, reads: Mapping[str, Any]) -> str:
+def _key(name: str, columns: Sequence[str]) -> str:
     """The key in the name of the teacher's column, `<teacher>-<key>`; empty where none was read."""
-    parts = [part for path in reads.get("columns", []) for part in str(path).split("/")]
+    parts = [part for path in columns for part in str(path).split("/")]
     return next((part.removeprefix(f"{name}-") for part in parts if part.rpartition("-")[0] == name), "")
 
 

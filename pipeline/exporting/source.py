@@ -43,7 +43,16 @@ def find_source(
             f"{folder} holds no student ({WEIGHTS}); runs of distill and finetune and imported checkpoints do, a "
             "probe's teacher is not ours to export"
         )
-    return Source(load_student(folder, image_size=image_size).eval(), folder, about)
+    return Source(load_student(folder, image_size=image_size).eval(), folder, {**about, "columns": _columns(about)})
+
+
+def _columns(about: Mapping[str, Any]) -> list[str]:
+    """The columns that were read by the run, or by the one it started from, as far as that is still there."""
+    own: list[str] = about.get("reads", {}).get("columns", [])
+    init = Path(str(about.get("init", "")))
+    if own or init.parent.name != "checkpoints":
+        return own
+    return _columns(_about(init.parent.parent))
 
 
 def _checkpoint(place: Path, checkpoint: str) -> Path:

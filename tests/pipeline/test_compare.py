@@ -1,6 +1,5 @@
 """What the paper compares with, through finetune on small demo trees: each by one configuration."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +7,11 @@ import torch
 
 from pipeline.cache.cache import FeatureCache
 from pipeline.compare import compare_runs
+from pipeline.data.datasets import task_table
 from pipeline.distill import DistillConfig, distill
 from pipeline.finetune import FinetuneConfig, Session, finetune
+from pipeline.training.evaluation import Evaluation, TaskEvaluation
+from pipeline.training.evaluation_store import Evaluated, StoredEvaluation, write_stored
 from pipeline.training.run import RunDirectory
 from pipeline.training.standardised import load_standardisers
 from pipeline.training.task_model import load_task_model
@@ -153,10 +155,17 @@ def test_frozen_teachers_are_amalgamated_by_routers_and_stay_as_they_were(run, s
         run("one", init="teachers:clip", spec=str(small_world.spec))
 
 
-def evaluated(place, **metrics):
+def evaluated(place, images="abc", **metrics):
+    """A run with an evaluation as `sak-cli evaluate` stores it."""
     place.mkdir()
-    document = {"of": {"dataset": "demo-nyud", "split": "val"}, "evaluation": {"metrics": metrics}}
-    (place / "evaluation-val.json").write_text(json.dumps(document))
+    of = Evaluated("demo-nyud", "data", "val", images, tuple(metrics), "best", place.name, (64, 64))
+    rows = task_table("demo-nyud")
+    tasks = {
+        name: TaskEvaluation(rows[name].metric, rows[name].unit, rows[name].lower_is_better, value, 1, 0, 10, {})
+        for name, value in metrics.items()
+    }
+    stored = StoredEvaluation(of, Evaluation("demo-nyud", 1, (64, 64), tasks))
+    write_stored(place / "evaluation-val.json", stored.as_dict())
     return place
 
 
@@ -173,3 +182,9 @@ def test_probes_are_set_beside_the_vit_with_mu_sigma_and_the_oracle(tmp_path):
     assert "60 (dino)" in found.to_text()
     with pytest.raises(UsageError, match="has no evaluation: run sak-cli evaluate"):
         compare_runs(vit, [tmp_path])
+    other = evaluated(tmp_path / "other", images="xyz", semseg=50.0, depth=0.5)
+    with pytest.raises(UsageError, match="was evaluated on other images"):
+        compare_runs(vit, [other])
+    (dino / "evaluation-val.json").write_text("{}")
+    with pytest.raises(UsageError, match="is no evaluation"):
+        compare_runs(vit, [dino])

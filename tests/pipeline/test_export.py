@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 
 from pipeline.export import run_export
 from pipeline.exporting.reader import reachable
+from pipeline.exporting.source import find_source
 from sak.checkpoints import load_student, save_student
 from sak.checkpoints.deploy import deployable
 from sak.errors import SakError, UsageError
@@ -194,6 +196,14 @@ def test_features_and_task_features_are_named_by_source_and_level(run):
         maps = Deployed(run.student, "features")(torch.randn(1, 3, 32, 48))
     assert all(tuple(map_.shape) == (1, 16, 2, 3) for map_ in maps)
     assert len(maps) == len(names)
+
+
+def test_a_fine_tuned_runs_card_has_the_keys_of_the_distillation_it_came_from(run, tmp_path):
+    later = tmp_path / "later"
+    shutil.copytree(run.place, later, symlinks=True)
+    about = {"stage": "finetune", "init": str(run.place / "checkpoints" / "best"), "reads": {"live": {}}}
+    (later / "run.json").write_text(json.dumps(about))
+    assert find_source(later, "best", averaged=False, image_size=None).about["columns"] == ["columns/sam-1a2b3c4d/0011"]
 
 
 def test_the_reader_is_whole_and_small():

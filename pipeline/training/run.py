@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from pipeline.storage.errors import explain
-from pipeline.storage.local import replace_durably
+from pipeline.storage.local import is_scratch, replace_durably
 from sak.errors import UsageError
 
 CONFIG, ABOUT, METRICS, LOG, LOCK = "config.yaml", "run.json", "metrics.jsonl", "train.log", ".lock"
@@ -42,7 +42,7 @@ class RunDirectory:
     def create(cls, root: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> "RunDirectory":
         """A new directory with its configuration; UsageError where one is there and may not be replaced."""
         run = cls(root)
-        if root.exists() and any(root.iterdir()):
+        if run._holds_something():
             if not overwrite:
                 raise UsageError(f"{root} exists and is not empty; go on with --resume, or replace it with --overwrite")
             if not (root / CONFIG).is_file():
@@ -57,6 +57,11 @@ class RunDirectory:
             run.checkpoints.mkdir()
             run.figures.mkdir()
         return run
+
+    def _holds_something(self) -> bool:
+        """Whether anything is there but what a run leaves that was killed while its directory was made."""
+        names = [path.name for path in self.root.iterdir()] if self.root.exists() else []
+        return any(name != LOCK and not is_scratch(name) for name in names)
 
     def _clear(self) -> None:
         """Remove all but the configuration, by which a run's directory is known, should this be interrupted."""

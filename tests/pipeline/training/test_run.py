@@ -65,6 +65,18 @@ def test_every_session_is_kept_with_its_versions_and_its_end(tmp_path):
     assert "torch" in second["packages"]
 
 
+def test_a_directory_that_a_kill_left_unmade_is_as_good_as_empty(tmp_path, monkeypatch):
+    def die(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(tmp_path), "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        RunDirectory.create(tmp_path / "run", CONFIG)
+    monkeypatch.undo()
+    assert list((tmp_path / "run").iterdir())
+    assert RunDirectory.create(tmp_path / "run", CONFIG).metrics() == []
+
+
 def test_a_killed_replacement_is_a_run_still_and_can_be_replaced_again(tmp_path, monkeypatch):
     run = RunDirectory.create(tmp_path / "run", CONFIG)
     run.record({"step": 1})

@@ -11,6 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal 
 
 DEMO ?= demo
 DEMO_IMAGES ?= 512
+DEMO_STEPS ?= 200
 DEVICE ?= auto
 VIEWS ?= 1
 
@@ -39,7 +40,7 @@ constraints: ## refresh constraints.txt: the newest versions that pyproject.toml
 
 define DEMO_FINETUNE
 $(BIN)/sak-cli finetune --dataset demo-pascal --data $(DEMO)/data --config recipes/finetune/demo_pascal.yaml \
-	  --device $(DEVICE) --overwrite
+	  --steps $(DEMO_STEPS) --device $(DEVICE) --overwrite
 endef
 
 demo: $(SETUP) ## everything on procedural data, from images to predictions, and its own numbers; minutes on two cores

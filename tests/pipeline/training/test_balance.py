@@ -188,7 +188,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(kind, method, tmp_path):
 @pytest.mark.parametrize("method", ["sum", "pcgrad"])
 def test_uncertainties_train_beside_the_model_without_weight_decay(method, tmp_path):
     fit, _ = train(tmp_path / "run", "uncertainty", method, steps=10)
-    moved = [float(value) for value in fit.balance.weighting.log_variances.values()]
+    moved = [value.item() for value in fit.balance.weighting.log_variances.values()]
     assert moved[0] < -0.05
     assert moved[2] > 0.05
     assert [group["weight_decay"] for group in fit.optimiser.param_groups] == [0.01, 0.0]

@@ -293,7 +293,7 @@ def test_what_is_no_teacher_is_refused_with_the_way_out(model, said):
         ({"image_size": 0}, "image_size must be one positive number of pixels or (height, width), got 0"),
         ({"image_size": (13, 64)}, "dinov2-b: images of 13x64 hold no whole patch of 14x14 pixels"),
         ({"overrides": {"embed_dims": 8}}, "no size override 'embed_dims'; did you mean 'embed_dim'?"),
-        ({"weights": "random"}, "random weights need a seed, a whole number from 0: 'random:0'"),
+        ({"weights": "random"}, "random weights need a seed, a whole number from 0: random:SEED"),
         ({"model": MODELS["sam"], "input_size": (64, 96)}, "sam-b: input_size must be the side of a square"),
         (
             {"model": MODELS["sam"], "input_size": 100},

@@ -291,7 +291,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--spec", default=str(ROOT / "cache_specs/demo.yaml"))
+    parser.add_argument("--spec", default=str(ROOT / "cache_specs/demo_random.yaml"))
     parser.add_argument("--recipe", default=str(ROOT / "recipes/distill/demo.yaml"))
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings, a.b=value")
     parser.add_argument("--data", help="image shards or a folder; noise where not given")

@@ -27,6 +27,7 @@ B = {
 }
 L = {name: TeacherFacts(1024, 24, (64, 64) if name == "sam" else (27, 27)) for name in B}
 TINY = {name: TeacherFacts(48, 12, grid) for name, grid in zip(B, [(9, 9), (8, 8), (16, 16)], strict=True)}
+DEMO = {name: TeacherFacts(96, 12, facts.grid) for name, facts in TINY.items()}
 FACTS = {
     "sak_b_val": B,
     "sak_l_val": L,
@@ -34,8 +35,10 @@ FACTS = {
     "sak_b_native_fp16": B,
     "sak_b_small": B,
     "sak_l": L,
-    "demo": TINY,
-    "demo_val": TINY,
+    "demo": DEMO,
+    "demo_val": DEMO,
+    "demo_random": TINY,
+    "demo_random_val": TINY,
 }
 
 
@@ -180,7 +183,7 @@ def test_the_text_says_what_matters(root):
     assert "28.2 GB/s" in text
     assert "TOO SLOW: it would feed 30 images/s" in text
     assert "IT DOES NOT FIT: 1 TB are free" in text
-    assert "dinov2 (RANDOM)" in plan_text(plan_of(root, "demo", 250))
+    assert "dinov2 (RANDOM)" in plan_text(plan_of(root, "demo_random", 250))
 
 
 @pytest.mark.parametrize(("samples", "views"), [(0, 1), (1, 0), (-5, 1)])

@@ -6,7 +6,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.demo_teachers import run_demo_teachers
+from pipeline.demo_teachers import run_demo_teachers, show_teachers
 from pipeline.demo_teachers.recipe import DemoTeachersRecipe
 from pipeline.demo_teachers.show import components
 from sak.errors import UsageError
@@ -89,3 +89,8 @@ def test_components_show_what_differs_between_places():
     assert pixels.shape == (2, 32, 32, 3)
     left, right = pixels[:, :, :16, 0].mean(), pixels[:, :, 16:, 0].mean()
     assert abs(float(left) - float(right)) > 150
+
+
+def test_what_the_shipped_teachers_see_is_drawn(tmp_path):
+    target = show_teachers(tmp_path / "seen.png", scenes=1)
+    assert target.read_bytes().startswith(b"\x89PNG")

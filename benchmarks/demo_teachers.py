@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from demo_probe import probe
 from report import machine, table, versions
 
 from pipeline.cluster import ClusterConfig
@@ -33,7 +34,6 @@ from pipeline.storage.local import replace_durably
 from sak.metrics.delta_m import delta_m
 
 ROOT = Path(__file__).resolve().parents[1]
-PROBES = ROOT / "benchmarks/demo_probes.yaml"
 SPECS = {"cache": ROOT / "cache_specs/demo.yaml", "val-cache": ROOT / "cache_specs/demo_val.yaml"}
 RECIPES = {
     "demo-pascal": ROOT / "recipes/finetune/demo_pascal.yaml",
@@ -52,7 +52,7 @@ class Budget:
 
     images: int = 768
     scenes: int = 256
-    probe_steps: int = 250
+    probe_steps: int = 400
     distill_epochs: float = 8
     finetune_steps: int = 300
     batch: int = 4
@@ -143,8 +143,8 @@ class Story:
         return {name: value for name, value in result.metrics.items() if name.startswith("rep_sim")}
 
     def probe(self, who: str, dataset: str, seed: int) -> Mapping[str, float]:
-        """A frozen teacher under the heads."""
-        return self._trained(f"probe-{who}", dataset, seed, f"teacher:{who}", self.budget.probe_steps, spec=str(PROBES))
+        """A frozen teacher under small heads, see `demo_probe`."""
+        return probe(who, dataset, self.data() / FOLDERS[dataset], seed, self.budget.probe_steps)
 
     def finetune(self, who: str, dataset: str, seed: int) -> Mapping[str, float]:
         """A student and its heads."""
@@ -154,19 +154,16 @@ class Story:
         return self._trained(who, dataset, seed, str(self.work / "runs" / f"distill-{who}"), steps)
 
     def _trained(
-        self, name: str, dataset: str, seed: int, init: str, steps: int, *, spec: str | None = None,
-        baseline: str | None = None,
-    ) -> Mapping[str, float]:  # fmt: skip
+        self, name: str, dataset: str, seed: int, init: str, steps: int, baseline: str | None = None
+    ) -> Mapping[str, float]:
         data, out = self.data() / FOLDERS[dataset], self.work / "runs" / f"{name}-{dataset}-{seed}"
-        rate = "2.0e-3" if spec is not None else "5.0e-4"
         result = run_finetune(
             init,
             dataset,
             str(data),
             out,
             config=RECIPES[dataset],
-            overrides=[SIZE, f"training.optimiser.rate={rate}", "training.evaluate_every=0", "evaluation.limit=8"],
-            spec=spec,
+            overrides=[SIZE, "training.evaluate_every=0", "evaluation.limit=8"],
             baseline=baseline,
             steps=steps,
             batch_size=self.budget.batch,

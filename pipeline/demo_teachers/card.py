@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from pipeline.data.demo.pool import FREE
 from pipeline.demo_teachers.recipe import DemoTeachersRecipe
 from pipeline.demo_teachers.trained import Trained
 from pipeline.training.run import RunDirectory
@@ -36,6 +37,7 @@ def card(name: str, model: Trained, recipe: DemoTeachersRecipe, run: RunDirector
     cost = sum(session.get("cpu_seconds", 0.0) for session in sessions)
     measured = [line for line in run.metrics() if line.get("evaluation")]
     scenes = recipe.pool.scenes - recipe.pool.held_out
+    scenes -= scenes // FREE if model.subjects_only else 0
     packages = sessions[-1]["packages"]
     kept = f", the last {recipe.pool.held_out} held out" if recipe.pool.held_out else ""
     parameters = sum(parameter.numel() for parameter in model.tower.parameters())
@@ -46,7 +48,7 @@ def card(name: str, model: Trained, recipe: DemoTeachersRecipe, run: RunDirector
         (
             "data",
             f"{recipe.pool.scenes:,} procedural scenes of {recipe.pool.size} px, stream `training`, "
-            f"seed {recipe.pool.seed}{kept}",
+            f"seed {recipe.pool.seed}{kept}{', those with a main class' if model.subjects_only else ''}",
         ),
         ("starts from", f"weights `random:{training.seed}`"),
         (

@@ -38,10 +38,54 @@ class DemoModel:
 DEMO_MODELS: dict[str, DemoModel] = {
     model.name: model
     for model in (
-        DemoModel("dino", "vit_small_patch14_dinov2", 96, 12, 3, 14, 126, 1e-6, None, ""),
-        DemoModel("clip", "vit_base_patch16_clip_224", 96, 12, 3, 16, 128, 1e-5, None, ""),
-        DemoModel("sam", "samvit_base_patch16", 96, 12, 3, 16, 192, 1e-5, 4, ""),
-        DemoModel("stem", "vit_small_patch16_384", 96, 12, 3, 16, 128, 1e-6, None, ""),
+        DemoModel(
+            "dino",
+            "vit_small_patch14_dinov2",
+            96,
+            12,
+            3,
+            14,
+            126,
+            1e-6,
+            None,
+            "04b3b8a80ff0c53ff69022006366c1696893f8c5d272a8fd0daf5b2c818938b9",
+        ),
+        DemoModel(
+            "clip",
+            "vit_base_patch16_clip_224",
+            96,
+            12,
+            3,
+            16,
+            128,
+            1e-5,
+            None,
+            "d60fb44350d10a517a45f81029f32ce9dd5856383f0dd174d4f62c84b1f2559e",
+        ),
+        DemoModel(
+            "sam",
+            "samvit_base_patch16",
+            96,
+            12,
+            3,
+            16,
+            192,
+            1e-5,
+            4,
+            "3c3c173178988e20e0cd4c5196d695f2b3f601a77762d972636a0ec9936a9372",
+        ),
+        DemoModel(
+            "stem",
+            "vit_small_patch16_384",
+            96,
+            12,
+            3,
+            16,
+            128,
+            1e-6,
+            None,
+            "6f611a36492a2408a45757b9d659da835c219e32cc9d25817df0faa559c07943",
+        ),
     )
 }
 

@@ -69,14 +69,14 @@ def test_random_weights_stay_to_be_had_by_name():
 
 def test_a_student_starts_from_the_shipped_stem_at_any_size():
     size = StemSize(96, 12, 3)
-    student = build_student(StudentConfig(stem=size, image_size=96, weights="demo/stem", teachers={}))
+    student = build_student(StudentConfig(stem=size, image_size=(96, 96), weights="demo/stem", teachers={}))
     teacher = build_teacher("demo/stem", image_size=96)
     images = torch.rand(1, 3, 96, 96)
     tokens = student.stem((images - teacher.mean) / teacher.std)[12][:, 1:]
     wanted = teacher(images)[12].flatten(2).transpose(1, 2)
     assert torch.allclose(tokens, wanted, atol=1e-3)
     with pytest.raises(SakError, match="demo/dino: keys do not fit the stem"):
-        build_student(StudentConfig(stem=size, image_size=96, weights="demo/dino", teachers={}))
+        build_student(StudentConfig(stem=size, image_size=(96, 96), weights="demo/dino", teachers={}))
 
 
 def test_cards_tell_data_seed_cost_and_measures():

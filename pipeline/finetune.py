@@ -33,6 +33,7 @@ from pipeline.training.standardised import load_standardisers, save_standardiser
 from pipeline.training.task_data import TaskData, open_task_data
 from pipeline.training.task_model import STAGE, describe, restore_task_model, save_task_model
 from sak.errors import UsageError, nearest
+from sak.losses.distillation import DistillationLoss
 from sak.losses.gradients import combination
 from sak.losses.tasks import Average
 from sak.losses.weighting import make_weighting
@@ -160,15 +161,7 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     recipe, rows = config.recipe, config.rows
     size = recipe.data.size or rows.input_size
     accelerator = make_accelerator(recipe.training, device=config.device, trackers=session.trackers, folder=out)
-    data = open_task_data(
-        config.dataset,
-        config.data,
-        rows,
-        fraction=config.fraction,
-        seed=recipe.training.seed,
-        persons_only=config.baseline == "single-task",
-        boundaries=recipe.evaluation.boundary,
-    )
+    data = find_data(config, rows)
     origin = find_origin(config.init, recipe, load_spec(config.spec) if config.spec is not None else None)
     network = make_network(origin, recipe, rows, size, baseline=config.baseline, seed=recipe.training.seed)
     guides = find_guides(config, network, origin, accelerator)
@@ -194,14 +187,8 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     average = counts_of_all(accelerator.num_processes)
     scales = load_standardisers(run_of(origin.place), accelerator.device) if guides else {}
     balance = balance_of(recipe, rows, batches.steps_per_epoch, average)
-    objective = Objective(
-        rows,
-        replace(recipe.distillation.loss(), standardisers=scales),
-        recipe.distillation.gamma,
-        average,
-        weighting=balance.weighting if balance is not None and recipe.tasks.weighting != "fixed" else None,
-        apart=balance is not None and balance.combine is not None,
-    )
+    distillation = replace(recipe.distillation.loss(), standardisers=scales)
+    objective = make_objective(recipe, rows, distillation, average, balance)
     fit = Fit(network, batches, finetune_step(objective), config=recipe.training, run=run, hooks=hooks,
               accelerator=accelerator, balance=balance)  # fmt: skip
     if session.start.resume:
@@ -254,6 +241,33 @@ def share_of(progress: Update, place: int, parts: int) -> Update:
         progress(place * total + done, parts * total, note)
 
     return update
+
+
+def find_data(config: FinetuneConfig, rows: Dataset) -> TaskData:
+    """The images of the tasks, checked to be there."""
+    return open_task_data(
+        config.dataset,
+        config.data,
+        rows,
+        fraction=config.fraction,
+        seed=config.recipe.training.seed,
+        persons_only=config.baseline == "single-task",
+        boundaries=config.recipe.evaluation.boundary,
+    )
+
+
+def make_objective(
+    recipe: FinetuneRecipe, rows: Dataset, distillation: DistillationLoss, average: Average, balance: Balance | None
+) -> Objective:
+    """What the step minimises."""
+    return Objective(
+        rows,
+        distillation,
+        recipe.distillation.gamma,
+        average,
+        weighting=balance.weighting if balance is not None and recipe.tasks.weighting != "fixed" else None,
+        apart=balance is not None and balance.combine is not None,
+    )
 
 
 def find_guides(

@@ -77,6 +77,24 @@ def test_the_students_trunk_is_the_distilled_one_at_the_new_size(run, distilled)
     assert made.about["init"].endswith("checkpoints/last")
 
 
+def test_a_bare_checkpoint_learns_beside_the_teachers_that_a_spec_describes(run, distilled, small_world, tmp_path):
+    """As an imported checkpoint of the authors' does; the spec's teachers are those of the run's own record."""
+    alone = tmp_path / "imported"
+    alone.symlink_to((distilled / "checkpoints/last").resolve())
+    short = {"training": {"steps": 2}}
+    bare = run("bare", init=str(alone), spec=str(small_world.spec), recipe=short)
+    recorded = run("recorded", init=str(distilled), recipe=short)
+    assert bare.losses == recorded.losses
+    assert bare.about["reads"]["live"] == recorded.about["reads"]["live"]
+
+
+def test_a_student_from_a_stem_has_paths_for_the_teachers_of_a_spec(run, small_world):
+    made = run(spec=str(small_world.spec), teachers=("clip", "sam"), recipe={"training": {"steps": 2}})
+    known = load_task_model(made.directory.root)[0].model.config.teachers
+    assert set(known) == {"clip", "dinov2", "sam"}
+    assert {name.split("/")[0] for name in made.lines[0] if "/level" in name} == {"clip", "sam"}
+
+
 def test_a_multi_task_baseline_is_a_stem_with_heads(run, distilled):
     made = run(baseline="multi-task", recipe={"training": {"steps": 2}})
     (model,) = load_task_model(made.directory.root)

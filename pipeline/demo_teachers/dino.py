@@ -1,8 +1,9 @@
 """demo-dino: self-distillation from a moving average with masked patches and many crops, no labels.
 
-Departures from DINOv2, for a training of minutes: crops are told apart by contrast within the batch (InfoNCE), where
-DINO's prototypes have learnt nothing yet after 150 steps; patches keep the prototypes with balanced targets (iBOT). The
-heads are thrown away.
+Departures from DINOv2, for a training of half an hour: prototypes learn nothing in so few steps, so everything is told
+apart by contrast (InfoNCE) with the moving average's answers - crops from the batch's other scenes; patches, and hidden
+patches, from all other patches, where the same place of a scene, seen in the other crop, is the right answer. Hidden
+patches are also repainted. The heads are thrown away.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,13 @@ from pipeline.demo_teachers.towers import new_tower, vit_tokens
 from pipeline.demo_teachers.trained import Trained
 from pipeline.training.protocols import StepResult
 
-PROTOTYPES, HIDDEN, BOTTLENECK = 512, 256, 64
-STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.06
-CONTRAST_TEMPERATURE = 0.15
+HIDDEN, BOTTLENECK = 256, 64
+IMAGE_TEMPERATURE, PATCH_TEMPERATURE = 0.15, 0.1
 MOMENTUM = 0.98
 LOCALS = 2
-MASKED = (0.2, 0.5)
+MASKED = (0.3, 0.6)
+PAIRS = 768
+"""Patches of a batch that look for their place in the other crop, at most."""
 
 
 class Projection(nn.Module):
@@ -40,36 +42,33 @@ class Projection(nn.Module):
 
 
 class Branch(nn.Module):
-    """A tower, the projection of its images, and that of its patches with prototypes to compare them with."""
+    """A tower, and the projections of its images and of its patches."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
         self.tower: Any = tower
         self.image, self.patch = Projection(tower.embed_dim), Projection(tower.embed_dim)
-        self.prototypes = nn.Parameter(torch.randn(PROTOTYPES, BOTTLENECK))
 
     def of_images(self, tokens: Tensor) -> Tensor:
         """Class token and mean patch of (B, 1 + n, C) -> (B, BOTTLENECK)."""
         return self.image(tokens[:, 0] + tokens[:, 1:].mean(1))
-
-    def of_patches(self, patches: Tensor) -> Tensor:
-        """(n, C) -> similarities with the prototypes (n, PROTOTYPES)."""
-        return self.patch(patches) @ F.normalize(self.prototypes, dim=-1).T
 
 
 class DinoTraining(Trained):
     """The student learns from its own moving average, which sees whole crops where it sees masked and small ones."""
 
     says = (
-        "self-distillation from a moving average, no labels: crops find their scene among the batch's (InfoNCE), "
-        "masked patches answer as the whole crop's do (balanced prototypes)"
+        "self-distillation from a moving average, no labels (InfoNCE): crops find their scene among the batch's, "
+        "patches their place in the other crop, hidden patches what is there, in features and in pixels"
     )
     best = "knn"
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.student = Branch(new_tower("dino", seed))
-        self.mask_token = nn.Parameter(torch.zeros(self.student.tower.embed_dim))
+        tower = self.student.tower
+        self.mask_token = nn.Parameter(torch.zeros(tower.embed_dim))
+        self.paint = nn.Linear(tower.embed_dim, 3 * tower.patch_embed.patch_size[0] ** 2)
         self.teacher = deepcopy(self.student).requires_grad_(False)
 
     @property
@@ -80,7 +79,7 @@ class DinoTraining(Trained):
     def plans(self) -> Mapping[str, CropPlan]:
         """See Trained."""
         return {
-            "global": CropPlan(84, (0.35, 1.0), count=2, jitter=0.4, grey=0.2),
+            "global": CropPlan(84, (0.35, 1.0), count=2, jitter=0.4, grey=0.2, places=True),
             "local": CropPlan(56, (0.1, 0.4), count=LOCALS, jitter=0.4, grey=0.2),
         }
 
@@ -95,18 +94,31 @@ class DinoTraining(Trained):
         large, small = batch.tensors["global"], batch.tensors["local"]
         with torch.no_grad():
             seen = vit_tokens(self.teacher.tower, large)
-            keys = self.teacher.of_images(seen).chunk(2)
+            keys, places = self.teacher.of_images(seen).chunk(2), self.teacher.patch(seen[:, 1:])
         mask = _masks(len(large), seen.shape[1] - 1, large.device)
         tokens = vit_tokens(self.student.tower, large, mask, self.mask_token)
+        patches = self.student.patch(tokens[:, 1:])
+        parts = {
+            "image": self._images(tokens, small, keys),
+            "patch": _places(patches, places, mask, batch.tensors["global.places"]),
+            "hidden": _contrast(patches[mask], places[mask], PATCH_TEMPERATURE),
+            "paint": F.smooth_l1_loss(self.paint(tokens[:, 1:][mask]), self._pixels(large)[mask]),
+        }
+        loss = torch.stack(tuple(parts.values())).sum()
+        return StepResult(loss, {name: part.detach() for name, part in parts.items()})
+
+    def _images(self, tokens: Tensor, small: Tensor, keys: tuple[Tensor, ...]) -> Tensor:
+        """Every crop finds its scene among those of the moving average's crops."""
         first, second = self.student.of_images(tokens).chunk(2)
         pairs = [(first, keys[1]), (second, keys[0])]
         for local in self.student.of_images(vit_tokens(self.student.tower, small)).chunk(LOCALS):
             pairs += [(local, key) for key in keys]
-        image = torch.stack([_contrast(query, key) for query, key in pairs]).mean()
-        with torch.no_grad():
-            targets = _balanced(self.teacher.of_patches(seen[:, 1:][mask]))
-        patch = _cross_entropy(targets, self.student.of_patches(tokens[:, 1:][mask]))
-        return StepResult(image + patch, {"image": image.detach(), "patch": patch.detach()})
+        return torch.stack([_contrast(query, key, IMAGE_TEMPERATURE) for query, key in pairs]).mean()
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """What each patch shows, (B, n, 3 * patch^2)."""
+        patch: int = self.student.tower.patch_embed.patch_size[0]
+        return F.unfold(images, patch, stride=patch).transpose(1, 2)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -128,21 +140,34 @@ def _masks(images: int, patches: int, device: torch.device) -> Tensor:
     return (order < shares * patches).to(device)
 
 
-def _contrast(queries: Tensor, keys: Tensor) -> Tensor:
+def _contrast(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """InfoNCE: row i of the queries belongs to row i of the keys."""
-    logits = queries @ keys.T / CONTRAST_TEMPERATURE
+    logits = queries @ keys.T / temperature
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
-@torch.no_grad()
-def _balanced(similar: Tensor, rounds: int = 3) -> Tensor:
-    """Targets (n, PROTOTYPES) that use all prototypes alike over the batch (Sinkhorn-Knopp)."""
-    weights = ((similar - similar.max()) / TEACHER_TEMPERATURE).exp()
-    for _ in range(rounds):
-        weights = weights / weights.sum(0, keepdim=True).clamp(min=1e-9) / weights.shape[1]
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-9) / weights.shape[0]
-    return weights * weights.shape[0]
+def _places(patches: Tensor, keys: Tensor, mask: Tensor, boxes: Tensor) -> Tensor:
+    """Patches (2B, n, D) that are not hidden find the key of the patch of the other crop at the same place."""
+    half = len(patches) // 2
+    other = torch.arange(len(patches), device=patches.device).roll(half)
+    match, there = nearest_places(boxes, boxes[other], int(patches.shape[1] ** 0.5))
+    images, own = (there & ~mask).nonzero(as_tuple=True)
+    chosen = torch.randperm(len(images))[:PAIRS].to(images.device)
+    images, own = images[chosen], own[chosen]
+    return _contrast(patches[images, own], keys[other[images], match[images, own]], PATCH_TEMPERATURE)
 
 
-def _cross_entropy(targets: Tensor, similar: Tensor) -> Tensor:
-    return -(targets * (similar / STUDENT_TEMPERATURE).log_softmax(-1)).sum(-1).mean()
+def nearest_places(boxes: Tensor, others: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """For each patch of crops at `boxes` the patch of those at `others` that holds its centre, and whether one does.
+
+    boxes, others: (B, 4), see SceneBatch. -> indices (B, grid^2), truth (B, grid^2).
+    """
+    steps = (torch.arange(grid, device=boxes.device) + 0.5) / grid
+    found, inside = [], []
+    for axis in (0, 1):
+        centre = boxes[:, axis, None] + steps * boxes[:, axis + 2, None]
+        place = (centre - others[:, axis, None]) / others[:, axis + 2, None] * grid
+        inside.append((place >= 0) & (place < grid))
+        found.append(place.long().clamp(0, grid - 1))
+    match = found[0][:, :, None] * grid + found[1][:, None, :]
+    return match.flatten(1), (inside[0][:, :, None] & inside[1][:, None, :]).flatten(1)

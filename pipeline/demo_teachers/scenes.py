@@ -22,7 +22,7 @@ class CropPlan:
     """How a scene is cut: `count` crops of `size` pixels, each of a share of the scene's area in `scale`.
 
     `jitter` is how far brightness, contrast and saturation stray; `grey` the share of crops without colour. `labels`
-    cuts the label maps along, `captions` writes one for each crop.
+    cuts the label maps along, `captions` writes one for each crop, `places` says where in the scene a crop lies.
     """
 
     size: int
@@ -32,11 +32,16 @@ class CropPlan:
     grey: float = 0.0
     labels: bool = False
     captions: bool = False
+    places: bool = False
 
 
 @dataclass
 class SceneBatch:
-    """Crops of one batch by plan: images (B * count, 3, s, s) normalised, crop k of scene b at k * B + b; labels."""
+    """Crops of one batch by plan: images (B * count, 3, s, s) normalised, crop k of scene b at k * B + b; labels.
+
+    `<plan>.places` (B * count, 4) holds top, left, height and width in parts of the scene; a mirrored crop's left is
+    its right edge and its width negative.
+    """
 
     keys: Sequence[str]
     tensors: Mapping[str, Tensor]
@@ -119,6 +124,10 @@ def _cut_one(
     pixels = F.interpolate(pixels, size=(plan.size, plan.size), mode="bilinear", align_corners=False, antialias=True)[0]
     pixels = pixels.flip(-1) if flipped else pixels
     gathered.setdefault(name, []).append(_normalised(_jittered(pixels, plan, rng)))
+    if plan.places:
+        side = record["rgb"].shape[0]
+        box = (top, left + width, height, -width) if flipped else (top, left, height, width)
+        gathered.setdefault(f"{name}.places", []).append(torch.tensor(box, dtype=torch.float32) / side)
     if not (plan.labels or plan.captions):
         return
     maps = {field: _resized(record[field][place], plan.size, flipped) for field in ("semantic", "instances", "parts")}

@@ -48,7 +48,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
             126,
             1e-6,
             None,
-            "04b3b8a80ff0c53ff69022006366c1696893f8c5d272a8fd0daf5b2c818938b9",
+            "f914f8c53ffbd82cfc5a8e81c79335165bc797b668f74e5cf0362f4572c62fe5",
         ),
         DemoModel(
             "clip",

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pipeline.demo_teachers.dino import _balanced, _masks
+from pipeline.demo_teachers.dino import _masks, nearest_places
 from pipeline.demo_teachers.sam import _best_f, _edges
-from pipeline.demo_teachers.scenes import SceneBatches, cut, random_of
+from pipeline.demo_teachers.scenes import MEAN, STD, CropPlan, SceneBatches, cut, random_of
 from pipeline.demo_teachers.stage import OBJECTIVES
 from pipeline.demo_teachers.towers import new_tower, vit_tokens
 from sak.teachers import build_teacher
@@ -65,16 +66,34 @@ def test_the_average_follows_the_student_and_takes_no_gradient(pool):
     assert torch.allclose(model.teacher.tower.cls_token - before, torch.full_like(before, 0.02), atol=1e-5)
 
 
-def test_balanced_targets_are_distributions_that_use_all_prototypes_alike():
-    targets = _balanced(torch.rand(256, 16, generator=torch.Generator().manual_seed(0)))
-    assert torch.allclose(targets.sum(1), torch.ones(256), atol=1e-4)
-    assert torch.allclose(targets.sum(0), torch.full((16,), 16.0), rtol=0.1)
+def test_a_patch_is_found_at_its_place_in_another_crop():
+    whole, mirrored, corner = [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, -1.0], [0.5, 0.5, 0.5, 0.5]
+    match, there = nearest_places(torch.tensor([whole, whole, corner]), torch.tensor([mirrored, corner, whole]), 4)
+    assert there[0].all()
+    assert match[0].tolist()[:4] == [3, 2, 1, 0]
+    assert there[1].nonzero().flatten().tolist() == [10, 11, 14, 15]
+    assert match[1, there[1]].tolist() == [5, 7, 13, 15]
+    assert there[2].all()
+    assert match[2].tolist()[:4] == [10, 10, 11, 11]
+
+
+def test_places_say_what_a_crop_shows(pool):
+    plan = CropPlan(40, (0.2, 0.6), count=8, jitter=0.0, places=True)
+    batch = cut(pool, np.arange(1), {"crop": plan}, random_of(0, "x", 0), CPU)
+    scene = torch.from_numpy(pool[0]["rgb"].copy()).permute(2, 0, 1).float() / 255
+    for image, (top, left, height, width) in zip(batch.tensors["crop"], batch.tensors["crop.places"], strict=True):
+        ends = [round(float(end) * scene.shape[-1]) for end in (top, top + height, left, left + width)]
+        shown = scene[:, ends[0] : ends[1], min(ends[2:]) : max(ends[2:])]
+        shown = F.interpolate(shown[None], size=(40, 40), mode="bilinear", align_corners=False, antialias=True)[0]
+        shown = shown.flip(-1) if width < 0 else shown
+        colours = torch.tensor(MEAN).view(3, 1, 1) + image * torch.tensor(STD).view(3, 1, 1)
+        assert torch.allclose(colours, shown, atol=1e-5)
 
 
 def test_every_second_crop_has_hidden_patches():
     hidden = _masks(8, 36, CPU).float().mean(1)
     assert (hidden[::2] == 0).all()
-    assert ((hidden[1::2] > 0.15) & (hidden[1::2] < 0.55)).all()
+    assert ((hidden[1::2] > 0.25) & (hidden[1::2] < 0.65)).all()
 
 
 def test_boundaries_that_are_drawn_right_have_an_f_of_one_and_a_pixel_of_slack():

@@ -19,7 +19,7 @@ class PoolConfig(Frozen):
         return PoolSpec(self.seed, self.scenes, self.size)
 
 
-def _training(steps: int, batch_size: int, *, rate: float = 1e-3, every: int = 250) -> TrainingConfig:
+def _training(steps: int, batch_size: int, *, rate: float = 1e-3) -> TrainingConfig:
     return TrainingConfig(
         steps=steps,
         batch_size=batch_size,
@@ -27,16 +27,16 @@ def _training(steps: int, batch_size: int, *, rate: float = 1e-3, every: int = 2
         schedule=ScheduleConfig(warmup_steps=50, warmup_rate=1e-5, final_rate=1e-5, delay=0),
         clip_norm=3.0,
         log_every=20,
-        evaluate_every=every,
+        evaluate_every=250,
         checkpoint_every=100,
     )
 
 
 class DemoTeachersRecipe(Frozen):
-    """Each model's training; the steps are what one thread does in 8 to 15 minutes."""
+    """Each model's training; the steps are what one thread does in 8 to 25 minutes."""
 
     pool: PoolConfig = PoolConfig()
-    dino: TrainingConfig = _training(500, 32, every=125)
+    dino: TrainingConfig = _training(2000, 32)
     clip: TrainingConfig = _training(700, 64)
     sam: TrainingConfig = _training(800, 16)
     stem: TrainingConfig = _training(1000, 64)

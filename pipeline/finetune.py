@@ -265,6 +265,7 @@ def make_objective(
         distillation,
         recipe.distillation.gamma,
         average,
+        recipe.tasks.balancing,
         weighting=balance.weighting if balance is not None and recipe.tasks.weighting != "fixed" else None,
         apart=balance is not None and balance.combine is not None,
     )
@@ -298,7 +299,7 @@ def make_batches(
         rank=accelerator.process_index,
         ranks=accelerator.num_processes,
         guides=guides,
-        draw=gate_noise(network.config, training.seed) if isinstance(network, Student) else None,
+        draw=gate_noise(network, training.seed),
     )
     share = training.batch_size // accelerator.num_processes
     if share % training.accumulate:

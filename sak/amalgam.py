@@ -13,6 +13,7 @@ from sak.probe import Probe, ProbeOutput
 from sak.student.aligner import linear_aligners, output_norms
 from sak.student.heads import SimpleHead
 from sak.student.router import Router, draw_noise, mix
+from sak.student.student import Gates
 from sak.teacher_source import TeacherSource, see
 from sak.teachers import Teacher
 
@@ -58,6 +59,13 @@ class AmalgamConfig:
         return replace(self, image_size=image_size)
 
 
+@dataclass(frozen=True)
+class AmalgamOutput(ProbeOutput):
+    """A probe's output (the maps are the first teacher's), and level -> task -> the routers' weights (B, teachers)."""
+
+    gates: dict[int, dict[str, Tensor]]
+
+
 class Amalgam(Probe):
     """Frozen teachers; per level their maps on one grid, normalised, mixed by a router for each task, under heads.
 
@@ -91,24 +99,40 @@ class Amalgam(Probe):
         )
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """The routers' experts in the order of the gates: the teachers."""
+        return tuple(self.teachers)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels by place, from 1: teachers of different depths are paired by it."""
+        return tuple(int(level) for level in self.routers)
+
+    @property
     def learnt(self) -> nn.Module:
         """All but the teachers."""
         return nn.ModuleDict(
             {"norms": self.norms, "aligners": self.aligners, "routers": self.routers, "heads": self.heads}
         )
 
-    def forward(self, images: Tensor, *, tasks: Sequence[str] | None = None) -> ProbeOutput:
-        """Predictions for `tasks` (None: all) from (B, 3, H, W) images of ImageNet's normalisation."""
+    def forward(
+        self, images: Tensor, *, tasks: Sequence[str] | None = None, noise: Gates | None = None
+    ) -> AmalgamOutput:
+        """Predictions for `tasks` (None: all) from (B, 3, H, W) images of ImageNet's normalisation.
+
+        In training the routers take the `noise` given, level -> task -> (B, teachers), or draw it anew.
+        """
         wanted = self.wanted(tasks)
         size = (images.shape[-2], images.shape[-1])
-        experts = self._experts(images)
+        experts = dict(enumerate(self._experts(images), start=1))
+        gates = {level: self._gates(level, maps, wanted, noise) for level, maps in experts.items()}
+        levels = tuple(experts)
         predictions = {}
         for task in wanted:
-            fused = [self._mixed(task, level, maps) for level, maps in enumerate(experts, start=1)]
-            features = FeatureMaps(tuple(range(1, len(fused) + 1)), tuple(fused))
-            predictions[task] = bilinear_resize(self.heads[task](features), size)
-        first = FeatureMaps(tuple(range(1, len(experts) + 1)), tuple(maps[0] for maps in experts))
-        return ProbeOutput(first, predictions)
+            fused = FeatureMaps(levels, tuple(mix(gates[level][task], maps) for level, maps in experts.items()))
+            predictions[task] = bilinear_resize(self.heads[task](fused), size)
+        first = FeatureMaps(levels, tuple(maps[0] for maps in experts.values()))
+        return AmalgamOutput(first, predictions, gates)
 
     def _experts(self, images: Tensor) -> list[list[Tensor]]:
         """By level, every teacher's map on the common grid, normalised and of one width."""
@@ -128,8 +152,13 @@ class Amalgam(Probe):
             tokens = aligners.at(level, name, tokens)
         return tokens_to_map(tokens, prefix=0, grid=(map_.shape[-2], map_.shape[-1]))
 
-    def _mixed(self, task: str, level: int, experts: list[Tensor]) -> Tensor:
+    def _gates(self, level: int, experts: list[Tensor], tasks: Sequence[str], noise: Gates | None) -> dict[str, Tensor]:
         tokens = map_to_tokens(torch.stack(experts).mean(0)).contiguous()
-        noise = draw_noise((tokens.shape[0], len(experts)), tokens, None) if self.training else None
         routers: Any = self.routers[str(level)]
-        return mix(routers[task](tokens, noise), experts)
+        gates = {}
+        for task in tasks:
+            given = noise[level][task] if noise is not None else None
+            if self.training and given is None:
+                given = draw_noise((tokens.shape[0], len(experts)), tokens, None)
+            gates[task] = routers[task](tokens, given if self.training else None)
+        return gates

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from sak.amalgam import Amalgam, AmalgamOutput
 from sak.student import Student
 from sak.student.student import StudentOutput
 
@@ -70,13 +71,13 @@ class GateRecorder:
 
 @contextmanager
 def recorded_gates(model: nn.Module | None) -> Iterator[GateRecorder]:
-    """Record the gates of every forward of a student in evaluation while the block runs; nothing of anything else."""
-    if not isinstance(model, Student):
+    """Record the gates of every forward in evaluation while the block runs; nothing of a network without routers."""
+    if not isinstance(model, Student | Amalgam):
         yield GateRecorder()
         return
-    recorder = GateRecorder(model.config.experts)
+    recorder = GateRecorder(model.experts if isinstance(model, Amalgam) else model.config.experts)
 
-    def record(module: nn.Module, inputs: Any, output: StudentOutput) -> None:
+    def record(module: nn.Module, inputs: Any, output: StudentOutput | AmalgamOutput) -> None:
         if not module.training:
             recorder.add(output.gates)
 

@@ -143,8 +143,9 @@ def test_a_probe_trains_heads_on_a_teacher_that_stays_as_it_is_to_the_last_bit(r
     assert not list(made.directory.root.rglob("student.safetensors"))
 
 
-def test_a_probe_takes_its_teacher_from_a_spec_and_resumes_bit_for_bit(run, small_world, monkeypatch):
-    asked = {"init": "teacher:sam", "spec": str(small_world.spec), "recipe": {"training": {"steps": 4}}}
+@pytest.mark.parametrize("init", ["teacher:sam", "teachers:dinov2,clip"])
+def test_a_probe_takes_its_teachers_from_a_spec_and_resumes_bit_for_bit(run, small_world, monkeypatch, init):
+    asked = {"init": init, "spec": str(small_world.spec), "recipe": {"training": {"steps": 4}}}
     straight = run("straight", **asked)
     stop_after(2, monkeypatch)
     assert run("parts", **asked).result.stopped

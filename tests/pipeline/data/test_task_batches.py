@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.gate_noise import GateNoise, gate_noise
+from pipeline.data.gate_noise import gate_noise
 from pipeline.data.sample import DataError, TaskSample
 from pipeline.data.task_batches import TaskBatches
 from sak.errors import SakError, UsageError
-from sak.student import StemSize, StudentConfig, multi_task_baseline
+from sak.student import StemSize, StudentConfig, multi_task_baseline, new_student
 
 
 @dataclass
@@ -91,7 +91,7 @@ def test_parts_are_rows_of_the_whole_and_the_teachers_run_once():
         return {}
 
     config = StudentConfig((32, 32), StemSize(8, 4, 2), "random:0", teachers={"t": 8}, tasks={"depth": 1})
-    (batch,) = taken(batches(guides=guides, draw=gate_noise(config, 7)), 0, 1)
+    (batch,) = taken(batches(guides=guides, draw=gate_noise(new_student(config), 7)), 0, 1)
     first, second = batch.split(2)
     assert torch.equal(torch.cat([first.images, second.images]), batch.images)
     assert torch.equal(torch.cat([first.noise[4]["depth"], second.noise[4]["depth"]]), batch.noise[4]["depth"])
@@ -100,7 +100,7 @@ def test_parts_are_rows_of_the_whole_and_the_teachers_run_once():
 
 def test_noise_follows_from_seed_epoch_and_name_alone():
     config = StudentConfig((32, 48), StemSize(8, 4, 2), "random:0", teachers={"t": 8}, tasks={"depth": 1, "edge": 1})
-    draw = gate_noise(config, 7)
+    draw = gate_noise(new_student(config), 7)
     one, both = draw(["a"], 0), draw(["b", "a"], 0)
     assert torch.equal(one[2]["edge"][0], both[2]["edge"][1])
     assert one[2]["edge"].shape == (1, 2)
@@ -109,15 +109,15 @@ def test_noise_follows_from_seed_epoch_and_name_alone():
         one[2]["depth"],
         one[3]["edge"],
         draw(["a"], 1)[2]["edge"],
-        GateNoise(config, 8)(["a"], 0)[2]["edge"],
+        gate_noise(new_student(config), 8)(["a"], 0)[2]["edge"],
     ]
     assert len({tuple(values.flatten().tolist()) for values in drawn}) == len(drawn)
     pixel = StudentConfig(**{**vars(config), "gate_noise": "pixel"})
-    assert gate_noise(pixel, 7)(["a", "b"], 0)[4]["depth"].shape == (2, 2, 2, 3)
+    assert gate_noise(new_student(pixel), 7)(["a", "b"], 0)[4]["depth"].shape == (2, 2, 2, 3)
     many = torch.stack([draw([f"i{n}"], 0)[1]["edge"] for n in range(500)])
     assert abs(float(many.mean())) < 0.1
     assert abs(float(many.std()) - 1) < 0.1
-    assert gate_noise(multi_task_baseline(config), 7) is None
+    assert gate_noise(new_student(multi_task_baseline(config)), 7) is None
 
 
 def test_what_cannot_be_read_or_batched_is_one_line():

@@ -7,10 +7,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from pipeline.data.gate_noise import gate_noise
 from pipeline.training.gates import MeanGates, recorded_gates
 from pipeline.training.task_figures import draw_gates, draw_rep_sim, spread
+from sak.amalgam import Amalgam, AmalgamConfig
 from sak.student import StemSize, StudentConfig, new_student
 from sak.tasks import NYUD
+from sak.teacher_source import TeacherSource
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,26 @@ def test_means_are_over_images_whatever_the_batches(student):
             expected = torch.cat([output.gates[level][task] for output in outputs]).double().mean(0)
             assert row == pytest.approx(expected.tolist(), abs=1e-12)
     assert MeanGates.from_dict(found.as_dict()) == found
+
+
+def test_an_amalgamations_gates_are_over_its_teachers():
+    tiny = {"embed_dim": 16, "depth": 4, "num_heads": 2}
+    clip = {"model": "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", "overrides": tiny}
+    sources = tuple(TeacherSource(name, weights=f"random:{seed}", **clip) for seed, name in enumerate(("one", "two")))
+    config = AmalgamConfig(sources, (32, 32), {"depth": 1, "edge": 1})
+    amalgam = Amalgam(config, config.build_teachers()).eval()
+    images = torch.randn(3, 3, 32, 32)
+    with recorded_gates(amalgam) as recorder, torch.no_grad():
+        output = amalgam(images)
+    found = recorder.means(Accelerator(cpu=True))
+    assert (found.experts, found.images, list(found.weights)) == (("one", "two"), 3, [1, 2, 3, 4])
+    assert found.weights[2]["edge"] == pytest.approx(output.gates[2]["edge"].double().mean(0).tolist(), abs=1e-12)
+    draw = gate_noise(amalgam, 7)
+    noise = draw(["b", "a", "c"], 0)
+    assert torch.equal(noise[3]["edge"][1:2], draw(["a"], 0)[3]["edge"])
+    once, again = (amalgam.train()(images, noise=noise).tasks["depth"] for _ in range(2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, amalgam(images, noise=draw(["b", "a", "c"], 1)).tasks["depth"])
 
 
 def test_nothing_is_recorded_after_the_block_in_training_or_without_routers(student):

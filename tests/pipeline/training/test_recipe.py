@@ -1,13 +1,19 @@
 """Recipes: the paper's numbers, overrides, and errors of one line."""
 
 import pytest
+import timm
+import torch
 
 from pipeline.training.distill_recipe import DistillRecipe, StudentRecipe, TaughtBy, student_config
+from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.recipe import load_recipe
 from sak.errors import UsageError
+from sak.student import parameter_counts
+from sak.student.sizes import stem_size
+from sak.student.student import Student
 
 STUDENTS = {"sak_b_from_b": "base", "sak_s_from_b": "small", "sak_b_from_l": "base", "sak_l_from_l": "large",
-            "many_to_one": "base"}  # fmt: skip
+            "many_to_one": "base", "swin_s_from_b": "small", "swin_b_from_b": "base"}  # fmt: skip
 B = {name: TaughtBy(768, (3, 6, 9, 12), (3, 6, 9, 12)) for name in ("dinov2", "clip", "sam")}
 L = {name: TaughtBy(1024, (6, 12, 18, 24), (6, 12, 18, 24)) for name in ("dinov2", "clip", "sam")}
 
@@ -27,8 +33,41 @@ def test_the_recipes_have_the_hyperparameters_of_the_paper(recipes, name):
     assert (schedule.final_rate, schedule.delay) == (1e-5, 1)
     loss = recipe.loss
     assert (loss.kind, loss.cosine, loss.cosine_weight, loss.l1_weight) == ("cos+l1", "map", 0.9, 0.1)
-    assert recipe.student.stem == f"vit_{STUDENTS[name]}_patch16_384.augreg_in21k_ft_in1k"
+    swin = f"swin_{STUDENTS[name]}_patch4_window7_224.ms_in22k_ft_in1k"
+    vit = f"vit_{STUDENTS[name]}_patch16_384.augreg_in21k_ft_in1k"
+    assert recipe.student.stem == (swin if name.startswith("swin") else vit)
     assert recipe.student.adapters == (name != "many_to_one")
+
+
+@pytest.mark.parametrize(("data", "size"), [("pascal", (512, 512)), ("nyud", (448, 576))])
+@pytest.mark.parametrize("name", ["b", "l", "swin_s", "swin_b"])
+def test_the_recipes_of_fine_tuning_have_the_papers_hyperparameters_and_a_stem_that_takes_their_size(
+    recipes, data, size, name
+):
+    recipe = load_recipe(FinetuneRecipe, recipes.parent / f"finetune/{data}_{name}.yaml")
+    training = recipe.training
+    assert (training.steps, training.batch_size, training.clip_norm) == (40_000, 4, 10.0)
+    assert (training.optimiser.rate, training.optimiser.weight_decay) == (2e-5, 1e-6)
+    assert (training.schedule.kind, training.schedule.power, recipe.data.size) == ("poly", 0.9, size)
+    assert (recipe.distillation.gamma, recipe.tasks.weighting, recipe.tasks.gradients) == (1.0, "fixed", "sum")
+    assert all(side % stem_size(recipe.student.stem).multiple == 0 for side in size)
+
+
+@pytest.mark.parametrize(("name", "width", "millions"), [("swin_s", 96, 48.84), ("swin_b", 128, 86.74)])
+def test_a_swin_recipe_builds_timms_layout_with_a_path_a_teacher(recipes, name, width, millions):
+    taught = {teacher: B[teacher] for teacher in ("dinov2", "clip")}
+    recipe = load_recipe(DistillRecipe, recipes / f"{name}_from_b.yaml")
+    config = student_config(recipe.student, taught, (384, 384))
+    assert config.level_widths == (width, 2 * width, 4 * width, 8 * width)
+    assert (config.tapped, config.aligned, config.grid) == ((1, 2, 3, 4), True, (12, 12))
+    with torch.device("meta"):
+        student = Student(config)
+        theirs = timm.create_model(recipe.student.stem, num_classes=0, features_only=False)
+    assert round(parameter_counts(student)["TAS"] / 1e6, 2) == millions
+    own = {key.partition(".")[2].partition(".")[2]: tuple(value.shape)
+           for key, value in student.state_dict().items() if key.startswith("stem.")}  # fmt: skip
+    known = {key: tuple(value.shape) for key, value in theirs.state_dict().items() if not key.startswith("norm.")}
+    assert own == known
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Surgery:
         for task, loss in result.objectives.items():
             found = self._backward(loss / parts)
             self._of_tasks[task] = _sum(self._of_tasks.get(task, [None] * len(found)), found)
-        if result.rest is not None:
+        if result.rest is not None and result.rest.requires_grad:  # not where all that it reaches is frozen
             self._rest = _sum(self._rest, self._backward(result.rest / parts))
 
     def finish(self, step: int) -> None:

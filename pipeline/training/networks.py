@@ -1,7 +1,7 @@
 """The network that fine-tuning trains: from a distilled student, ImageNet weights, or under a frozen teacher."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +85,9 @@ def make_network(
         return _probe(origin.source, rows, size, seed)
     if origin.student is not None:
         return _from_student(origin.student, recipe.student, rows, size, baseline, seed, origin.place)
-    return build_student(_fresh(origin, recipe.student, rows, size, baseline), seed=seed)
+    config = _fresh(origin, recipe.student, rows, size, baseline)
+    _check_freeze(config, rows.names)
+    return build_student(config, seed=seed)
 
 
 def _probe(source: TeacherSource, rows: Dataset, size: Size, seed: int) -> Probe:
@@ -126,9 +128,24 @@ def _from_student(
         lora=recipe.lora_layers() or start.config.lora,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )
+    same = config.decoder == start.config.decoder
+    _check_freeze(config, [task for task in rows.names if not same or task not in start.config.tasks])
     network = new_student(config, seed=seed)
     transfer(start, network)
     return network
+
+
+def _check_freeze(config: StudentConfig, fresh: Collection[str]) -> None:
+    """Refuse to train routers alone where there are none, or under heads that nothing has trained."""
+    if config.freeze != "all-but-routers":
+        return
+    if config.fusion != "mor":
+        raise UsageError("student.freeze=all-but-routers leaves nothing to train: this network has no routers")
+    if fresh:
+        raise UsageError(
+            f"student.freeze=all-but-routers would leave new heads of {', '.join(fresh)} at random for ever: start "
+            "from a run that is fine-tuned on these tasks (--init), or freeze the stem alone"
+        )
 
 
 def _stem_alone(source: Student) -> Student:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from sak.losses.targets import Targets
 from sak.losses.tasks import Average, alone, task_losses
 from sak.losses.weighting import Weighting
 from sak.student import Student
+from sak.student.student import StudentOutput
 from sak.tasks import Dataset
 
 
@@ -47,6 +48,7 @@ class Objective:
         distillation: against the batch's targets, where it has any.
         gamma: of the distillation.
         average: over the processes that share a batch, for the counts of valid pixels.
+        balancing: of the imbalance of a decoder's experts, where it has any.
         weighting: of the tasks' losses; None: the rows' fixed weights.
         apart: keep the tasks' terms apart, as combining gradients needs them.
     """
@@ -55,6 +57,7 @@ class Objective:
     distillation: DistillationLoss
     gamma: float = 1.0
     average: Average = alone
+    balancing: float = 0.0
     weighting: Weighting | None = None
     apart: bool = False
 
@@ -72,17 +75,24 @@ class Objective:
 
 
 def finetune_step(objective: Objective) -> Step:
-    """Images through the network, its predictions against the labels, its answers to the teachers against theirs."""
+    """Images through the network, its predictions against the labels, its answers to the teachers against theirs.
+
+    A decoder's preliminary predictions have their task's loss and weight too: they are added to the task's own.
+    """
 
     def step(model: nn.Module, batch: Batch) -> StepResult:
         if not isinstance(batch, Exercise):
             raise TypeError(f"a fine-tuning batch, not {type(batch).__name__}")
         output = model(batch.images, **({} if batch.noise is None else {"noise": batch.noise}))
         tasks = task_losses(objective.rows, output.tasks, batch.labels, average=objective.average)
-        told = objective.told(tasks.tasks)
-        terms = objective.terms(tasks.tasks)
-        total = tasks.total if objective.weighting is None else torch.stack(list(terms.values())).sum()
+        early = preliminary_losses(objective, output, batch.labels)
+        losses_of = {name: loss + early[name] if name in early else loss for name, loss in tasks.tasks.items()}
+        told = objective.told(losses_of)
+        terms = objective.terms(losses_of)
+        plain = objective.weighting is None and not early
+        total = tasks.total if plain else torch.stack(list(terms.values())).sum()
         parts = {"tasks": total, **{f"task/{name}": loss for name, loss in tasks.tasks.items()}, **told}
+        parts |= {f"preliminary/{name}": loss for name, loss in early.items()}
         rest = None
         if batch.targets:
             answers = {name: output.teachers[name] for name in batch.targets}
@@ -90,10 +100,21 @@ def finetune_step(objective: Objective) -> Step:
             rest = objective.gamma * losses.total
             total = total + rest
             parts |= {"distillation": losses.total, **losses.by_level()}
+        if isinstance(output, StudentOutput) and output.imbalance is not None:
+            parts |= {"imbalance": output.imbalance}
+            pull = objective.balancing * output.imbalance
+            total, rest = total + pull, pull if rest is None else rest + pull
         detached = {name: value.detach() for name, value in parts.items()}
         return StepResult(total, detached, terms, rest) if objective.apart else StepResult(total, detached)
 
     return step
+
+
+def preliminary_losses(objective: Objective, output: Any, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Task -> the loss of the decoder's earlier guess; empty where there is none."""
+    if not isinstance(output, StudentOutput) or not output.preliminary:
+        return {}
+    return task_losses(objective.rows, output.preliminary, labels, average=objective.average).tasks
 
 
 def without_unused(model: nn.Module, taught_by: Mapping[str, object]) -> nn.Module:

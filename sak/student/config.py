@@ -16,7 +16,7 @@ Fusion = Literal["mor", "sum", "none"]
 GateNoise = Literal["image", "pixel"]
 Freeze = Literal["none", "stem", "all-but-routers"]
 LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
-DecoderName = Literal["simple", "mlore", "invpt"]
+DecoderName = Literal["simple", "mlore", "mlore-wide", "invpt"]
 
 STEM_EXPERT = "TAS"
 """The routers' name for the stem, their first expert; no teacher can have it."""
@@ -63,8 +63,8 @@ class StudentConfig:
             2; the stem is in every path and is not added again), `none` the stem alone.
         gate_noise: one draw per image and expert (the paper), or one per pixel too (published code).
         freeze: `stem`, or `all-but-routers`; frozen parts also stay in eval mode.
-        decoder: what turns fused levels into predictions: `simple`, a head per task (the paper), `mlore` or `invpt`,
-            in which tasks see each other.
+        decoder: what turns fused levels into predictions: `simple`, a head per task (the paper), `mlore`,
+            `mlore-wide` or `invpt`, in which tasks share weights or see each other.
         lora: low-rank updates of the stem, which they freeze.
         gradient_checkpointing: recompute stem blocks and adapters in the backward pass instead of keeping them.
     """

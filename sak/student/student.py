@@ -1,7 +1,7 @@
 """The student: stem, adapter paths, aligners, routers and heads put together (the paper's figure 2)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from sak.features import FeatureMaps, bilinear_resize, tokens_to_map
 from sak.student.adapter_path import AdapterPaths
 from sak.student.aligner import linear_aligners, output_norms
 from sak.student.config import StudentConfig
-from sak.student.decoders import make_decoder
+from sak.student.decoders import Decoded, make_decoder
 from sak.student.lora import LORA_KEYS, add_lora
 from sak.student.router import Router, draw_noise, mix, noise_shape
 from sak.student.stem import Stem, make_stem
@@ -33,6 +33,8 @@ class StudentOutput:
         gates: level -> task -> the routers' weights over TAS and the teachers, summing to one; see `Gates`.
         tasks: task -> prediction (B, channels, H, W) at the input's size, before any activation.
         fused: task -> what its decoder reads: TAS and the paths mixed by the gates, by level.
+        preliminary: in training, the decoder's earlier guesses as `tasks`, where it has any (InvPT).
+        imbalance: in training, how unevenly the decoder's experts are used, a scalar (MLoRE); else None.
     """
 
     tas: FeatureMaps
@@ -41,6 +43,8 @@ class StudentOutput:
     gates: dict[int, dict[str, Tensor]]
     tasks: dict[str, Tensor]
     fused: dict[str, FeatureMaps]
+    preliminary: dict[str, Tensor] = field(default_factory=dict)
+    imbalance: Tensor | None = None
 
 
 class Student(nn.Module):
@@ -94,14 +98,18 @@ class Student(nn.Module):
         needed = tuple(self.config.tasks) if wanted and self.heads.crosses_tasks else wanted
         gates = self._gates(tapped, needed, noise, generator)
         fused = {task: self._fused(task, tas, paths, gates) for task in needed}
-        decoded = self.heads(fused) if fused else {}
+        decoded = self.heads(fused) if fused else Decoded({})
         return StudentOutput(
             tas=tas,
             paths=paths,
             teachers={teacher: self._maps(tokens, size) for teacher, tokens in aligned.items()},
             gates={level: {task: per_task[task] for task in wanted} for level, per_task in gates.items()},
-            tasks={task: bilinear_resize(decoded[task], size) for task in wanted},
+            tasks={task: bilinear_resize(decoded.tasks[task], size) for task in wanted},
             fused={task: fused[task] for task in wanted},
+            preliminary={
+                task: bilinear_resize(decoded.preliminary[task], size) for task in wanted if task in decoded.preliminary
+            },
+            imbalance=decoded.imbalance,
         )
 
     def train(self, mode: bool = True) -> "Student":

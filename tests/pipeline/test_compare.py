@@ -55,11 +55,16 @@ def test_weightings_and_gradient_methods_train_a_distilled_student(run, distille
         assert line["loss"] == pytest.approx(line["tasks"] + line["distillation"], rel=1e-5)
 
 
-@pytest.mark.parametrize("decoder", ["mlore", "invpt"])
+@pytest.mark.parametrize("decoder", ["mlore", "mlore-wide", "invpt"])
 def test_a_decoder_is_named_by_the_recipe(run, distilled, decoder):
     made = run(init=str(distilled), recipe={"student": {"decoder": decoder}, "training": {"steps": 2}})
     (model,) = load_task_model(made.directory.root)
     assert model.model.config.decoder == decoder
+    for line in made.lines:  # their own terms are in the loss
+        more = 3e-4 * line["imbalance"] if "imbalance" in line else 0.0
+        assert line["loss"] == pytest.approx(line["tasks"] + line["distillation"] + more, rel=1e-5)
+        assert ("imbalance" in line) == decoder.startswith("mlore")
+        assert ("preliminary/semseg" in line) == (decoder == "invpt")
 
 
 def test_the_paths_sum_lora_and_freezing_are_named_by_the_recipe(run, distilled):
@@ -75,6 +80,36 @@ def test_the_paths_sum_lora_and_freezing_are_named_by_the_recipe(run, distilled)
     start = load_student(distilled / "checkpoints" / "last").stem.state_dict()
     own = student.stem.state_dict()
     assert all(torch.equal(own[name], value) for name, value in start.items() if name != "vit.pos_embed")  # resampled
+
+
+def changed(start, end):
+    """The parts of a student that are not the same in two state dicts; position embeddings are resampled."""
+    return {name.split(".")[0] for name, value in start.items()
+            if name != "stem.vit.pos_embed" and not torch.equal(value, end[name])}  # fmt: skip
+
+
+@pytest.mark.parametrize("gradients", ["sum", "pcgrad"])
+def test_what_is_frozen_stays_to_the_last_bit_through_fine_tuning(run, distilled, tmp_path, gradients):
+    recipe = {"student": {"freeze": "stem"}, "tasks": {"gradients": gradients}, "training": {"steps": 3}}
+    stem = run("stem", init=str(distilled), recipe=recipe)
+    first = load_student(distilled / "checkpoints" / "last").state_dict()
+    tuned = load_student(stem.directory.root / "checkpoints" / "last").state_dict()
+    assert changed(first, tuned) == {"paths", "norms", "aligners"}
+    recipe["student"] = {"freeze": "all-but-routers"}
+    with pytest.raises(UsageError, match=r"would leave new heads of semseg, .* at random for ever"):
+        run("heads", init=str(distilled), recipe=recipe)
+    with pytest.raises(UsageError, match="would leave new heads"):
+        run(
+            "others",
+            init=str(stem.directory.root),
+            recipe={**recipe, "student": {**recipe["student"], "decoder": "mlore"}},
+        )
+    with pytest.raises(UsageError, match="leaves nothing to train: this network has no routers"):
+        run("plain", baseline="multi-task", recipe=recipe)
+    routers = run("routers", init=str(stem.directory.root), recipe=recipe)
+    again = load_student(routers.directory.root / "checkpoints" / "last").state_dict()
+    start = load_student(stem.directory.root / "checkpoints" / "best").state_dict()
+    assert changed(start, again) == {"routers"}
 
 
 def test_a_many_to_one_student_goes_through_both_stages(run, small_world, tiny_recipe, tmp_path):
@@ -149,8 +184,9 @@ def test_frozen_teachers_are_amalgamated_by_routers_and_stay_as_they_were(run, s
     fresh = amalgam.config.build_teachers()
     for teacher, again in zip(amalgam.teachers.values(), fresh, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), again.parameters(), strict=True))
-    gate = amalgam.eval().routers["4"]["semseg"](torch.randn(2, 6, 24))
-    torch.testing.assert_close(gate.sum(1), torch.ones(2))
+    gates = amalgam.eval()(torch.randn(2, 3, *model.image_size)).gates
+    assert (list(gates), list(gates[4])) == ([1, 2, 3, 4], list(model.tasks))
+    torch.testing.assert_close(gates[4]["semseg"].sum(1), torch.ones(2))
     with pytest.raises(UsageError, match="two teachers or more"):
         run("one", init="teachers:clip", spec=str(small_world.spec))
 

@@ -1,14 +1,16 @@
 """Decoders: fused levels of every task into predictions at a quarter of the image's size, behind one interface.
 
-`simple` is the paper's head per task; `mlore` and `invpt` are those of Table 5 and 9, in which tasks see each other.
+`simple` is the paper's head per task; the others are those of Tables 5, 6 and 9, in
+which tasks share weights (`mlore`, and `mlore-wide` with the sizes of its runs on NYUD-v2) or attention (`invpt`).
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
-from sak.student.decoders.base import Decoder, DecoderShape
+from sak.student.decoders.base import Decoded, Decoder, DecoderShape
 from sak.student.decoders.invpt import InvPTDecoder
-from sak.student.decoders.mlore import MLoREDecoder
+from sak.student.decoders.mlore import WIDE, MLoREDecoder
 from sak.student.decoders.simple import SimpleDecoder
 
 if TYPE_CHECKING:
@@ -17,10 +19,11 @@ if TYPE_CHECKING:
 DECODERS: Mapping[str, Callable[[DecoderShape], Decoder]] = {
     "simple": SimpleDecoder,
     "mlore": MLoREDecoder,
+    "mlore-wide": partial(MLoREDecoder, sizes=WIDE),
     "invpt": InvPTDecoder,
 }
 
-__all__ = ["DECODERS", "Decoder", "DecoderShape", "make_decoder"]
+__all__ = ["DECODERS", "Decoded", "Decoder", "DecoderShape", "make_decoder"]
 
 
 def make_decoder(config: "StudentConfig") -> Decoder:

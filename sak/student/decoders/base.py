@@ -1,7 +1,7 @@
 """What a decoder is given, and what it gives back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -25,14 +25,29 @@ class DecoderShape:
     tasks: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder says.
+
+    Attributes:
+        tasks: task -> prediction (B, channels, H/4, W/4 of the image).
+        preliminary: in training, task -> an earlier guess (B, channels, h, w) that has the task's loss too.
+        imbalance: in training, a scalar that is smaller the more evenly routers use their experts; else None.
+    """
+
+    tasks: dict[str, Tensor]
+    preliminary: dict[str, Tensor] = field(default_factory=dict)
+    imbalance: Tensor | None = None
+
+
 class Decoder(nn.Module):
-    """Task -> fused levels (B, C, H, W) into task -> prediction (B, channels, H/4, W/4 of the image).
+    """Task -> fused levels (B, C, H, W) into predictions at a quarter of the image's size.
 
     `crosses_tasks`: a prediction needs the features of all tasks, so all are always given.
     """
 
     crosses_tasks = False
 
-    def forward(self, features: Mapping[str, FeatureMaps]) -> dict[str, Tensor]:
+    def forward(self, features: Mapping[str, FeatureMaps]) -> Decoded:
         """The predictions of the tasks given."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
 """InvPT's decoder: preliminary decoders, then attention among all positions of all tasks at growing resolution.
 
 Ye and Xu, "Inverted Pyramid Multi-task Transformer for Dense Scene Understanding", ECCV 2022. From its equations; no
-line of its published code. Named departures: the preliminary predictions feed the transformer, but have no loss of
-their own, and each task's levels are its own fused ones where the paper has one encoder for all.
+line of its published code. Named departure: each task's levels are its own fused ones where the paper has one encoder
+for all.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sak.features import FeatureMaps, bilinear_resize, map_to_tokens, tokens_to_map
-from sak.student.decoders.base import Decoder, DecoderShape
+from sak.student.decoders.base import Decoded, Decoder, DecoderShape
 from sak.student.heads import quarter_size
 
 STAGES = 3
@@ -34,10 +34,11 @@ class Preliminary(nn.Module):
         self.predict = nn.Conv2d(width, channels, 1)
         self.join = nn.Conv2d(width + channels, width, 1)
 
-    def forward(self, map_: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+    def forward(self, map_: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> the joined features, of that shape, and the guess (B, channels, H, W)."""
         features = self.features(map_)
-        return self.join(torch.cat((features, self.predict(features)), dim=1))
+        guess = self.predict(features)
+        return self.join(torch.cat((features, guess), dim=1)), guess
 
 
 class UpTransformer(nn.Module):
@@ -127,16 +128,20 @@ class InvPTDecoder(Decoder):
         self.fuse = nn.ModuleDict({task: convolution(last, last) for task in shape.tasks})
         self.out = nn.ModuleDict({task: nn.Conv2d(last, own, 1) for task, own in shape.tasks.items()})
 
-    def forward(self, features: Mapping[str, FeatureMaps]) -> dict[str, Tensor]:
+    def forward(self, features: Mapping[str, FeatureMaps]) -> Decoded:
         """See Decoder; all tasks must be given."""
-        now: dict[str, Tensor] = {task: self.preliminary[task](maps.maps[-1]) for task, maps in features.items()}
+        begun = {task: self.preliminary[task](maps.maps[-1]) for task, maps in features.items()}
+        now: dict[str, Tensor] = {task: joined for task, (joined, _) in begun.items()}
         size = quarter_size(next(iter(features.values())), self.enlarge)
         gathered = dict.fromkeys(features, torch.zeros((), device=next(iter(now.values())).device))
         logits: Tensor | None = None
         for stage, level, gather in zip(self.stages, self._levels, self.gather, strict=True):
             now, logits = stage(now, {task: maps.maps[level] for task, maps in features.items()}, logits)
             gathered = {task: gathered[task] + bilinear_resize(gather(map_), size) for task, map_ in now.items()}
-        return {task: self.out[task](self.fuse[task](map_)) for task, map_ in gathered.items()}
+        return Decoded(
+            {task: self.out[task](self.fuse[task](map_)) for task, map_ in gathered.items()},
+            preliminary={task: guess for task, (_, guess) in begun.items()} if self.training else {},
+        )
 
 
 def _enlarge_queries(logits: Tensor, grid: tuple[int, int]) -> Tensor:

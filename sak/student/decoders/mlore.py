@@ -1,10 +1,12 @@
 """MLoRE's decoder: a convolution that all tasks share, and low-rank experts beside it that each task picks from.
 
 Yang et al., "Multi-Task Dense Prediction via Mixture of Low-Rank Experts", CVPR 2024. From its equations; no line
-of its published code. Named departures: no load-balancing loss, and the router reads the mean over positions alone.
+of its published code, whose settings give the sizes and the loss that balances experts. Named departure: the router
+reads the mean over positions alone, and has no second path.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,16 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sak.features import FeatureMaps, bilinear_resize
-from sak.student.decoders.base import Decoder, DecoderShape
+from sak.student.decoders.base import Decoded, Decoder, DecoderShape
 from sak.student.heads import quarter_size
 
-RANKS = tuple(range(16, 129, 8))
-"""Ranks of the shared experts: 15 of them, as the paper has for ViT-L."""
-
-OWN_RANK = 72
 CHOSEN = 9
 MODULES = 2  # stacked at each level
-WIDTH_SHARE = (7, 16)  # of the stem's width: 448 channels for an L stem, where the paper's runs have 452
+
+
+@dataclass(frozen=True)
+class MLoRESizes:
+    """Ranks of the shared experts and of a task's own, and the decoder's width as a share of the stem's."""
+
+    ranks: tuple[int, ...]
+    own_rank: int
+    width: tuple[int, int]
+
+
+SIZES = MLoRESizes(tuple(range(16, 129, 8)), own_rank=72, width=(7, 16))
+"""The published runs on PASCAL-Context: 15 experts; 448 channels for an L stem, where those have 452."""
+
+WIDE = MLoRESizes(tuple(range(16, 241, 16)), own_rank=16, width=(3, 4))
+"""The published run on NYUD-v2: 15 experts of higher ranks, 768 channels for an L stem."""
 
 
 class LowRankExperts(nn.Module):
@@ -53,12 +66,16 @@ class LowRankExperts(nn.Module):
 
 
 class ExpertRouter(nn.Module):
-    """One task's noisy top-k gates over the shared experts: softmax over the chosen ones, zero for the others."""
+    """One task's noisy top-k gates over the shared experts: softmax over the chosen ones, zero for the others.
+
+    In training `share` keeps the last batch's mean softmax over all experts (E,), which the balancing loss reads.
+    """
 
     def __init__(self, width: int, experts: int, chosen: int) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(width, width // 4), nn.GELU(), nn.Linear(width // 4, 2 * experts))
         self.chosen = min(chosen, experts)
+        self.share: Tensor | None = None
 
     def forward(self, map_: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, E), of which `chosen` are not zero; noise is drawn in training alone."""
@@ -66,6 +83,7 @@ class ExpertRouter(nn.Module):
         logits, spread = raw.to(torch.promote_types(raw.dtype, torch.float32)).chunk(2, dim=1)
         if self.training:
             logits = logits + torch.randn_like(logits) * F.softplus(spread)
+            self.share = logits.softmax(1).mean(0)
         best = logits.topk(self.chosen, dim=1)
         return torch.zeros_like(logits).scatter(1, best.indices, best.values.softmax(1))
 
@@ -89,6 +107,19 @@ class MLoREModule(nn.Module):
         mixed = self.generic(entered) + self.experts(entered, gates) + self.own[task](entered)
         return F.gelu(self.norms[task](mixed))
 
+    def imbalance(self) -> Tensor | None:
+        """The squared coefficient of variation of the experts' shares over the tasks just seen; see `imbalance`."""
+        routers: list[Any] = list(self.routers.values())
+        shares = [router.share for router in routers if router.share is not None]
+        for router in routers:
+            router.share = None
+        return imbalance(torch.stack(shares).mean(0)) if shares else None
+
+
+def imbalance(shares: Tensor) -> Tensor:
+    """(std / mean) squared of the experts' shares (E,): 0 where all are used alike, E where one alone is."""
+    return (shares.std() / shares.mean()).square()
+
 
 class MLoREHead(nn.Module):
     """One task's end: levels joined on the first one's grid, enlarged to a quarter of the image, two convolutions."""
@@ -111,25 +142,26 @@ class MLoREDecoder(Decoder):
 
     crosses_tasks = False  # tasks share weights, not features
 
-    def __init__(
-        self, shape: DecoderShape, *, ranks: Sequence[int] = RANKS, own_rank: int = OWN_RANK, chosen: int = CHOSEN
-    ) -> None:
+    def __init__(self, shape: DecoderShape, *, sizes: MLoRESizes = SIZES, chosen: int = CHOSEN) -> None:
         super().__init__()
-        width = max(4, shape.width * WIDTH_SHARE[0] // WIDTH_SHARE[1])
+        width = max(4, shape.width * sizes.width[0] // sizes.width[1])
         tasks, count = tuple(shape.tasks), len(shape.level_widths)
         self.enlarge = shape.enlarge
         self.enter = nn.ModuleList(
             nn.ModuleDict({task: nn.Conv2d(own, width, 1) for task in tasks}) for own in shape.level_widths
         )
         self.refine = nn.ModuleList(
-            nn.ModuleList(MLoREModule(width, tasks, ranks, own_rank, chosen) for _ in range(MODULES))
+            nn.ModuleList(MLoREModule(width, tasks, sizes.ranks, sizes.own_rank, chosen) for _ in range(MODULES))
             for _ in range(count)
         )
         self.ends = nn.ModuleDict({task: MLoREHead(width, count, channels) for task, channels in shape.tasks.items()})
 
-    def forward(self, features: Mapping[str, FeatureMaps]) -> dict[str, Tensor]:
-        """See Decoder."""
-        return {task: self._predict(task, maps) for task, maps in features.items()}
+    def forward(self, features: Mapping[str, FeatureMaps]) -> Decoded:
+        """See Decoder; the imbalance is the sum over all modules, of this process's images."""
+        predictions = {task: self._predict(task, maps) for task, maps in features.items()}
+        stacks: list[Any] = list(self.refine)
+        found = [module.imbalance() for modules in stacks for module in modules] if self.training else []
+        return Decoded(predictions, imbalance=torch.stack(found).sum() if found else None)
 
     def _predict(self, task: str, features: FeatureMaps) -> Tensor:
         entries: list[Any] = list(self.enter)

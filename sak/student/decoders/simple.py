@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from sak.features import FeatureMaps
-from sak.student.decoders.base import Decoder, DecoderShape
+from sak.student.decoders.base import Decoded, Decoder, DecoderShape
 from sak.student.heads import SimpleHead
 
 
@@ -22,6 +22,6 @@ class SimpleDecoder(Decoder, nn.ModuleDict):
             },
         )
 
-    def forward(self, features: Mapping[str, FeatureMaps]) -> dict[str, Tensor]:
+    def forward(self, features: Mapping[str, FeatureMaps]) -> Decoded:
         """See Decoder."""
-        return {task: self[task](maps) for task, maps in features.items()}
+        return Decoded({task: self[task](maps) for task, maps in features.items()})

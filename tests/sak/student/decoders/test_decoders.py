@@ -11,7 +11,7 @@ from sak.features import FeatureMaps
 from sak.student import Student, StudentConfig, build_student, multi_task_baseline, parameter_counts
 from sak.student.decoders import DECODERS, DecoderShape
 from sak.student.decoders.invpt import InvPTDecoder
-from sak.student.decoders.mlore import RANKS, LowRankExperts, MLoREDecoder, MLoREModule
+from sak.student.decoders.mlore import SIZES, WIDE, LowRankExperts, MLoREDecoder, MLoREModule, imbalance
 from sak.tasks import dataset
 
 TASKS = {"semseg": 5, "depth": 1}
@@ -30,7 +30,8 @@ def features(width=16, levels=4, grid=(3, 4)):
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_decoder_predicts_each_task_at_a_quarter_of_the_image_and_all_of_it_trains(name):
     decoder = DECODERS[name](shape())
-    predictions = decoder(features())
+    decoded = decoder(features())
+    predictions = decoded.tasks
     assert {task: tuple(map_.shape) for task, map_ in predictions.items()} == {
         "semseg": (2, 5, 12, 16),
         "depth": (2, 1, 12, 16),
@@ -54,7 +55,7 @@ def test_a_student_has_the_decoder_its_configuration_names_and_keeps_it_in_its_j
 
 
 def test_an_unknown_decoder_is_refused_with_those_there_are(tiny):
-    with pytest.raises(UsageError, match="decoder must be one of simple, mlore, invpt, got 'unet'"):
+    with pytest.raises(UsageError, match="decoder must be one of simple, mlore, mlore-wide, invpt, got 'unet'"):
         replace(tiny, decoder="unet")
 
 
@@ -110,12 +111,12 @@ def test_in_invpt_a_tasks_prediction_needs_the_other_tasks_features():
     decoder = InvPTDecoder(shape()).eval()
     given = features()
     entered = given["depth"].maps[-1].requires_grad_()
-    decoder(given)["semseg"].square().sum().backward()
+    decoder(given).tasks["semseg"].square().sum().backward()
     assert entered.grad is not None
     assert entered.grad.abs().max() > 0
     simple = DECODERS["simple"](shape()).eval()
     entered.grad = None
-    simple(given)["semseg"].square().sum().backward()
+    simple(given).tasks["semseg"].square().sum().backward()
     assert entered.grad is None
 
 
@@ -133,9 +134,9 @@ def test_invpt_grows_its_queries_and_passes_attention_on():
         ((2, 8, 8, 12), (2, 2, 2, 4, 6, keys)),
         ((2, 4, 16, 24), (2, 2, 2, 8, 12, keys)),
     ]
-    before = decoder(given)["depth"]
+    before = decoder(given).tasks["depth"]
     decoder.stages[1].passed_weight.fill_(5.0)
-    assert not torch.allclose(before, decoder(given)["depth"])
+    assert not torch.allclose(before, decoder(given).tasks["depth"])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,8 @@ def test_invpt_grows_its_queries_and_passes_attention_on():
         ("multi-task, Table 5: 357", "pascal-context", "simple", 356.63),
         ("multi-task, Table 6: 346", "nyud", "simple", 346.14),
         ("MLoRE, Table 5: 407", "pascal-context", "mlore", 402.69),
-        ("MLoRE, Table 6: 552", "nyud", "mlore", 393.61),
+        ("MLoRE at the sizes of PASCAL-Context", "nyud", "mlore", 393.61),
+        ("MLoRE, Table 6: 552", "nyud", "mlore-wide", 535.67),
         ("InvPT, Table 5: 423", "pascal-context", "invpt", 431.57),
         ("InvPT, Table 6: 402", "nyud", "invpt", 411.06),
     ],
@@ -159,7 +161,43 @@ def test_parameters_of_an_l_baseline_with_each_decoder(name, data, decoder, mill
 
 
 def test_mlores_experts_are_the_papers_fifteen():
-    assert (len(RANKS), RANKS[0], RANKS[-1]) == (15, 16, 128)
-    decoder = MLoREDecoder(shape())
-    assert len(decoder.refine) == 4
-    assert all(len(modules) == 2 for modules in decoder.refine)
+    for sizes, last in ((SIZES, 128), (WIDE, 240)):
+        assert (len(sizes.ranks), sizes.ranks[0], sizes.ranks[-1]) == (15, 16, last)
+        decoder = MLoREDecoder(shape(), sizes=sizes)
+        assert len(decoder.refine) == 4
+        assert all(len(modules) == 2 for modules in decoder.refine)
+        assert decoder.refine[0][0].experts.ranks == sizes.ranks
+    assert MLoREDecoder(shape(1024), sizes=WIDE).refine[0][0].generic.out_channels == 768
+
+
+def test_mlores_imbalance_is_nothing_for_equal_shares_and_their_number_for_one_alone():
+    assert float(imbalance(torch.full((5,), 0.2))) == pytest.approx(0.0, abs=1e-10)
+    assert float(imbalance(F.one_hot(torch.tensor(2), 5).float())) == pytest.approx(5.0)
+
+
+def test_mlores_imbalance_moves_its_routers_alone_towards_equal_shares_and_is_of_training_alone():
+    torch.manual_seed(0)
+    decoder = DECODERS["mlore"](shape())
+    given = features()
+    optimiser = torch.optim.SGD([p for name, p in decoder.named_parameters() if ".routers." in name], lr=0.5)
+    seen = []
+    for _ in range(20):
+        torch.manual_seed(1)  # the same noise, so that the shares alone change
+        found = decoder(given).imbalance
+        optimiser.zero_grad()
+        found.backward()
+        optimiser.step()
+        seen.append(found.item())
+    assert seen[-1] < 0.5 * seen[0]
+    assert all(p.grad is None for name, p in decoder.named_parameters() if name.startswith("ends."))
+    assert decoder.eval()(given).imbalance is None
+
+
+def test_invpts_preliminary_predictions_are_of_training_alone_on_the_deepest_grid():
+    decoder = DECODERS["invpt"](shape())
+    found = decoder(features()).preliminary
+    assert {task: tuple(map_.shape) for task, map_ in found.items()} == {"semseg": (2, 5, 3, 4), "depth": (2, 1, 3, 4)}
+    found["semseg"].sum().backward()
+    touched = {name.split(".")[0] for name, p in decoder.named_parameters() if p.grad is not None}
+    assert touched == {"preliminary"}
+    assert decoder.eval()(features()).preliminary == {}

@@ -249,7 +249,9 @@ def test_outputs_that_are_not_the_runs_are_never_kept(run, monkeypatch):
 
 
 def test_onnx_without_its_packages_is_one_line_that_says_how_to_get_them(run, monkeypatch):
-    monkeypatch.setattr("pipeline.exporting.formats.find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(
+        "pipeline.exporting.formats.find_spec", lambda name: None if name == "onnxruntime" else object()
+    )
     with pytest.raises(SakError, match=r"onnxruntime.*pip install 'sak\[export\]'") as told:
         run_export(run.place, run.out, to="onnx")
     assert "\n" not in str(told.value)

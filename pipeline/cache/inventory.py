@@ -60,7 +60,10 @@ class ColumnListing:
 
 @dataclass(frozen=True)
 class Usage:
-    """What one column takes on disk, by kind of file, and by level of the encoded arrays; `stray` is of no block."""
+    """What one column takes on disk, by kind of file, and by level of the encoded arrays; `stray` is of no block.
+
+    `damage` says why of a column whose manifest or records cannot be read only files and bytes are known.
+    """
 
     cache: str
     name: str
@@ -72,6 +75,7 @@ class Usage:
     by_level: dict[int, int]
     stray: int
     per_sample: float
+    damage: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -80,7 +84,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class LevelStats:
-    """How faithful one level of a column is: `summary` as `LevelFidelity.summary` gives it."""
+    """How faithful one level of a column is: `summary` as `LevelFidelity.summary` gives it.
+
+    A column whose manifest or records cannot be read is one row: level 0, an empty summary, and `damage` says why.
+    """
 
     cache: str
     name: str
@@ -89,6 +96,7 @@ class LevelStats:
     level: int
     encoding: str
     summary: dict[str, float | int]
+    damage: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -102,19 +110,18 @@ def ls(place: str | Path | Cache) -> list[ColumnListing]:
 
 
 def du(place: str | Path | Cache) -> list[Usage]:
-    """What every column takes on disk, from the files that are there."""
-    return [_usage(column) for column in _columns(place)]
+    """What every column takes on disk, from the files that are there; damaged ones too."""
+    found = Cache.open(place).columns.items()
+    return [_used(layer, column_place) for column_place, layers in found for layer in layers]
 
 
 def stats(place: str | Path | Cache) -> list[LevelStats]:
-    """Fidelity, norms and outliers of every level, pooled over the blocks; nothing but records is read."""
-    return [each for column in _columns(place) for each in _stats(column)]
+    """Fidelity, norms and outliers of every level, pooled over the blocks; nothing but records is read.
 
-
-def _columns(place: str | Path | Cache) -> Iterator[Column]:
-    for column_place, layers in Cache.open(place).columns.items():
-        for layer in layers:
-            yield Column.open(layer, column_place)
+    A damaged column is one row that says so.
+    """
+    found = Cache.open(place).columns.items()
+    return [row for column_place, layers in found for layer in layers for row in _faithful(layer, column_place)]
 
 
 def _listed(folder: CacheFolder, place: ColumnPlace) -> ColumnListing:
@@ -154,13 +161,36 @@ def _listing(column: Column) -> ColumnListing:
     )
 
 
+def _used(folder: CacheFolder, place: ColumnPlace) -> Usage:
+    try:
+        return _usage(Column.open(folder, place))
+    except (CacheError, DamageError) as error:
+        kinds = Counter[str]()
+        files = list(folder.at(place).walk())
+        for entry in files:
+            kinds[_kind(entry.path)] += entry.bytes
+        return Usage(
+            cache=str(folder.location),
+            name=place.name,
+            data=place.data,
+            random=False,
+            files=len(files),
+            nbytes=kinds.total(),
+            by_kind=dict(sorted(kinds.items())),
+            by_level={},
+            stray=0,
+            per_sample=0.0,
+            damage=str(error),
+        )
+
+
 def _usage(column: Column) -> Usage:
     kinds: Counter[str] = Counter()
     recorded = {f"data/{file.path}" for record in column.records.values() for file in record.files}
     files = stray = 0
     for entry in column.location.walk():
         files += 1
-        kind = entry.path.partition("/")[0] if "/" in entry.path else "manifest and calibration"
+        kind = _kind(entry.path)
         kinds[kind] += entry.bytes
         if kind == "data" and entry.path not in recorded and not _is_metadata(entry.path):
             stray += entry.bytes
@@ -183,8 +213,19 @@ def _usage(column: Column) -> Usage:
     )
 
 
+def _kind(path: str) -> str:
+    return path.partition("/")[0] if "/" in path else "manifest and calibration"
+
+
 def _is_metadata(path: str) -> bool:
     return path.endswith(".json")
+
+
+def _faithful(folder: CacheFolder, place: ColumnPlace) -> list[LevelStats]:
+    try:
+        return list(_stats(Column.open(folder, place)))
+    except (CacheError, DamageError) as error:
+        return [LevelStats(str(folder.location), place.name, place.data, False, 0, "", {}, damage=str(error))]
 
 
 def _stats(column: Column) -> Iterator[LevelStats]:

@@ -1,7 +1,8 @@
 """What the cache tools say on a terminal; each function makes one text of one tool's result."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from pipeline.cache.column_check import Problem
 from pipeline.cache.copy import CopyReport
@@ -10,14 +11,14 @@ from pipeline.cache.prune import PruneCandidate, PrunePlan
 from pipeline.cache.verify import Verification
 from pipeline.tables import SCREEN, human_bytes, text_table
 
+Found = TypeVar("Found", bound=ColumnListing | Usage | LevelStats)
+
 _DIGITS = 8  # of a data key, which commands take as its beginning
 
 
 def ls_table(listings: Sequence[ColumnListing]) -> str:
     """A line a column; RANDOM where its teacher knows nothing. Damaged columns stand below."""
-    damaged = [f"{each.name} {each.data[:_DIGITS]} DAMAGED: {each.damage}" for each in listings if each.damage]
-    whole = [each for each in listings if not each.damage]
-    return "\n".join([*([_ls_rows(whole)] if whole or not damaged else []), *damaged])
+    return _damaged_below(listings, _ls_rows)
 
 
 def _ls_rows(listings: Sequence[ColumnListing]) -> str:
@@ -46,7 +47,11 @@ def _ls_rows(listings: Sequence[ColumnListing]) -> str:
 
 
 def du_table(usages: Sequence[Usage]) -> str:
-    """A line a column; the encoded arrays by level, as they are before any lossless codec."""
+    """A line a column; the encoded arrays by level, as they are before any lossless codec. Damaged columns below."""
+    return _damaged_below(usages, _du_rows)
+
+
+def _du_rows(usages: Sequence[Usage]) -> str:
     return text_table(
         [
             {
@@ -66,7 +71,11 @@ def du_table(usages: Sequence[Usage]) -> str:
 
 
 def stats_table(stats: Sequence[LevelStats]) -> str:
-    """A line a level."""
+    """A line a level. Damaged columns stand below."""
+    return _damaged_below(stats, _stats_rows)
+
+
+def _stats_rows(stats: Sequence[LevelStats]) -> str:
     return text_table(
         [
             {
@@ -132,6 +141,18 @@ def copy_text(report: CopyReport) -> str:
         f"{report.copied:,} blocks ({human_bytes(report.nbytes)}) of {report.columns} columns copied to {report.target}"
         f" in {report.seconds:.1f} s; {report.already_there:,} were there{left}"
     )
+
+
+def _damaged_below(found: Sequence[Found], rows: Callable[[Sequence[Found]], str]) -> str:
+    """The table of what is whole, then a line for each damaged column, with its bytes where they are known."""
+    damaged = [each for each in found if each.damage]
+    whole = [each for each in found if not each.damage]
+    lines = [f"{each.name} {each.data[:_DIGITS]}{_size(each)} DAMAGED: {each.damage}" for each in damaged]
+    return "\n".join([*([rows(whole)] if whole or not damaged else []), *lines])
+
+
+def _size(each: ColumnListing | Usage | LevelStats) -> str:
+    return f" {human_bytes(each.nbytes)} in {each.files} files" if isinstance(each, Usage) else ""
 
 
 def _marked(name: str, random: bool) -> str:

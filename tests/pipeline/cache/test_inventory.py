@@ -48,6 +48,30 @@ def test_ls_lists_a_damaged_column_among_the_others(filled):
     assert ls_table([dino]).startswith(dino.name)
 
 
+def test_du_and_stats_go_on_past_a_damaged_column(filled):
+    whole_du, whole_stats = du(filled.place), stats(filled.place)
+    path = next(Path(filled.place, "columns").glob("dino-*/*/manifest.json"))
+    path.write_text(path.read_text()[:-9])
+    clip, dino, sam = du(filled.place)
+    assert "manifest.json: damaged" in dino.damage
+    assert (dino.nbytes, dino.files) == (whole_du[1].nbytes - 9, whole_du[1].files)
+    assert [clip, sam] == [whole_du[0], whole_du[2]]
+    assert f"{dino.name} {dino.data[:8]} " in du_table([clip, dino, sam])
+    assert " files DAMAGED: " in du_table([clip, dino, sam])
+    told = stats(filled.place)
+    damaged = [each for each in told if each.damage]
+    assert [(each.name, each.summary) for each in damaged] == [(dino.name, {})]
+    assert [each for each in told if not each.damage] == [each for each in whole_stats if each.name != dino.name]
+    assert f"{dino.name} {dino.data[:8]} DAMAGED: " in stats_table(told)
+
+
+def test_du_and_stats_go_on_past_a_damaged_record(filled):
+    path = next(Path(filled.place, "columns").glob("dino-*/*/records/v000-b000001.json"))
+    path.write_text(path.read_text()[:-9])
+    assert [each.damage is None for each in du(filled.place)] == [each.damage is None for each in ls(filled.place)]
+    assert {each.name.partition("-")[0] for each in stats(filled.place)} == {"clip", "dino", "sam"}
+
+
 def test_ls_counts_writers(filled):
     column = filled.open("clip")
     assert {each.writers for each in ls(filled.place)} == {0}

@@ -854,8 +854,13 @@ def number_list(option: str, text: str | None) -> list[int] | None:
 
 
 def comma_list(text: str | None) -> list[str] | None:
-    """`a,b` as a list; None where nothing was given."""
-    return [part.strip() for part in text.split(",") if part.strip()] if text is not None else None
+    """`a,b` as a list; None where nothing was given, UsageError where nothing is named."""
+    if text is None:
+        return None
+    named = [part.strip() for part in text.split(",") if part.strip()]
+    if not named:
+        raise UsageError(f"{text!r} names nothing: give names separated by commas, or leave the option out")
+    return named
 
 
 def _usage_line(error: Exception) -> str:

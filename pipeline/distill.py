@@ -17,10 +17,10 @@ from pipeline.progress import Update
 from pipeline.training.begin import ANEW, Start, open_run
 from pipeline.training.config import Frozen
 from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
-from pipeline.training.distill_recipe import DistillRecipe, student_config
+from pipeline.training.distill_recipe import DistillRecipe, LossRecipe, student_config
 from pipeline.training.figures import draw_distillation
 from pipeline.training.loop import Batch, Fit, FitResult, Hooks, Step, StepResult
-from pipeline.training.recipe import load_recipe
+from pipeline.training.recipe import load_recipe, parse_recipe
 from pipeline.training.rep_sim import mean_similarities
 from pipeline.training.standardised import save_standardisers, standardisers
 from pipeline.training.student_files import load_weights, save_weights
@@ -98,22 +98,23 @@ def run_distill(  # noqa: PLR0913 (the flags of the command)
         [*overrides, *(f"training.{name}=null" for name in length)],
         {f"training.{name}": value for name, value in (flags | length).items()},
     )
-    asked = DistillConfig(
-        cache=str(cache),
-        recipe=recipe,
-        teachers=None if teachers is None else tuple(teachers),
-        levels=None if levels is None else tuple(levels),
-        spec=spec,
-        data=data,
-        val_cache=val_cache,
-        val_data=val_data,
-        online=online,
-        teachers_online=tuple(teachers_online),
-        allow_partial=allow_partial,
-        views=views,
-        fresh_views=fresh_views,
-        device=resolve_device(device),
-    )
+    settings = {
+        "cache": str(cache),
+        "recipe": recipe,
+        "teachers": None if teachers is None else tuple(teachers),
+        "levels": None if levels is None else tuple(levels),
+        "spec": spec,
+        "data": data,
+        "val_cache": val_cache,
+        "val_data": val_data,
+        "online": online,
+        "teachers_online": tuple(teachers_online),
+        "allow_partial": allow_partial,
+        "views": views,
+        "fresh_views": fresh_views,
+        "device": resolve_device(device),
+    }
+    asked = parse_recipe(DistillConfig, settings, "distill")
     start = Start(resume, overwrite, force)
     return distill(asked, Path(out), start=start, trackers=trackers, say=say, progress=progress)
 
@@ -132,6 +133,8 @@ def distill(
     accelerator = make_accelerator(config.recipe.training, device=config.device, trackers=trackers, folder=out)
     targets = open_targets(config, accelerator.device)
     recipe = config.recipe
+    recipe.loss.check_teachers(list(targets.taught_by))
+    check_token_cosine(recipe.loss, targets)
     student = build_student(
         student_config(recipe.student, targets.taught_by, targets.cache.view_policy.size), seed=recipe.training.seed
     )
@@ -197,6 +200,19 @@ def distill_step(loss: DistillationLoss) -> Step:
         return StepResult(losses.total, losses.by_level())
 
     return step
+
+
+def check_token_cosine(loss: LossRecipe, targets: TargetSource) -> None:
+    """UsageError where a cosine by token is asked for of a column that holds projections."""
+    if loss.cosine == "map" or loss.kind == "l2":
+        return
+    live = targets.live.teachers if targets.live is not None else {}
+    for name, info in targets.cache.teachers.items():
+        if name not in live and info.document["grid"]["kind"] == "projection":
+            raise UsageError(
+                f"loss.cosine token: {name} is cached as a projection, which holds the cosine of a whole map alone; "
+                "set loss.cosine=map, or extract it on its native grid"
+            )
 
 
 def make_batches(targets: TargetSource, recipe: DistillRecipe, accelerator: Accelerator) -> CachedBatches:

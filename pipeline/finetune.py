@@ -165,6 +165,8 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     origin = find_origin(config.init, recipe, load_spec(config.spec) if config.spec is not None else None)
     network = make_network(origin, recipe, rows, size, baseline=config.baseline, seed=recipe.training.seed)
     guides = find_guides(config, network, origin, accelerator)
+    if guides is not None:
+        recipe.distillation.check_teachers(list(guides.teachers))
     network = synchronise(without_unused(network, guides.teachers if guides else {}), accelerator)
     batches = make_batches(data, config, network, guides, accelerator)
     evaluate = held_out(data, config, rows, accelerator)

@@ -20,7 +20,7 @@ from sak.errors import UsageError
 
 @dataclass
 class Waits:
-    """Seconds spent waiting, so far, for images and for features."""
+    """Seconds spent waiting, so far, for images and for features; not for the first batch."""
 
     images: float = 0.0
     features: float = 0.0
@@ -66,6 +66,7 @@ class CachedBatches:
         dataset = ViewDataset(self.cache.universe, self.cache.view_policy, self.jitter, self.order.seed)
         images = load_batches(dataset, self._wanted(state), workers=self.workers, pin=self.device.type == "cuda")
         with closing(self._encoded(state)) as encoded:
+            yield join(next(images), next(encoded), self.device, self.live)  # the first waits for readers to start
             while True:
                 start = time.perf_counter()
                 pixels = next(images)

@@ -10,9 +10,14 @@ from pipeline.training.schedules import Poly, Schedule, WarmupCosine
 
 
 class Frozen(BaseModel):
-    """A part of a recipe: unknown keys are errors."""
+    """A part of a recipe: unknown keys are errors, and so are numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+SEEDS = 2**31
+"""Seeds are below this, so that a process's number can be added to one."""
 
 
 class OptimiserConfig(Frozen):
@@ -20,7 +25,7 @@ class OptimiserConfig(Frozen):
 
     rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
 
 
@@ -56,7 +61,7 @@ class TrainingConfig(Frozen):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     compile: bool = False
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
     log_every: int = Field(default=50, ge=1)
     checkpoint_every: int = Field(default=1000, ge=0)
     evaluate_every: int = Field(default=0, ge=0)

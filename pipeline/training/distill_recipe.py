@@ -1,14 +1,14 @@
 """The recipe of a distillation: the student, the loss, reading and training; all that is not in the cache."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.data.view_images import PhotometricJitter
 from pipeline.training.config import Frozen, TrainingConfig
-from sak.errors import UsageError
+from sak.errors import UsageError, nearest
 from sak.features import default_levels
 from sak.student import StudentConfig
 from sak.student.config import size_from_json
@@ -34,13 +34,27 @@ class StudentRecipe(Frozen):
 
 
 class LossRecipe(Frozen):
-    """The distillation loss; `weights` by teacher."""
+    """The distillation loss; `weights` by teacher, 1 where not named."""
 
     kind: Literal["cos+l1", "cos", "l2"] = "cos+l1"
     cosine: Literal["map", "token"] = "map"
-    cosine_weight: float = 0.9
-    l1_weight: float = 0.1
-    weights: dict[str, float] = Field(default_factory=dict)
+    cosine_weight: float = Field(default=0.9, ge=0)
+    l1_weight: float = Field(default=0.1, ge=0)
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "LossRecipe":
+        if self.kind == "cos+l1" and self.cosine_weight == self.l1_weight == 0:
+            raise ValueError("cosine_weight and l1_weight are both 0: nothing would be learnt")
+        return self
+
+    def check_teachers(self, names: Collection[str]) -> None:
+        """UsageError for a weight of a teacher that is not among those distilled, or where all of them weigh 0."""
+        for name in self.weights:
+            if name not in names:
+                raise UsageError(f"loss weights: {name!r} is no teacher of this run{nearest(name, names)}")
+        if names and all(self.weights.get(name, 1.0) == 0 for name in names):
+            raise UsageError("loss weights: every teacher's is 0, nothing would be learnt; leave one out")
 
 
 class DistillLossRecipe(LossRecipe):

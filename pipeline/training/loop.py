@@ -55,6 +55,7 @@ class Fit:
         self.step = 0
         self.best: float | None = None
         self.evaluated = -1
+        self.begun = False
         set_seed(config.seed, device_specific=True)
         self.plain = model.to(accelerator.device)
         self.balance = balance
@@ -114,9 +115,7 @@ class Fit:
             return FitResult(self.step, stopped, self.window.last, last, stop.signal if stopped else None)
 
     def _one_step(self, batches: Iterator[Batch], stop: StopRequest) -> None:
-        waited = time.perf_counter()
-        batch = next(batches)
-        waited = 0.0 if self.agreement.busy() else time.perf_counter() - waited
+        batch, waited = self._next(batches)
         rate = self.rates(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -131,6 +130,16 @@ class Fit:
         loss = self.window.add(results, waited, rate)
         self.agreement.submit(self.step, batch.keys, loss, stop.wanted)
         batch.release()
+
+    def _next(self, batches: Iterator[Batch]) -> tuple[Batch, float]:
+        """The next batch and the seconds that training waited for it; the first one's are the readers' start."""
+        start = time.perf_counter()
+        if not self.begun:
+            self.begun = True
+            with self.window.aside():
+                return next(batches), 0.0
+        batch = next(batches)
+        return batch, 0.0 if self.agreement.busy() else time.perf_counter() - start
 
     def _gradients(self, batch: Batch) -> list[StepResult]:
         """Gradients travel between processes with the last part of a batch alone."""

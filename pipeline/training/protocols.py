@@ -12,7 +12,7 @@ from sak.errors import SakError
 
 
 class TrainingError(SakError):
-    """Training cannot go on: a loss is not finite."""
+    """Training cannot go on: a loss or a weight is not finite."""
 
 
 class Batch(Protocol):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save as to_bytes
@@ -26,7 +27,7 @@ from pipeline.training.checkpoint import (
     write_state,
 )
 from pipeline.training.ema import Ema
-from pipeline.training.protocols import Hooks
+from pipeline.training.protocols import Hooks, TrainingError
 from pipeline.training.random_state import random_state, seed_anew, set_random_state
 
 EMA_FOLDER = "ema"
@@ -39,6 +40,20 @@ class Progress:
     step: int = 0
     evaluated: int = -1
     best: float | None = None
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """TrainingError that names the first weight which is not finite."""
+    weights = [(name, weight) for name, weight in model.named_parameters() if weight.is_floating_point()]
+    if not weights:
+        return
+    finite = torch.stack([weight.detach().isfinite().all() for _, weight in weights]).tolist()
+    broken = [name for (name, _), good in zip(weights, finite, strict=True) if not good]
+    if broken:
+        raise TrainingError(
+            f"step {step}: {len(broken)} of {len(weights)} weights are not finite, first {broken[0]}; nothing was "
+            "saved, `last` is the checkpoint before; lower training.optimiser.rate or set training.clip_norm"
+        )
 
 
 class Saver:
@@ -61,7 +76,11 @@ class Saver:
         self._balance = balance
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint; `last` leads to it, and those that nothing leads to any more go."""
+        """Write a checkpoint; `last` leads to it, and those that nothing leads to any more go.
+
+        TrainingError, and nothing is written, where a weight is not finite: the checkpoint before stays the last.
+        """
+        check_finite(self._model, progress.step)
         random = gather_object([to_bytes(random_state())])
         if self._accelerator.is_main_process:
             with new_checkpoint(self._checkpoints, progress.step) as folder:

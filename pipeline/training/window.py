@@ -48,18 +48,24 @@ class Window:
             self._start += time.perf_counter() - start
 
     def close(self, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
-        """Means over the window and all processes, images a second, and the share of time spent waiting for data."""
+        """Means over the window and all processes, images a second, and the share of time spent waiting for data.
+
+        The share is that of the process that waited longest: the others wait for it in the step.
+        """
         if self._sum is None:
             return {}
         means = self._sum / self._steps
+        waited = self._waited
         if accelerator.num_processes > 1:
             means = accelerator.reduce(means, "mean")
+            everyone = accelerator.gather(torch.tensor([waited], device=means.device, dtype=torch.float64))
+            waited = float(everyone.max())
         values = dict(zip(self._names, means.tolist(), strict=True))  # waits for the device
         seconds = time.perf_counter() - self._start
         values |= {
             "learning_rate": self._rate,
             "images_per_second": self._steps * batch_size / seconds,
-            "data_wait": min(1.0, self._waited / seconds),
+            "data_wait": min(1.0, waited / seconds),
         }
         self._begin()
         self.last = values

@@ -21,11 +21,14 @@ from sak.errors import SakError, UsageError
 def run(small_world, tiny_recipe, tmp_path):
     """`run(name, ...)` distils into that folder and tells how it ended; `training` changes the recipe."""
 
-    def go(name="run", *, training=None, student=None, data=None, start=None, say=None, trackers=(), **asked):
+    def go(
+        name="run", *, training=None, student=None, data=None, loss=None, start=None, say=None, trackers=(), **asked
+    ):
         recipe = {
             "student": {**tiny_recipe["student"], **(student or {})},
             "data": {**tiny_recipe["data"], **(data or {})},
             "training": {**tiny_recipe["training"], **(training or {})},
+            "loss": {**tiny_recipe.get("loss", {}), **(loss or {})},
         }
         where = asked.pop("data_location", None)
         config = DistillConfig(**{"cache": str(small_world.cache), "device": "cpu", "data": where, **asked},
@@ -273,6 +276,18 @@ class TestRefusals:
         self.refused(UsageError, r"no teacher 'clp' here; did you mean 'clip'\?", teachers_online=("clp",))
         self.refused(UsageError, r"give one of them", online=True, teachers_online=("clip",))
 
+    def test_a_weight_of_a_teacher_that_is_not_there_or_of_none(self, tmp_path):
+        self.refused(UsageError, r"loss weights: 'clib' is no teacher of this run; did you mean 'clip'\?",
+                     loss={"weights": {"clib": 2.0}})  # fmt: skip
+        self.refused(UsageError, r"every teacher's is 0, nothing would be learnt", teachers=("clip",),
+                     loss={"weights": {"clip": 0.0}})  # fmt: skip
+        assert not (tmp_path / "run").exists()
+
+    def test_what_a_projection_cannot_give_is_refused_before_there_is_a_directory(self, tmp_path):
+        for loss in ({"cosine": "token"}, {"standardise": "mean-var"}):
+            self.refused(UsageError, r"sam is cached as a projection.*extract it on its native grid", loss=loss)
+        assert not (tmp_path / "run").exists()
+
     def test_no_cache(self, tmp_path):
         self.refused(SakError, r"no feature cache here", cache=str(tmp_path))
 
@@ -285,6 +300,11 @@ class TestRefusals:
         small_world.extract(tmp_path / "val", small_world.data, document)
         self.refused(UsageError, r"clip is another teacher than the one trained with: weights_sha256",
                      val_cache=str(tmp_path / "val"))  # fmt: skip
+
+
+def test_no_views_are_refused_in_one_line(small_world, tmp_path):
+    with pytest.raises(UsageError, match=r"^distill: views: Input should be greater than or equal to 1$"):
+        run_distill(str(small_world.cache), tmp_path / "run", views=0, device="cpu")
 
 
 def test_flags_go_over_set_and_set_over_the_recipe(small_world, tiny_recipe, tmp_path):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from pipeline.training.checkpoint import CheckpointError
 from pipeline.training.loop import TrainingError
+from pipeline.training.saver import Progress
 from pipeline.training.schedules import WarmupCosine
 
 
@@ -143,6 +144,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_keys_of_its_batch_and_leaves_t
         fit()
     assert "\n" not in str(told.value)
     assert (fit.run.checkpoints / "last").resolve().name == "step-00000004"
+
+
+def test_weights_that_are_not_finite_are_not_saved(toy):
+    fit = toy.fit(steps=4)
+    last = fit().checkpoint.resolve()
+    with torch.no_grad():
+        next(fit.plain.parameters()).view(-1)[0] = float("inf")
+    with pytest.raises(TrainingError, match=r"step 9: 1 of \d+ weights are not finite, first .*; nothing was saved"):
+        fit.saver.save(Progress(9))
+    assert (toy.root / "run/checkpoints/last").resolve() == last
+    assert not list((toy.root / "run/checkpoints").glob("*9*"))
+
+
+def test_the_start_of_the_readers_is_no_wait_for_data(toy):
+    import time
+
+    fit = toy.fit(source=toy.source(on_batch=lambda step: time.sleep(0.5 if step == 0 else 0.0)), steps=4, log_every=4)
+    assert fit().metrics["data_wait"] < 0.9  # of some milliseconds; with the start it would be 0.99
 
 
 def test_flags_read_a_step_late_still_stop_before_anything_is_saved(toy):

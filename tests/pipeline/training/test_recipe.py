@@ -39,6 +39,19 @@ def test_the_recipes_have_the_hyperparameters_of_the_paper(recipes, name):
     assert recipe.student.adapters == (name != "many_to_one")
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["training.seed=2147483648", "training.optimiser.betas=[1.5,0.9]", "training.schedule.warmup_epochs=.inf",
+     "training.optimiser.rate=.inf", "training.epochs=.inf", "loss.weights={clip: .nan}", "loss.weights={clip: -1}",
+     "loss.l1_weight=-0.1", "loss={cosine_weight: 0, l1_weight: 0}"],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused_in_one_line(setting):
+    with pytest.raises(UsageError) as refusal:
+        load_recipe(DistillRecipe, None, [setting])
+    assert setting.partition("=")[0].partition(".")[0] in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(("data", "size"), [("pascal", (512, 512)), ("nyud", (448, 576))])
 @pytest.mark.parametrize("name", ["b", "l", "swin_s", "swin_b"])
 def test_the_recipes_of_fine_tuning_have_the_papers_hyperparameters_and_a_stem_that_takes_their_size(

@@ -32,9 +32,14 @@ class Crew:
     lock: int | None = None
 
     def environment(self, slot: int) -> dict[str, str]:
-        """A slot's GPU and its share of the cores."""
-        threads = str(max(1, self.cores // self.jobs))
-        shared = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
+        """A slot's GPU and its share of the cores.
+
+        Where one of the two thread counts is set, the other follows it: apart, MKL's threads and OpenMP's fight.
+        """
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        asked = next((os.environ[name] for name in names if name in os.environ), None)
+        threads = asked or str(max(1, self.cores // self.jobs))
+        shared = {name: threads for name in names if name not in os.environ}
         return {**shared, "CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else shared
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pipeline.ablate import AblateConfig, run_ablation
+from pipeline.ablation.carry_out import Crew
 from pipeline.ablation.settings import merged
 from pipeline.ablation.study import load_study
 from pipeline.paper import paper_table
@@ -319,3 +320,12 @@ def test_a_whole_study_extracts_each_teacher_once_and_goes_through_every_stage(
     assert (len(one["keys"].split()), len(two["keys"].split())) == (1, 2)
     again = run_ablation(config, print)
     assert "nothing was run" in again.to_text(100)
+
+
+def test_the_thread_counts_of_a_stage_never_differ(monkeypatch):
+    crew = Crew(jobs=2, device="cpu", cores=8)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert crew.environment(0) == {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert crew.environment(0) == {"MKL_NUM_THREADS": "3"}

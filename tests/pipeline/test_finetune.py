@@ -170,7 +170,7 @@ def stop_after(step, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_seven_steps_a_kill_and_thirteen_more_are_twenty_bit_for_bit(run, distilled, monkeypatch, workers):
+def test_seven_steps_a_signal_and_thirteen_more_are_twenty_bit_for_bit(run, distilled, monkeypatch, workers):
     asked = {"init": str(distilled), "recipe": {"training": {"steps": 20}}}
     straight = run("straight", **asked)
     stop_after(7, monkeypatch)

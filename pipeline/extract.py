@@ -34,6 +34,7 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
     with interruptible():
         spec = load_spec(config.spec, config.overrides)
         names = chosen_teachers(spec, config.teachers)
+        find_images(config.data)  # a wrong place is told before a cache is made
         cache = Cache.create(config.cache)
         index = find_index(cache, config.data, voice)
         targets = open_targets(cache, spec, names, index, begin=not config.dry_run, lease_seconds=config.lease_seconds)
@@ -55,7 +56,7 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
             run = _describe(config, cache, index, targets, cluster)
             _foretell(run, cluster, plan, voice)
             if config.dry_run:
-                return tally.report("dry run: nothing was written")
+                return tally.report("dry run: no features were written")
             _calibrate(run, cluster, targets, plan, voice)
             return carry_out(run, cluster, tally, voice, max_bad=config.max_bad, config=vars(config))
 

@@ -70,6 +70,8 @@ class TargetSource:
 
 def open_targets(asked: Asked, device: torch.device) -> TargetSource:
     """The targets as asked; one-line errors where a teacher, a level, a spec or the data is not there."""
+    if device.type == "cuda":  # as in extraction: fp32 means it, and a student is the same beside live teachers or none
+        torch.backends.cudnn.allow_tf32 = False
     spec = load_spec(asked.spec) if asked.spec is not None else None
     names = list(asked.teachers or (spec.teachers if spec is not None else _names(asked.cache)))
     live = _live(asked, names)
@@ -87,8 +89,6 @@ def open_targets(asked: Asked, device: torch.device) -> TargetSource:
     if not live:
         return TargetSource(cache, stored, sources={name: _source(asked, cache, None, name, stored) for name in stored})
     running = {name: _run(asked, cache, spec, name, device) for name in live}
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # as in extraction: a teacher that says fp32 means it
     told = {name: TaughtBy(each.teacher.width, each.levels, each.wanted) for name, each in running.items()}
     known = stored | told
     order = [name if name in known else name.rpartition("-")[0] for name in names]

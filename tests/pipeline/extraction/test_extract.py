@@ -151,6 +151,12 @@ def test_a_dry_run_says_bytes_and_time_and_begins_no_column(run, shards, tmp_pat
     assert "About" in said
 
 
+def test_a_wrong_place_of_the_images_leaves_no_cache(run, tmp_path):
+    with pytest.raises(SakError, match="nowhere"):
+        run(str(tmp_path / "nowhere"))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(run, shards, tmp_path, monkeypatch):
     from pipeline.storage.local import LocalFolder
 

@@ -168,7 +168,7 @@ def test_targets_are_standardised_and_fine_tuning_goes_on_towards_the_same(
 def test_a_projected_target_takes_phi_s_and_refuses_channels(small_world, tiny_recipe, tmp_path):
     recipe = {**tiny_recipe, "loss": {"standardise": "mean-var"}}
     asked = DistillConfig(cache=str(small_world.cache), recipe=recipe, device="cpu", teachers=("sam",))
-    with pytest.raises(UsageError, match="use PHI-S, or extract this teacher with grid: native"):
+    with pytest.raises(UsageError, match="take phi-s, or extract it on its native grid"):
         distill(asked, tmp_path / "run")
     recipe["loss"] = {"standardise": "phi-s"}
     distill(asked.model_copy(update={"recipe": DistillConfig(cache="", recipe=recipe).recipe}), tmp_path / "phi")

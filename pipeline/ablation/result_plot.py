@@ -57,6 +57,8 @@ def _draw(results: Results, lines: dict[str, list[Point]], y: str) -> str:
                 label=series or None,
             )
             if not series:
+                axes.margins(x=0.12)  # room for the last name
+                axes.locator_params(axis="x", nbins=6)
                 _name(axes, points)
         axes.set(xlabel=heading(results.plot or "", results).rstrip(" ↑"), ylabel=heading(y, results).rstrip(" ↑↓"))
         axes.set_title(results.title, fontsize=10)

@@ -47,11 +47,6 @@ class LevelStatistics:
         scale = torch.maximum(self.std, floor)
         return torch.where(scale > 0, scale, torch.ones_like(scale))
 
-    @property
-    def kept_variance(self) -> float:
-        """The share of the standardised features' variance that the principal components keep; 1 without PCA."""
-        return 1.0 if self.variance is None else float(self.variance.sum() / self.mean.numel())
-
 
 @dataclass(frozen=True)
 class Calibration:

@@ -1,6 +1,5 @@
 """The shard index: where every image of a data set lies, and what it is, without unpacking anything."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,21 +22,6 @@ class Place:
     file: str
     offset: int
     size: int
-
-
-@dataclass(frozen=True)
-class IndexSummary:
-    """An index in a few numbers, for listings; `labels` counts distinct ones, `formats` images by extension."""
-
-    data: str
-    kind: Kind
-    samples: int
-    shards: int
-    bytes: int
-    labels: int
-    unlabelled: int
-    formats: dict[str, int]
-    data_key: str
 
 
 class ShardIndex:
@@ -111,10 +95,6 @@ class ShardIndex:
         """The number of each key's sample, (n,); -1 for unknown keys."""
         rows = (self.columns.find(key) for key in keys)
         return np.fromiter((-1 if row is None else row for row in rows), np.int64)
-
-    def smallest_hashes(self, count: int) -> Rows:
-        """The `count` samples with the smallest SHA-256 of their key (all, if there are fewer), smallest first."""
-        return self.columns.order[:count].astype(np.int64)
 
     def subset(self, samples: ArrayLike) -> "ShardIndex":
         """These samples alone, in this order; each at most once."""
@@ -204,23 +184,6 @@ class ShardIndex:
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
         return sample
-
-
-def index_summary(index: ShardIndex) -> IndexSummary:
-    """What a listing shows of an index."""
-    columns = index.columns
-    counts = Counter(dict(enumerate(np.bincount(columns.suffix, minlength=len(index.suffixes)).tolist())))
-    return IndexSummary(
-        data=index.data,
-        kind=index.kind,
-        samples=len(index),
-        shards=len(index.shards),
-        bytes=int(columns.size.sum()),
-        labels=len(np.unique(columns.label[columns.label >= 0])),
-        unlabelled=int((columns.label < 0).sum()),
-        formats={index.suffixes[number].lower().lstrip("."): count for number, count in counts.items() if count},
-        data_key=index.data_key(),
-    )
 
 
 def _reopen(path: str, checksum: int) -> ShardIndex:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
 from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
@@ -10,7 +10,8 @@ from pipeline.training.guides import Precision
 from sak.losses.distillation import DistillationLoss
 from sak.losses.weighting import Kind as WeightingKind
 from sak.student import Lora
-from sak.student.config import DecoderName, Fusion
+from sak.student.config import Fusion
+from sak.student.decoders import DECODERS
 
 STEPS = 40_000
 Size = tuple[int, int]
@@ -35,9 +36,16 @@ class NetworkRecipe(StudentRecipe):
 
     freeze: Literal["none", "stem", "all-but-routers"] = "none"  # type: ignore[assignment]  # one more than distillation
     gate_noise: Literal["image", "pixel"] = "image"
-    decoder: DecoderName | None = None
+    decoder: str | None = None
     fusion: Fusion | None = None
     lora: LoraRecipe | None = None
+
+    @field_validator("decoder")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in DECODERS:
+            raise ValueError(f"must be one of {', '.join(DECODERS)}, got {name!r}")
+        return name
 
     def lora_layers(self) -> Lora | None:
         """The updates of the stem that are asked for."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
+from sak.student.decoders import DECODERS
 from sak.student.sizes import Size, StemSize, stem_size
 from sak.student.swin_size import SwinSize
 
@@ -16,7 +17,6 @@ Fusion = Literal["mor", "sum", "none"]
 GateNoise = Literal["image", "pixel"]
 Freeze = Literal["none", "stem", "all-but-routers"]
 LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
-DecoderName = Literal["simple", "mlore", "mlore-wide", "invpt"]
 
 STEM_EXPERT = "TAS"
 """The routers' name for the stem, their first expert; no teacher can have it."""
@@ -81,7 +81,7 @@ class StudentConfig:
     fusion: Fusion = "mor"
     gate_noise: GateNoise = "image"
     freeze: Freeze = "none"
-    decoder: DecoderName = "simple"
+    decoder: str = "simple"
     lora: Lora | None = None
     gradient_checkpointing: bool = False
 
@@ -123,7 +123,7 @@ class StudentConfig:
         _check_choice("fusion", self.fusion, get_args(Fusion))
         _check_choice("gate_noise", self.gate_noise, get_args(GateNoise))
         _check_choice("freeze", self.freeze, get_args(Freeze))
-        _check_choice("decoder", self.decoder, get_args(DecoderName))
+        _check_choice("decoder", self.decoder, DECODERS)
 
     def _check_parts(self, size: Size) -> None:
         widths = {size.width_at(level) for level in self.tapped}

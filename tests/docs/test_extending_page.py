@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,8 +12,10 @@ from PIL import Image
 from pipeline.cache.spec import parse_spec
 from pipeline.data import datasets, folder
 from pipeline.finetune import run_finetune
+from pipeline.training.finetune_recipe import FinetuneRecipe
 from sak import tasks
-from sak.student import StemSize, StudentConfig, config, decoders, new_student
+from sak.student import StemSize, StudentConfig, new_student
+from sak.student.decoders import DECODERS
 from sak.teachers import build_teacher
 from tests.docs.pages import block_with, code_blocks, page
 
@@ -103,10 +104,10 @@ def test_a_data_set_of_ones_own_is_a_reader(roads, monkeypatch):
     assert datasets.check_tree("fields", roads, "val").missing == (roads / "3" / "crop.png",)
 
 
-def test_a_decoder_is_a_module_and_two_names(monkeypatch):
+def test_a_decoder_is_a_module_and_its_name(monkeypatch):
     made = run_block("class LinearDecoder")["LinearDecoder"]
-    monkeypatch.setattr(decoders, "DECODERS", {**decoders.DECODERS, "linear": made})
-    monkeypatch.setattr(config, "DecoderName", Literal["simple", "linear"])
+    monkeypatch.setitem(DECODERS, "linear", made)
+    assert FinetuneRecipe.model_validate({"student": {"decoder": "linear"}}).student.decoder == "linear"
     size = StemSize(24, 4, 3)
     asked = StudentConfig((32, 64), size, "random:0", tasks={"semseg": 5}, fusion="none", decoder="linear")
     student = new_student(asked)

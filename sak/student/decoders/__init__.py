@@ -4,7 +4,7 @@
 which tasks share weights (`mlore`, and `mlore-wide` with the sizes of its runs on NYUD-v2) or attention (`invpt`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,13 @@ from sak.student.decoders.simple import SimpleDecoder
 if TYPE_CHECKING:
     from sak.student.config import StudentConfig
 
-DECODERS: Mapping[str, Callable[[DecoderShape], Decoder]] = {
+DECODERS: dict[str, Callable[[DecoderShape], Decoder]] = {
     "simple": SimpleDecoder,
     "mlore": MLoREDecoder,
     "mlore-wide": partial(MLoREDecoder, sizes=WIDE),
     "invpt": InvPTDecoder,
 }
+"""Every decoder by the name that a configuration says; another one is entered here alone."""
 
 __all__ = ["DECODERS", "Decoded", "Decoder", "DecoderShape", "make_decoder"]
 

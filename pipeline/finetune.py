@@ -25,6 +25,7 @@ from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.finetune_record import facts, tell, what_is_read
 from pipeline.training.guides import LiveGuides, build_guides
 from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge
+from pipeline.training.live_rep_sim import draw_live_rep_sim
 from pipeline.training.loop import Fit, FitResult, Hooks
 from pipeline.training.networks import Baseline, Origin, find_origin, make_network, run_of
 from pipeline.training.objective import Objective, counts_of_all, finetune_step, without_unused
@@ -206,6 +207,8 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     if accelerator.is_main_process:
         run.conclude(step=result.step, stopped=result.stopped)
         draw_finetuning(run)
+        if guides is not None and evaluate is not None and not result.stopped:
+            draw_live_rep_sim(run, fit.measured_model, guides, evaluate, scales)
     finish_trackers(accelerator)
     return result
 

@@ -87,6 +87,11 @@ class HeldOut:
     accelerator: Accelerator
     baseline: Mapping[str, float] | None = None
 
+    @property
+    def count(self) -> int:
+        """Images that are measured."""
+        return len(self.dataset) if self.recipe.limit is None else min(self.recipe.limit, len(self.dataset))
+
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         """`metric/<task>`, `loss/<task>` and `delta_m`; numbers that do not exist are left out."""
         del step
@@ -120,18 +125,19 @@ class HeldOut:
 
     def _loss(self, predict: Predict, task: Task) -> float:
         """The mean over images of the task's loss, each image padded or cut around its centre to the network's size."""
-        count = len(self.dataset) if self.recipe.limit is None else min(self.recipe.limit, len(self.dataset))
-        mine = range(self.accelerator.process_index, count, self.accelerator.num_processes)
-        loader = _Centred(self.dataset, self.size)
+        mine = range(self.accelerator.process_index, self.count, self.accelerator.num_processes)
+        loader = Centred(self.dataset, self.size)
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for image in load_batches(loader, iter(mine), workers=self.recipe.workers, pin=False):
             output = predict(image.image[None].to(total.device))[task.name]
             total += LOSSES[task.loss](output, image.labels[task.name][None].to(total.device), lambda value: value)
-        return float(self.accelerator.reduce(total, "sum")) / count
+        return float(self.accelerator.reduce(total, "sum")) / self.count
 
 
 @dataclass
-class _Centred(BatchLoader[int, Prepared]):
+class Centred(BatchLoader[int, Prepared]):
+    """Loads images by their number in `dataset`, padded or cut around their centre to `size` (H, W)."""
+
     dataset: TaskDataset
     size: Size
 

@@ -82,6 +82,11 @@ class Fit:
             balance=balance,
         )
 
+    @property
+    def measured_model(self) -> nn.Module:
+        """What measurements look at: the averaged weights where there are any."""
+        return self.ema.model if self.ema is not None else self.plain
+
     def resume(self) -> None:
         """Go on from `checkpoints/last`; CheckpointError where there is none.
 
@@ -199,7 +204,7 @@ class Fit:
         if self.hooks.evaluate is None:
             return
         self.agreement.settle()
-        model = self.ema.model if self.ema is not None else self.plain
+        model = self.measured_model
         training = model.training
         model.eval()
         with self.window.aside():

@@ -49,7 +49,7 @@ def mean_similarities(
         counted = torch.from_numpy(encoded.mask).to(accelerator.device)
         output = model(batch.inputs, tasks=())
         for teacher, targets in batch.targets.items():
-            answers = _own_units(output.teachers[teacher], (standardised or {}).get(teacher))
+            answers = own_units(output.teachers[teacher], (standardised or {}).get(teacher))
             similar = image_similarities(answers, targets)[counted].double()
             totals[teacher] = totals.get(teacher, similar.new_zeros(similar.shape[1])) + similar.sum(0)
         batch.release()
@@ -64,7 +64,8 @@ def mean_similarities(
     return {"rep_sim": sum(means.values()) / len(means), **means, **values}
 
 
-def _own_units(answers: FeatureMaps, scales: Sequence[Standardiser] | None) -> FeatureMaps:
+def own_units(answers: FeatureMaps, scales: Sequence[Standardiser] | None) -> FeatureMaps:
+    """Answers to standardised targets as the teacher would say them; the answers themselves without `scales`."""
     if scales is None:
         return answers
     maps = tuple(scale.invert(map_) for scale, map_ in zip(scales, answers, strict=True))

@@ -16,10 +16,9 @@ from pipeline.pictures.compare import Compared, comparison, title
 from pipeline.pictures.files import stored, write_whole
 from pipeline.pictures.panel import as_png
 from pipeline.training.evaluation import Predict
+from pipeline.training.figures import COLOURS
 from pipeline.training.gates import MeanGates
 from sak.tasks import Dataset, Task
-
-COLOURS = ("#1d4ed8", "#b91c1c", "#15803d", "#a16207", "#7e22ce", "#0e7490", "#be185d")
 
 
 def draw_gates(gates: MeanGates, table: Dataset, path: Path) -> Path:
@@ -55,15 +54,15 @@ def draw_gates(gates: MeanGates, table: Dataset, path: Path) -> Path:
     return _save(figure, path)
 
 
-def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int], path: Path) -> Path:
-    """How like each teacher's maps the student's are, a line a teacher over the student's tapped blocks."""
+def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int], path: Path, *, images: int) -> Path:
+    """How like each teacher's maps the student's are on so many images, a line a teacher over the student's levels."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, (teacher, values) in enumerate(similarity.items()):
         axes.plot(range(len(values)), values, "o-", color=COLOURS[number % len(COLOURS)], label=teacher)
     axes.set_xticks(range(len(levels)), [f"level {level}" for level in levels])
-    axes.set(title="rep_sim by level", ylabel="cosine of the whole map", ylim=(None, 1))
+    axes.set(title=f"rep_sim by level, {images:,} validation images", ylabel="cosine of the whole map", ylim=(None, 1))
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8)
     return _save(figure, path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from types import SimpleNamespace
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 import yaml
 
+from pipeline.data.datasets import open_dataset
 from pipeline.data.task_batches import TaskBatches
 from pipeline.finetune import FinetuneConfig, Session, finetune, run_finetune
 from pipeline.training.begin import Start
+from pipeline.training.held_out import Centred
 from pipeline.training.run import RunDirectory
 from pipeline.training.task_model import load_task_model
 from sak.checkpoints import load_student
 from sak.errors import SakError, UsageError
+from sak.teacher_source import TeacherSource, see
 
 TASKS = {"demo-nyud": ("semseg", "depth", "normals", "edge"),
          "demo-pascal": ("semseg", "human_parts", "sal", "normals", "edge")}  # fmt: skip
@@ -93,6 +97,23 @@ def test_a_student_from_a_stem_has_paths_for_the_teachers_of_a_spec(run, small_w
     known = load_task_model(made.directory.root)[0].model.config.teachers
     assert set(known) == {"clip", "dinov2", "sam"}
     assert {name.split("/")[0] for name in made.lines[0] if "/level" in name} == {"clip", "sam"}
+
+
+def test_how_like_its_live_teachers_the_student_is_is_measured_and_drawn(run, distilled, scenes):
+    made = run(init=str(distilled), recipe={"training": {"steps": 2}})
+    dataset = open_dataset("demo-nyud", scenes, "val", ["semseg"])
+    (told,) = [line for line in (made.directory.root / "train.log").read_text().splitlines() if "rep_sim" in line]
+    assert f"rep_sim on {len(dataset)} validation images" in told
+    images = torch.stack([Centred(dataset, (64, 64)).load(number).image for number in range(len(dataset))])
+    (model,) = load_task_model(made.directory.root, checkpoint="last")
+    clip = TeacherSource.from_json(made.about["teachers"]["clip"]).build((64, 64))
+    with torch.no_grad():
+        pairs = zip(model.model.eval()(images, tasks=()).teachers["clip"], see(clip, images), strict=True)
+        wanted = torch.stack([torch.cosine_similarity(*(map_.flatten(1) for map_ in pair)) for pair in pairs]).mean()
+    assert float(re.search(r"clip ([-0-9.]+)", told).group(1)) == pytest.approx(float(wanted), abs=1e-4)
+    assert (made.directory.figures / "rep_sim.png").stat().st_size > 5000
+    alone = run("alone", init=str(distilled), distil=False, recipe={"training": {"steps": 1}})
+    assert not (alone.directory.figures / "rep_sim.png").exists()
 
 
 def test_a_multi_task_baseline_is_a_stem_with_heads(run, distilled):

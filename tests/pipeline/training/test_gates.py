@@ -72,7 +72,7 @@ def test_nothing_is_recorded_after_the_block_in_training_or_without_routers(stud
 def test_the_pictures_are_drawn(student, tmp_path):
     weights = {level: dict.fromkeys(NYUD.names, (0.5, 0.3, 0.2)) for level in (1, 2)}
     draw_gates(MeanGates(("TAS", "clip", "sam"), 3, weights), NYUD, tmp_path / "figures/gates.png")
-    draw_rep_sim({"clip": (0.5, 0.6), "sam": (0.7, 0.4)}, (1, 2), tmp_path / "figures/rep_sim.png")
+    draw_rep_sim({"clip": (0.5, 0.6), "sam": (0.7, 0.4)}, (1, 2), tmp_path / "figures/rep_sim.png", images=3)
     for path in (tmp_path / "figures").iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 200

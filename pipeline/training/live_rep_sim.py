@@ -50,7 +50,7 @@ def draw_live_rep_sim(
 def live_similarity(
     student: nn.Module, guides: LiveGuides, held_out: HeldOut, standardised: Mapping[str, Sequence[Standardiser]]
 ) -> Similarity:
-    """The student's aligned maps against its teachers', of the very same pixels, after the distillation loss's own resize.
+    """The student's aligned maps against its teachers', of the very same pixels, after the loss's own resize.
 
     A student of `standardised` targets is measured in its teachers' own units.
     """

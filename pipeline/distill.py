@@ -208,7 +208,7 @@ def check_token_cosine(loss: LossRecipe, targets: TargetSource) -> None:
         return
     live = targets.live.teachers if targets.live is not None else {}
     for name, info in targets.cache.teachers.items():
-        if name not in live and info.document["grid"]["kind"] == "projection":
+        if name not in live and info.reduction == "projection":
             raise UsageError(
                 f"loss.cosine token: {name} is cached as a projection, which holds the cosine of a whole map alone; "
                 "set loss.cosine=map, or extract it on its native grid"

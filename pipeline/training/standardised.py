@@ -46,7 +46,7 @@ def standardisers(
 
 def _by_channel(cache: FeatureCache, names: Sequence[str]) -> dict[str, list[Standardiser]]:
     for name in names:
-        if cache.teachers[name].document["grid"]["kind"] == "projection":
+        if cache.teachers[name].reduction == "projection":
             raise UsageError(
                 f"loss.standardise mean-var: {name} is cached as a projection, whose left-over is one number for all "
                 "channels; take phi-s, or extract it on its native grid"

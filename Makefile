@@ -107,7 +107,7 @@ docs: $(SETUP) ## the documentation as pages, into build/site
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "Open build/site/index.html"
 
-check: lint ## what a change must pass: lint and the fast tests (under 3 minutes)
+check: lint ## what a change must pass: lint and the fast tests (minutes on two cores)
 	$(PYTEST) -m "not slow and not long"
 
 test: $(SETUP) ## all tests (under 12 minutes on two cores)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pipeline.cache.order import ReadingOrder
 from pipeline.cluster import resolve_device
 from pipeline.data.distillation import CachedBatches
-from pipeline.data.loading import dead_workers_told
 from pipeline.progress import Update
 from pipeline.training.begin import ANEW, Start, open_run
 from pipeline.training.config import Frozen
@@ -167,8 +166,7 @@ def distill(
         student_is = student.config.resolved().to_json()
         run.describe(stage="distill", reads=reads, student=student_is, teachers=teachers)
     start_trackers(accelerator, "sak-distill", settings)
-    with dead_workers_told(recipe.data.workers):
-        result = fit()
+    result = fit()
     if accelerator.is_main_process:
         run.conclude(step=result.step, stopped=result.stopped, bytes_read=targets.cache.bytes_read)
         draw_distillation(run)

@@ -12,7 +12,6 @@ from pipeline.cache.spec import load_spec
 from pipeline.cluster import resolve_device
 from pipeline.data.datasets import task_table
 from pipeline.data.gate_noise import gate_noise
-from pipeline.data.loading import dead_workers_told
 from pipeline.data.task_batches import TaskBatches
 from pipeline.progress import Update
 from pipeline.training.balance import Balance
@@ -202,8 +201,7 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
                  "edges_measured_by": "odsF" if recipe.evaluation.boundary else "loss"}  # fmt: skip
         run.describe(reads=reads, **facts(network, origin, baseline=config.baseline, **asked))
     start_trackers(accelerator, "sak-finetune", settings)
-    with dead_workers_told(recipe.data.workers):
-        result = fit()
+    result = fit()
     if accelerator.is_main_process:
         run.conclude(step=result.step, stopped=result.stopped)
         draw_finetuning(run)

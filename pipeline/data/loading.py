@@ -3,8 +3,10 @@
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from threading import current_thread, main_thread
 from typing import Generic, TypeVar
 
 import torch
@@ -53,35 +55,46 @@ def load_batches(
 ) -> Iterator[Loaded]:
     """Every wanted batch, in order, read ahead by `workers` processes (0: here, when asked).
 
-    SakError where one cannot be had.
+    SakError where one cannot be had, and where one of the processes dies.
     """
-    batches = DataLoader(
-        loader,
-        sampler=_Batches(wanted),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=2 if workers else None,
-        multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_leave_signals_alone if workers else None,
+    before = signal.getsignal(signal.SIGCHLD)
+    others = active_children()
+    batches = iter(
+        DataLoader(
+            loader,
+            sampler=_Batches(wanted),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin,
+            prefetch_factor=2 if workers else None,
+            multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=_leave_signals_alone if workers else None,
+        )
     )
-    for loaded in batches:
+    if workers and current_thread() is main_thread():
+        signal.signal(signal.SIGCHLD, before)  # torch's raises anywhere, in the midst of writing a checkpoint too
+    readers = [child for child in active_children() if child not in others]
+    while True:
+        try:
+            loaded = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            if not _one_is_dead(readers):
+                raise
+            raise SakError(
+                f"a process that decodes images died, perhaps for want of memory; lower data.workers ({workers})"
+            ) from error
         if isinstance(loaded, LoadFailure):
             raise SakError(loaded.message)
         yield loaded
 
 
-@contextmanager
-def dead_workers_told(workers: int) -> Iterator[None]:
-    """A worker that dies interrupts the process wherever it is, with torch's RuntimeError: SakError of one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise SakError(
-            f"a process that decodes images died, perhaps for want of memory; lower data.workers ({workers})"
-        ) from error
+def _one_is_dead(readers: list[BaseProcess]) -> bool:
+    """What a process sent can be found broken a moment before its end is seen."""
+    for reader in readers:
+        reader.join(1 / len(readers))
+    return any(reader.exitcode for reader in readers)
 
 
 def _leave_signals_alone(worker: int) -> None:

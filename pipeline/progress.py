@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -32,42 +32,63 @@ def progress_bar(unit: str, *, stream: TextIO | None = None) -> Iterator[Update]
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(file=stream)) as bar:
         yield _Bar(unit, bar)
 
 
+class _Pace:
+    """Rate and time left, counted from the first report: neither start-up nor what an earlier run did is in them."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.before: int | None = None
+
+    def __call__(self, done: int, total: int) -> tuple[float, float]:
+        """Units a second and seconds left; 0 and 0 where they cannot be told yet."""
+        now = time.monotonic()
+        if self.before is None:
+            self.before = 0
+            if done < total or not total:
+                self.before, self.start = done, now
+        rate = (done - self.before) / max(now - self.start, 1e-9)
+        return rate, max(total - done, 0) / rate if rate > 0 else 0.0
+
+
 class _Bar:
     def __init__(self, unit: str, bar: Progress) -> None:
         self.unit = unit
         self.bar = bar
-        self.task = bar.add_task(unit, total=None, rate="", note="")
-        self.start = time.monotonic()
+        self.task = bar.add_task(unit, total=None, rate="", left="", note="")
+        self.pace = _Pace()
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        rate = done / max(time.monotonic() - self.start, 1e-9)
-        self.bar.update(self.task, completed=done, total=total or None, rate=f"{rate:,.1f} {self.unit}/s", note=note)
+        rate, left = self.pace(done, total)
+        told = f"{rate:,.1f} {self.unit}/s" if rate else ""
+        remains = f"{duration(left)} left" if left else ""
+        self.bar.update(self.task, completed=done, total=total or None, rate=told, left=remains, note=note)
 
 
 class _Lines:
     def __init__(self, unit: str, stream: TextIO) -> None:
         self.unit = unit
         self.stream = stream
-        self.start = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.pace = _Pace()
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
+        rate, seconds = self.pace(done, total)
         if now - self.last < LINE_EVERY_SECONDS and (done < total or not total):
             return
         self.last = now
-        rate = done / max(now - self.start, 1e-9)
-        left = f", {duration((total - done) / rate)} left" if rate > 0 and done < total else ""
+        told = f", {rate:,.1f}/s" if rate else ""
+        left = f", {duration(seconds)} left" if seconds else ""
         note = f", {note}" if note else ""
         counted = f"{done:,} of {total:,}" if total else f"{done:,}"
-        self.stream.write(f"{counted} {self.unit}, {rate:,.1f}/s{left}{note}\n")
+        self.stream.write(f"{counted} {self.unit}{told}{left}{note}\n")
         self.stream.flush()
 
 

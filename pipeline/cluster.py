@@ -76,6 +76,11 @@ def visible_gpus() -> tuple[str, ...]:
 def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     """Connect to the scheduler asked for, or start a cluster of this machine that ends with the block."""
     if config.scheduler is not None:
+        if config.workers is not None or config.threads is not None:
+            raise UsageError(
+                "--workers and --threads are for a cluster of this machine, --scheduler names one that runs already: "
+                "leave them out, and start its workers as you want them"
+            )
         with _quiet(), _connect(config.scheduler) as client:
             yield _running_cluster(client, config)
         return

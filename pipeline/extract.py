@@ -50,15 +50,21 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
         refuse_bad_data(tally, config.max_bad)
         if not plan.jobs:
             return tally.report("nothing to do")
-        if not config.ignore_space:
-            refuse_small_disk(plan, cache.top.location)
+        if not config.dry_run:
+            _refuse_small_disk(config, plan, cache)
         with open_cluster(config.cluster) as cluster:
             run = _describe(config, cache, index, targets, cluster)
             _foretell(run, cluster, plan, voice)
             if config.dry_run:
+                _refuse_small_disk(config, plan, cache)  # now that the time has been told too
                 return tally.report("dry run: no features were written")
             _calibrate(run, cluster, targets, plan, voice)
             return carry_out(run, cluster, tally, voice, max_bad=config.max_bad, config=vars(config))
+
+
+def _refuse_small_disk(config: ExtractConfig, plan: Plan, cache: Cache) -> None:
+    if not config.ignore_space:
+        refuse_small_disk(plan, cache.top.location)
 
 
 def _describe(

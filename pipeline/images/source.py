@@ -55,6 +55,8 @@ def find_images(data: str) -> Source:
     images; a folder of class folders. A local path or any fsspec URL. ShardError where there are none, or a mixture.
     """
     folder = Location.parse(data)
+    if not folder.is_remote and folder.local_path().is_file() and not data.endswith(".tar"):
+        raise ShardError(f"{folder}: a file that is no .tar; give a tar shard, a folder, or a pattern of shards")
     plain = not any(sign in data for sign in "{*?[") or (not folder.is_remote and folder.exists())
     if plain and not data.endswith(".tar"):
         return _in_folder(folder)
@@ -159,15 +161,28 @@ def _in_folder(folder: Location) -> Source:
     by_folder: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda each: each.path):
         by_folder.setdefault(entry.path.rpartition("/")[0], []).append(entry)
-    if not by_folder:
-        raise ShardError(f"{folder}: no tar shards and no images here; give their folder, or a pattern of shards")
-    if len(by_folder) > 1 and "" in by_folder:
-        raise ShardError(f"{folder}: holds images both beside and inside of folders; give one kind")
-    if deep := next((name for name in by_folder if "/" in name), None):
-        raise ShardError(f"{folder}: images two folders down, in {deep}; give the folder that holds the class folders")
+    if fault := _fault_of(list(by_folder)):
+        below = next((name for name in names if _holds_tars(folder / name)), None)
+        raise ShardError(f"{folder}: {fault}" + (f", or {folder / below}, where shards are" if below else ""))
     files = tuple(tuple(each) for each in by_folder.values())
     kind: Kind = "images" if "" in by_folder else "classes"
     return Source(folder.url, kind, folder, tuple(by_folder), tuple(map(_folder_stamp, files)), files)
+
+
+def _fault_of(folders: list[str]) -> str | None:
+    """What keeps images in these folders from being a data set, and what to do."""
+    if not folders:
+        return "no tar shards and no images here; give their folder, or a pattern of shards"
+    if len(folders) > 1 and "" in folders:
+        return "holds images both beside and inside of folders; give one kind"
+    deep = next((name for name in folders if "/" in name), None)
+    return deep and f"images two folders down, in {deep}; give the folder that holds the class folders"
+
+
+def _holds_tars(folder: Location) -> bool:
+    """Whether shards lie in what may be a folder, as in the one that `sak-cli demo-data` writes."""
+    path = folder.local_path()
+    return (path is None or path.is_dir()) and any(name.endswith(".tar") for name in folder.list())
 
 
 def _walk(folder: Path) -> Iterator[Entry]:

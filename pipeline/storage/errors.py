@@ -23,6 +23,7 @@ _REMEDIES = {
     errno.ENFILE: "the system has too many open files; close other programs",
     errno.EISDIR: "is a folder where a file is wanted; move it away",
     errno.ENOTDIR: "part of the path is a file where a folder is wanted; move it away",
+    errno.EEXIST: "a file lies where a folder is wanted; move it away, or give another place",
     errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter path",
 }
 _LOST = "the store cannot be reached; check the mount, the network and the service, then run again"

@@ -13,16 +13,16 @@ G = U^T U of its factors, and the teacher's grid is never filled in.
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.compiler import assume_constant_result
 
 from sak.features import bilinear_resize, resize_matrix
 
 Grid = tuple[int, int]
+Made = TypeVar("Made", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,13 @@ _KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 _FACTORS: dict[tuple[str, Grid, Grid, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
 
-@assume_constant_result
+def _constant_when_compiled(function: Made) -> Made:
+    """What `torch.compiler.assume_constant_result` does, which imports the whole compiler for it: a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_when_compiled
 def _factors(
     kind: str, student_grid: Grid, teacher_grid: Grid, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

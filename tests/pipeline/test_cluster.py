@@ -62,6 +62,15 @@ def test_a_running_scheduler_is_used_as_it_is():
         assert (cluster.device, cluster.workers) == ("cpu", 1)
 
 
+@pytest.mark.parametrize("settings", [{"workers": 4}, {"threads": 2}])
+def test_what_a_running_cluster_would_ignore_is_refused(settings):
+    with (
+        pytest.raises(UsageError, match="--workers and --threads are for a cluster of this machine"),
+        open_cluster(ClusterConfig(scheduler="tcp://127.0.0.1:9", **settings)),
+    ):
+        pass
+
+
 def test_a_scheduler_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr(cluster_module, "CONNECT_SECONDS", 0.5)
     with (

@@ -166,6 +166,12 @@ def test_local_files_follow_the_umask_and_reading_makes_nothing(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+def test_a_file_in_the_place_of_a_folder_is_told_as_that(tmp_path):
+    (tmp_path / "cache").write_text("not a folder")
+    with pytest.raises(StorageError, match="cache/x: a file lies where a folder is wanted; move it away"):
+        Location.parse(tmp_path / "cache").write_bytes("x", b"")
+
+
 @pytest.mark.parametrize(
     ("number", "line"),
     [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission denied"),

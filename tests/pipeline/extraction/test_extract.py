@@ -163,6 +163,10 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(run, sha
     monkeypatch.setattr(LocalFolder, "free_space", lambda self: 1000)
     with pytest.raises(StorageError, match=r"0\.\d MB to write and 0\.0 MB free.*--ignore-space"):
         run(shards)
+    assert not any("Images per second" in line for line in run.said)
+    with pytest.raises(StorageError, match="MB free"):
+        run(shards, dry_run=True)
+    assert any("Images per second" in line for line in run.said)  # a dry run says all it can
     assert run(shards, ignore_space=True).status == "complete"
 
 

@@ -121,6 +121,20 @@ def test_mixtures_are_refused_with_what_to_do(tmp_path, shards, image):
         find_images(str(tmp_path))
 
 
+def test_who_names_the_folder_above_the_shards_is_told_where_they_lie(tmp_path, shards, image):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "a.jpg").write_bytes(image())
+    (tmp_path / "sheet.png").write_bytes(image())
+    with pytest.raises(ShardError, match=f"give one kind, or {shards}, where shards are"):
+        find_images(str(shards.parent))
+
+
+def test_a_file_that_is_no_shard_is_said(tmp_path, image):
+    (tmp_path / "a.jpg").write_bytes(image())
+    with pytest.raises(ShardError, match=r"a\.jpg: a file that is no \.tar; give a tar shard, a folder"):
+        find_images(str(tmp_path / "a.jpg"))
+
+
 def test_a_link_to_nothing_is_said(tmp_path):
     (tmp_path / "a.jpg").symlink_to("nowhere")
     with pytest.raises(StorageError, match=r"a.jpg: not there"):

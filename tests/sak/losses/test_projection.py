@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps, resize_matrix
+from sak.losses import projection
 from sak.losses.distillation import DistillationLoss
 from sak.losses.projection import ProjectedTarget, gram, is_projectable, project, upsample
 from sak.losses.standardise import channel_standardiser, phi_s
@@ -167,3 +168,9 @@ def test_parts_that_do_not_belong_together_are_refused():
         ProjectedTarget(torch.zeros(2, 3, 6, 6), torch.zeros(3), (7, 7))
     with pytest.raises(ValueError, match="not taller"):
         ProjectedTarget(torch.zeros(2, 3, 6, 6), torch.zeros(2), (6, 7))
+
+
+def test_the_compiler_takes_the_factors_as_constants_and_the_marker_is_its_own():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked)
+    assert vars(marked).items() <= vars(projection._factors).items()

@@ -157,6 +157,9 @@ def dask_setup(worker: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+_HERE = "127.0.0.1"  # nothing is open to the network: whoever reaches a worker runs what he likes
+
+
 def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
     workers = {
         number: {
@@ -164,6 +167,8 @@ def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
             "options": {
                 "nthreads": BLOCKS_IN_FLIGHT,
                 "memory_limit": 0,
+                "host": _HERE,
+                "dashboard_address": f"{_HERE}:0",
                 "silence_logs": logging.CRITICAL,
                 "env": environment,
                 "config": {"distributed.nanny.pre-spawn-environ": environment},
@@ -172,7 +177,7 @@ def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
         }
         for number, environment in enumerate(environments)
     }
-    scheduler = {"cls": Scheduler, "options": {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}}
+    scheduler = {"cls": Scheduler, "options": {"dashboard_address": f"{_HERE}:0", "host": _HERE}}
     return {"workers": workers, "scheduler": scheduler, "silence_logs": logging.ERROR}
 
 

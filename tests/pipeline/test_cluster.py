@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,8 +27,20 @@ def _facts():
     return os.getpid(), torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN and at_ease
 
 
+def _open_to_the_network(process: int) -> set[str]:
+    """Addresses on which a process listens that are not this machine's own, as /proc writes them."""
+    sockets = set()
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            sockets.add(str(file.readlink()))
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    listening = {fields[1] for fields in lines if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets}
+    return {address for address in listening if not address.startswith("0100007F:")}
+
+
 @pytest.mark.slow
 def test_a_local_cluster_has_pinned_threads_ignores_ctrl_c_and_leaves_no_process():
+    before = _open_to_the_network(os.getpid())
     with open_cluster(ClusterConfig(device="cpu", workers=2, threads=1)) as cluster:
         assert (cluster.device, cluster.workers, cluster.threads) == ("cpu", 2, 1)
         assert cluster.dashboard.startswith("http://127.0.0.1:")
@@ -36,6 +50,8 @@ def test_a_local_cluster_has_pinned_threads_ignores_ctrl_c_and_leaves_no_process
         info = cluster.client.scheduler_info()["workers"]
         assert {worker["nthreads"] for worker in info.values()} == {BLOCKS_IN_FLIGHT}
         processes = [process for process, *_ in facts.values()]
+        assert _open_to_the_network(os.getpid()) == before
+        assert not any(map(_open_to_the_network, processes))
         victim = processes[0]
         os.kill(victim, signal.SIGKILL)
         assert sorted(cluster.client.map(lambda x: x + 1, range(5), pure=False), key=str)

@@ -55,7 +55,8 @@ def find_images(data: str) -> Source:
     images; a folder of class folders. A local path or any fsspec URL. ShardError where there are none, or a mixture.
     """
     folder = Location.parse(data)
-    if not folder.is_remote and folder.local_path().is_file() and not data.endswith(".tar"):
+    path = folder.local_path()
+    if path is not None and path.is_file() and not data.endswith(".tar"):
         raise ShardError(f"{folder}: a file that is no .tar; give a tar shard, a folder, or a pattern of shards")
     plain = not any(sign in data for sign in "{*?[") or (not folder.is_remote and folder.exists())
     if plain and not data.endswith(".tar"):

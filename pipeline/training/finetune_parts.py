@@ -1,0 +1,153 @@
+"""The parts of a fine-tuning, each made from its configuration: data, teachers, batches, objective, measurement."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from pydantic import Field
+from torch import nn
+
+from pipeline.data.datasets import task_table
+from pipeline.data.gate_noise import gate_noise
+from pipeline.data.task_batches import TaskBatches
+from pipeline.training.balance import Balance
+from pipeline.training.config import Frozen
+from pipeline.training.finetune_recipe import FinetuneRecipe
+from pipeline.training.guides import LiveGuides, build_guides
+from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge
+from pipeline.training.networks import Baseline, Origin
+from pipeline.training.objective import Objective
+from pipeline.training.task_data import TaskData, open_task_data
+from pipeline.training.task_model import describe
+from sak.errors import UsageError
+from sak.losses.distillation import DistillationLoss
+from sak.losses.gradients import combination
+from sak.losses.tasks import Average
+from sak.losses.weighting import make_weighting
+from sak.student import Student
+from sak.tasks import Dataset
+
+
+class FinetuneConfig(Frozen):
+    """What a run was asked for; written whole into its `config.yaml`.
+
+    `init` is where the network starts (see `find_origin`), `spec` describes teachers that nothing else does, and where
+    the weights of the others are. `teachers` are those whose answers are distilled, by default all that the student
+    knows; none with `distil` false. `baseline_run` is what delta_m is over.
+    """
+
+    init: str
+    dataset: str
+    data: str
+    recipe: FinetuneRecipe = Field(default_factory=FinetuneRecipe)
+    tasks: tuple[str, ...] | None = None
+    teachers: tuple[str, ...] | None = None
+    spec: str | None = None
+    distil: bool = True
+    baseline: Baseline | None = None
+    baseline_run: str | None = None
+    fraction: float = 1.0
+    device: str = "cuda"
+
+    @property
+    def rows(self) -> Dataset:
+        """The data set's tasks that are trained, with the recipe's weights; UsageError for an unknown one."""
+        rows = task_table(self.dataset).reweighted(self.recipe.tasks.weights)
+        return rows if self.tasks is None else rows.select(self.tasks)
+
+
+def find_data(config: FinetuneConfig, rows: Dataset) -> TaskData:
+    """The images of the tasks, checked to be there."""
+    return open_task_data(
+        config.dataset,
+        config.data,
+        rows,
+        fraction=config.fraction,
+        seed=config.recipe.training.seed,
+        persons_only=config.baseline == "single-task",
+        boundaries=config.recipe.evaluation.boundary,
+    )
+
+
+def make_objective(
+    recipe: FinetuneRecipe, rows: Dataset, distillation: DistillationLoss, average: Average, balance: Balance | None
+) -> Objective:
+    """What the step minimises."""
+    return Objective(
+        rows,
+        distillation,
+        recipe.distillation.gamma,
+        average,
+        recipe.tasks.balancing,
+        weighting=balance.weighting if balance is not None and recipe.tasks.weighting != "fixed" else None,
+        apart=balance is not None and balance.combine is not None,
+    )
+
+
+def find_guides(
+    config: FinetuneConfig, network: nn.Module, origin: Origin, accelerator: Accelerator
+) -> LiveGuides | None:
+    """The live teachers; None where nothing is distilled."""
+    distilling = config.distil and config.baseline is None and config.recipe.distillation.gamma > 0
+    if not distilling or not isinstance(network, Student) or not network.config.teachers:
+        return None
+    return build_guides(
+        network.config, origin.teachers, config.teachers, accelerator.device, config.recipe.distillation.precision
+    )
+
+
+def make_batches(
+    data: TaskData, config: FinetuneConfig, network: nn.Module, guides: LiveGuides | None, accelerator: Accelerator
+) -> TaskBatches:
+    """This process's part of every batch."""
+    training = config.recipe.training
+    batches = TaskBatches(
+        data.training,
+        data.places,
+        describe(network).image_size,
+        training.batch_size,
+        training.seed,
+        accelerator.device,
+        workers=config.recipe.data.workers,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        guides=guides,
+        draw=gate_noise(network, training.seed),
+    )
+    share = training.batch_size // accelerator.num_processes
+    if share % training.accumulate:
+        raise UsageError(f"{share} images a process do not divide into {training.accumulate} accumulated parts")
+    return batches
+
+
+def held_out(data: TaskData, config: FinetuneConfig, rows: Dataset, accelerator: Accelerator) -> HeldOut | None:
+    """The measurement on the validation split; None where the data has none."""
+    if data.validation is None:
+        return None
+    recipe = config.recipe.evaluation
+    baseline = baseline_scores(Path(config.baseline_run), rows, recipe) if config.baseline_run is not None else None
+    size = config.recipe.data.size or rows.input_size
+    return HeldOut(data.validation, rows, size, recipe, accelerator, baseline)
+
+
+def what_is_best(config: FinetuneConfig, rows: Dataset) -> Judge:
+    """The measurement that makes a checkpoint the best: delta_m over a baseline run, else the recipe's task."""
+    if config.baseline_run is not None:
+        return Judge("delta_m", lower_is_better=False)
+    return judge(task_table(config.dataset), rows, config.recipe.best, config.recipe.evaluation)
+
+
+def balance_of(recipe: FinetuneRecipe, rows: Dataset, steps_per_epoch: int, average: Average) -> Balance | None:
+    """The tasks' weighting and gradient method; None for the paper's fixed weights and plain sum."""
+    asked = recipe.tasks
+    if asked.weighting == "fixed" and asked.gradients == "sum":
+        return None
+    weighting = make_weighting(
+        asked.weighting,
+        rows.weights,
+        steps=steps_per_epoch * recipe.training.accumulate,
+        seed=recipe.training.seed,
+        temperature=asked.temperature,
+        average=average,
+    )
+    combine = None if asked.gradients == "sum" else combination(asked.gradients, c=asked.cagrad_c)
+    return Balance(weighting, combine, recipe.training.seed)

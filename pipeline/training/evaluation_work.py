@@ -37,11 +37,6 @@ class EvaluationWork:
     table: Dataset
     save: Path | None
 
-    @property
-    def has_more(self) -> bool:
-        """Whether `finish` has anything to do."""
-        return self.save is not None or any(task.metric == "odsF" for task in self.table)
-
     def read(self, index: int) -> EvaluationImage:
         """Image and labels number `index`."""
         sample = self.dataset[index]

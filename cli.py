@@ -51,7 +51,37 @@ def _root(
     del version, debug  # both are read before a command runs
 
 
+def _say(line: str) -> None:
+    """Beside the results, which go to standard output."""
+    typer.echo(line, err=True)
+
+
+# Options that several commands have.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value; repeatable.")]
+Teachers = Annotated[str | None, typer.Option(help="Some of the teachers, separated by commas.")]
+CachePlace = Annotated[str, typer.Option(help="The cache: a folder or URL, or rw:ro for an overlay.")]
+Device = Annotated[str, typer.Option(help="cuda, cpu, or auto.")]
+ExistingCache = Annotated[str, typer.Argument(help="The cache.")]
+MovedImages = Annotated[str | None, typer.Option(help="Where the images are now; where they were, by default.")]
+Tasks = Annotated[str | None, typer.Option(help="Some of the tasks, separated by commas.")]
+Processes = Annotated[int | None, typer.Option(help="Worker processes; all cores by default.")]
+ExtractionWorkers = Annotated[int | None, typer.Option(help="One per visible GPU, or one on the CPU, by default.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first N images.")]
+RunDirectory = Annotated[Path, typer.Option(help="The run's directory.")]
+Epochs = Annotated[float | None, typer.Option(help="Length of the run in epochs.")]
+Steps = Annotated[int | None, typer.Option(help="Length of the run in steps.")]
+GlobalBatch = Annotated[int | None, typer.Option(help="Global: over all processes.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+OverwriteRun = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Resume although settings changed.")]
+Trackers = Annotated[str | None, typer.Option(help="tensorboard, wandb.")]
+FinetunedRun = Annotated[Path, typer.Argument(help="A fine-tuned run, or the folder of an imported checkpoint.")]
+OtherDataset = Annotated[str | None, typer.Option(help="Its name or YAML file; the run's own by default.")]
+Checkpoint = Annotated[str, typer.Option(help="best or last.")]
+ForwardBatch = Annotated[int, typer.Option(help="Images in a forward.")]
 
 
 @app.command()
@@ -77,7 +107,7 @@ def demo_data(
     scenes: Annotated[int, typer.Option(help="Scenes written to each downstream layout.")] = 96,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    processes: Annotated[int | None, typer.Option(help="Worker processes; all cores by default.")] = None,
+    processes: Processes = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace demo data that is there.")] = False,
 ) -> None:
     """Write procedural images with exact labels: ImageNet-like shards, PASCAL-Context's and NYUD-v2's layouts.
@@ -139,7 +169,7 @@ def demo_teachers(
     only: Annotated[str | None, typer.Option(help="Some of dino, clip, sam, stem, separated by commas.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe, as in recipes/demo_teachers/.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Override: dino.steps=2000.")] = None,
-    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "auto",
+    device: Device = "auto",
     processes: Annotated[int | None, typer.Option(help="Processes that render scenes; all cores by default.")] = None,
     show: Annotated[Path | None, typer.Option(help="Train nothing: draw what the teachers see into this PNG.")] = None,
 ) -> None:
@@ -179,7 +209,7 @@ def boundary(
     nms: Annotated[bool, typer.Option(help="Non-maximum suppression first, as for raw network outputs.")] = True,
     protocol: Annotated[str, typer.Option(help="seism, or bsds: interpolates between thresholds.")] = "seism",
     max_dist: Annotated[float | None, typer.Option(help="Matching distance as a share of the diagonal.")] = None,
-    processes: Annotated[int | None, typer.Option(help="Worker processes; all cores by default.")] = None,
+    processes: Processes = None,
     partial: Annotated[bool, typer.Option("--partial", help="Score what is there, and say how much is not.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for boundary.json and precision_recall.png.")] = None,
     as_json: AsJson = False,
@@ -201,26 +231,21 @@ def boundary(
     typer.echo(report.to_json() if as_json else report.to_text())
 
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value; repeatable.")]
-Named = Annotated[str | None, typer.Option(help="Some of the teachers, separated by commas.")]
-CachePlace = Annotated[str, typer.Option(help="The cache: a folder or URL, or rw:ro for an overlay.")]
-
-
 @app.command()
 def extract(
     spec: Annotated[Path, typer.Option(help="What the cache contains: a file of cache_specs/.")],
     data: Annotated[str, typer.Option(help="Image shards: a folder, pattern or URL; or a folder of images.")],
     cache: CachePlace,
-    teachers: Named = None,
+    teachers: Teachers = None,
     views: Annotated[int, typer.Option(help="How many views there shall be; more append to those there are.")] = 1,
-    workers: Annotated[int | None, typer.Option(help="One per visible GPU, or one on the CPU, by default.")] = None,
+    workers: ExtractionWorkers = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of a worker; shares out the cores by default.")
     ] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+    scheduler: Scheduler = None,
     device: Annotated[str, typer.Option(help="cuda, cpu, or auto: cuda where there is one.")] = "cuda",
     batch_size: Annotated[int, typer.Option(help="Images in a teacher's forward.")] = 32,
-    limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
+    limit: Limit = None,
     max_bad: Annotated[float, typer.Option(help="Share of images that may be unusable.")] = 0.001,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     ignore_space: Annotated[
@@ -253,24 +278,24 @@ def extract(
         cluster=ClusterConfig(scheduler, device, workers, threads),
     )
     with progress_bar("images") as progress:
-        report = run_extraction(config, Voice(say=lambda line: typer.echo(line, err=True), progress=progress))
+        report = run_extraction(config, Voice(say=_say, progress=progress))
     typer.echo(report.to_json() if as_json else report.to_text())
 
 
 @app.command()
 def distill(
     cache: CachePlace,
-    out: Annotated[Path, typer.Option(help="The run's directory.")],
+    out: RunDirectory,
     config: Annotated[Path | None, typer.Option(help="A recipe, such as those of recipes/distill/.")] = None,
     overrides: Overrides = None,
-    teachers: Named = None,
+    teachers: Teachers = None,
     levels: Annotated[str | None, typer.Option(help="Some of the teachers' blocks, such as 9,12.")] = None,
     spec: Annotated[Path | None, typer.Option(help="Refuse columns that another spec made.")] = None,
-    data: Annotated[str | None, typer.Option(help="Where the images are now; where they were, by default.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Length of the run in epochs.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Global: over all processes.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    data: MovedImages = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: GlobalBatch = None,
+    precision: Precision = None,
     val_cache: Annotated[str | None, typer.Option(help="A cache of held-out images, to measure rep_sim on.")] = None,
     val_data: Annotated[str | None, typer.Option(help="Where the held-out images are now.")] = None,
     online: Annotated[
@@ -282,12 +307,12 @@ def distill(
     fresh_views: Annotated[
         bool, typer.Option("--fresh-views", help="New views each epoch; every teacher must run live.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    device: Device = "cuda",
     seed: Annotated[int | None, typer.Option(help="Of the student, the order and the jitter.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Resume although settings changed.")] = False,
-    trackers: Annotated[str | None, typer.Option(help="tensorboard, wandb.")] = None,
+    resume: Resume = False,
+    overwrite: OverwriteRun = False,
+    force: Force = False,
+    trackers: Trackers = None,
 ) -> None:
     """Stage 2: train the student against the cache, with no teacher forward. torchrun starts several processes.
 
@@ -323,7 +348,7 @@ def distill(
             overwrite=overwrite,
             force=force,
             trackers=comma_list(trackers) or (),
-            say=lambda line: typer.echo(line, err=True),
+            say=_say,
             progress=progress,
         )
     typer.echo(f"{'Stopped' if result.stopped else 'Done'} after {result.step:,} steps; {result.checkpoint}")
@@ -337,11 +362,11 @@ def finetune(
     ],
     dataset: Annotated[str, typer.Option(help="pascal-context, nyud, demo-pascal, demo-nyud, or your own .yaml.")],
     data: Annotated[Path, typer.Option(help="The data set's folder.")],
-    out: Annotated[Path, typer.Option(help="The run's directory.")],
+    out: RunDirectory,
     config: Annotated[Path | None, typer.Option(help="A recipe, such as those of recipes/finetune/.")] = None,
     overrides: Overrides = None,
-    tasks: Annotated[str | None, typer.Option(help="Some of the tasks, separated by commas.")] = None,
-    teachers: Named = None,
+    tasks: Tasks = None,
+    teachers: Teachers = None,
     spec: Annotated[
         Path | None, typer.Option(help="A cache spec that describes teachers, or says where they are.")
     ] = None,
@@ -356,19 +381,19 @@ def finetune(
     eval_boundary: Annotated[
         bool, typer.Option("--eval-boundary", help="Measure edges by odsF while training, not by their loss.")
     ] = False,
-    epochs: Annotated[float | None, typer.Option(help="Length of the run in epochs.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Global: over all processes.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
-    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: GlobalBatch = None,
+    precision: Precision = None,
+    device: Device = "cuda",
     workers: Annotated[int | None, typer.Option(help="Processes that read and augment images.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the new parts, the order, the augmentation, the fraction.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Resume although settings changed.")] = False,
-    trackers: Annotated[str | None, typer.Option(help="tensorboard, wandb.")] = None,
+    resume: Resume = False,
+    overwrite: OverwriteRun = False,
+    force: Force = False,
+    trackers: Trackers = None,
 ) -> None:
     """Stage 3: train on a data set's tasks, beside live teachers. torchrun starts several processes.
 
@@ -405,7 +430,7 @@ def finetune(
             overwrite=overwrite,
             force=force,
             trackers=comma_list(trackers) or (),
-            say=lambda line: typer.echo(line, err=True),
+            say=_say,
             progress=progress,
         )
     typer.echo(f"{'Stopped' if result.stopped else 'Done'} after {result.step:,} steps; {result.checkpoint}")
@@ -414,20 +439,20 @@ def finetune(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A fine-tuned run, or the folder of an imported checkpoint.")],
+    run: FinetunedRun,
     data: Annotated[Path | None, typer.Option(help="The data set's folder; where it was, by default.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Its name or YAML file; the run's own by default.")] = None,
+    dataset: OtherDataset = None,
     split: Annotated[str, typer.Option(help="train or val, or one of a described folder.")] = "val",
-    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    checkpoint: Checkpoint = "best",
     baseline_run: Annotated[Path | None, typer.Option(help="A run to take delta_m over.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Some of the tasks, separated by commas.")] = None,
+    tasks: Tasks = None,
     boundary: Annotated[bool, typer.Option(help="Match boundaries too (odsF), which takes longest.")] = True,
     trivial: Annotated[bool, typer.Option("--trivial", help="Set predictors beside it that look at no image.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Images in a forward.")] = 8,
-    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    batch_size: ForwardBatch = 8,
+    device: Device = "cuda",
     workers: Annotated[int, typer.Option(help="Processes that read, match boundaries and write.")] = 2,
     save: Annotated[Path | None, typer.Option(help="A folder for the predictions, one folder a task.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
+    limit: Limit = None,
     pictures: Annotated[int, typer.Option(help="Images in figures/predictions.png; 0: no figures.")] = 4,
     again: Annotated[bool, typer.Option("--again", help="Evaluate anew although what is stored fits.")] = False,
     as_json: AsJson = False,
@@ -460,22 +485,22 @@ def evaluate(
         pictures=pictures,
         again=again,
     )
-    report = run_evaluation(config, bar=progress_bar, say=lambda line: typer.echo(line, err=True))
+    report = run_evaluation(config, bar=progress_bar, say=_say)
     if report.is_told:
         typer.echo(report.to_json() if as_json else report.to_text())
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A fine-tuned run, or the folder of an imported checkpoint.")],
+    run: FinetunedRun,
     images: Annotated[list[Path], typer.Argument(help="Images of any size and kind, and folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures: one folder a task, and panels.")],
-    tasks: Annotated[str | None, typer.Option(help="Some of the tasks, separated by commas.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
-    dataset: Annotated[str | None, typer.Option(help="Its name or YAML file; the run's own by default.")] = None,
+    tasks: Tasks = None,
+    checkpoint: Checkpoint = "best",
+    dataset: OtherDataset = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="HEIGHT WIDTH to predict at.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in a forward.")] = 4,
-    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    batch_size: ForwardBatch = 4,
+    device: Device = "cuda",
     workers: Annotated[int, typer.Option(help="Processes that decode and write.")] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
 ) -> None:
@@ -525,7 +550,7 @@ def ablate(
     from pipeline.tables import SCREEN
 
     config = AblateConfig(study, out, jobs, dry_run, device, overrides or ())
-    report = run_ablation(config, lambda line: typer.echo(line, err=True))
+    report = run_ablation(config, _say)
     typer.echo(report.to_text(SCREEN))
     raise typer.Exit(report.exit_code)
 
@@ -547,7 +572,7 @@ def report(
     from pipeline.report import ReportConfig, write_report
 
     config = ReportConfig(tuple(runs), out, title, maps, overwrite)
-    typer.echo(f"Wrote {write_report(config, lambda line: typer.echo(line, err=True))}")
+    typer.echo(f"Wrote {write_report(config, _say)}")
 
 
 cache_app = typer.Typer(no_args_is_help=True, help="Plan, look at, prove, mend and move feature caches.")
@@ -592,7 +617,7 @@ def cache_plan(
 
 
 @cache_app.command("ls")
-def cache_ls(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: AsJson = False) -> None:
+def cache_ls(cache: ExistingCache, as_json: AsJson = False) -> None:
     """List the columns: what made them, how complete they are, their size.
 
     Example: [cyan]sak-cli cache ls ./cache[/cyan]
@@ -605,7 +630,7 @@ def cache_ls(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: 
 
 
 @cache_app.command("du")
-def cache_du(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: AsJson = False) -> None:
+def cache_du(cache: ExistingCache, as_json: AsJson = False) -> None:
     """Bytes on disk by column and level, from the files that are there.
 
     Example: [cyan]sak-cli cache du ./cache[/cyan]
@@ -618,7 +643,7 @@ def cache_du(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: 
 
 
 @cache_app.command("stats")
-def cache_stats(cache: Annotated[str, typer.Argument(help="The cache.")], as_json: AsJson = False) -> None:
+def cache_stats(cache: ExistingCache, as_json: AsJson = False) -> None:
     """Fidelity, norms and outliers of every level, as recorded when it was written.
 
     Example: [cyan]sak-cli cache stats ./cache --json[/cyan]
@@ -632,7 +657,7 @@ def cache_stats(cache: Annotated[str, typer.Argument(help="The cache.")], as_jso
 
 @cache_app.command("verify")
 def cache_verify(
-    cache: Annotated[str, typer.Argument(help="The cache.")],
+    cache: ExistingCache,
     deep: Annotated[bool, typer.Option("--deep", help="Every byte against its digest, every sample decoded.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -653,12 +678,12 @@ def cache_verify(
 @cache_app.command("repair")
 def cache_repair(
     cache: Annotated[str, typer.Argument(help="The cache: one folder or URL.")],
-    data: Annotated[str | None, typer.Option(help="Where the images are now; where they were, by default.")] = None,
+    data: MovedImages = None,
     spec: Annotated[Path | None, typer.Option(help="The spec it was made from: mends damaged manifests.")] = None,
-    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
-    workers: Annotated[int | None, typer.Option(help="One per visible GPU, or one on the CPU, by default.")] = None,
+    device: Device = "cuda",
+    workers: ExtractionWorkers = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+    scheduler: Scheduler = None,
     batch_size: Annotated[int, typer.Option(help="For blocks whose record does not say theirs any more.")] = 32,
 ) -> None:
     """Verify deeply and extract exactly the damaged blocks again; exit code 1 where something is left.
@@ -678,19 +703,19 @@ def cache_repair(
         cluster=ClusterConfig(scheduler, device, workers, threads),
     )
     with progress_bar("images") as progress:
-        report = repair(config, Voice(say=lambda line: typer.echo(line, err=True), progress=progress))
+        report = repair(config, Voice(say=_say, progress=progress))
     typer.echo(report.to_text())
     raise typer.Exit(0 if report.sound else 1)
 
 
 @cache_app.command("check-live")
 def cache_check_live(
-    cache: Annotated[str, typer.Argument(help="The cache.")],
-    teachers: Named = None,
+    cache: ExistingCache,
+    teachers: Teachers = None,
     samples: Annotated[int, typer.Option(help="Images of every column, spread evenly over it.")] = 16,
     view: Annotated[int, typer.Option(help="Which view.")] = 0,
-    data: Annotated[str | None, typer.Option(help="Where the images are now; where they were, by default.")] = None,
-    device: Annotated[str, typer.Option(help="cuda, cpu, or auto.")] = "cuda",
+    data: MovedImages = None,
+    device: Device = "cuda",
     as_json: AsJson = False,
 ) -> None:
     """Run the teachers on a sample of the images and compare with the cache; exit code 1 where they disagree.
@@ -706,7 +731,7 @@ def cache_check_live(
 
 @cache_app.command("prune")
 def cache_prune(
-    cache: Annotated[str, typer.Argument(help="The cache.")],
+    cache: ExistingCache,
     keys: Annotated[str | None, typer.Option(help="Columns by name or its first letters, separated by commas.")] = None,
     older_than_days: Annotated[float | None, typer.Option(help="Columns not changed for so long.")] = None,
     unused_by: Annotated[str | None, typer.Option(help="Folders of runs: columns that none of them read.")] = None,
@@ -734,7 +759,7 @@ def cache_prune(
 def cache_copy(
     source: Annotated[str, typer.Argument(help="The cache to read.")],
     target: Annotated[str, typer.Argument(help="The cache to write: a folder or URL.")],
-    teachers: Named = None,
+    teachers: Teachers = None,
     to_format: Annotated[
         str | None, typer.Option("--format", help="zarr or webdataset; the source's by default.")
     ] = None,
@@ -806,7 +831,7 @@ def export(
         image_size=image_size,
         dynamic_size=dynamic_size,
         overwrite=overwrite,
-        say=lambda line: typer.echo(line, err=True),
+        say=_say,
     )
     typer.echo(f"Wrote {done.folder} ({done.format}), at most {done.difference:.1e} from the run; read its README.md")
 

@@ -12,7 +12,6 @@ from pipeline.cache.native_jit import Number, inner
 _int, _long = types.int32, types.int64
 
 open_file = types.ExternalFunction("open", _int(_long, _int))
-close_file = types.ExternalFunction("close", _int(_int))
 seek_file = types.ExternalFunction("lseek", _long(_int, _long, _int))
 advise_file = types.ExternalFunction("posix_fadvise", _int(_int, _long, _long, _int))
 read_at = types.ExternalFunction("pread", _long(_int, _long, _long, _long))

@@ -141,3 +141,8 @@ def test_planes_block_ambient_light_but_cast_no_shadows() -> None:
     assert blocked(floor, origins, down, np.array([2.0]), True).all()
     assert not blocked(floor, origins, down, np.array([0.5]), True).any()
     assert not blocked(floor, origins, down, np.array([2.0]), False).any()
+
+
+@pytest.mark.parametrize("question", [first_hits, blocked])
+def test_code_on_disk_is_made_anew_when_the_rays_or_the_solids_change(question):
+    assert [name for name, _, _ in question._cache._cache_file._source_stamp] == ["rays.py", "solids.py"]

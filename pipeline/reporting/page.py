@@ -36,6 +36,7 @@ figure{margin:1.1rem 0}
 figcaption{font-size:.88rem;max-width:46rem}
 svg{max-width:100%;height:auto;display:block}
 img{max-width:none;height:auto;display:block;border-radius:3px}
+.scroll>img{max-width:max(100%,44rem)}
 img.pixels{image-rendering:pixelated}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,27rem),1fr));gap:0 1.6rem}
 svg .grid{stroke:var(--line)} svg .axis{stroke:var(--faint)} svg .ring{fill:none;stroke:var(--line)}
@@ -47,6 +48,7 @@ svg .cell{fill:var(--cell)} svg .under{fill:var(--ink);font-size:12px} svg .over
 .maps td,.maps th{border:0;padding:.2rem .35rem;text-align:left;vertical-align:middle}
 .maps img{margin:0}
 .note{font-size:.8rem;color:var(--faint)}
+@media (min-width:64rem){td.text{white-space:normal}}
 @media (max-width:40rem){th,td{padding:.25rem .5rem}
 th[scope=row]{white-space:normal;min-width:7rem;overflow-wrap:anywhere}
 .maps td,.maps th{padding:.1rem .15rem}.maps th[scope=row]{min-width:0;font-size:.75rem}.maps img{width:68px}}

@@ -18,6 +18,7 @@ from sak.errors import SakError, UsageError
 ALLOWED_WORKER_LOSSES = 100
 BLOCKS_IN_FLIGHT = 2
 CONNECT_SECONDS = 30.0
+DEVICES = ("cuda", "cpu", "auto")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,20 @@ class ClusterConfig:
     device: str = "cuda"
     workers: int | None = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing, or would be ignored."""
+        if self.device not in DEVICES:
+            raise UsageError(f"--device {self.device} is not one of {', '.join(DEVICES)}")
+        for name in ("workers", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}")
+            if value is not None and self.scheduler is not None:
+                raise UsageError(
+                    f"--{name} is for a cluster of this machine, --scheduler names one that runs already: leave it "
+                    "out, and start its workers as you want them"
+                )
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,8 @@ def resolve_device(wanted: str) -> str:
     """`cuda` or `cpu`; UsageError where CUDA was asked for and there is none."""
     import torch
 
-    if wanted not in ("cuda", "cpu", "auto"):
-        raise UsageError(f"device {wanted!r} is not one of cuda, cpu, auto")
+    if wanted not in DEVICES:
+        raise UsageError(f"device {wanted!r} is not one of {', '.join(DEVICES)}")
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise UsageError(
@@ -76,11 +91,6 @@ def visible_gpus() -> tuple[str, ...]:
 def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     """Connect to the scheduler asked for, or start a cluster of this machine that ends with the block."""
     if config.scheduler is not None:
-        if config.workers is not None or config.threads is not None:
-            raise UsageError(
-                "--workers and --threads are for a cluster of this machine, --scheduler names one that runs already: "
-                "leave them out, and start its workers as you want them"
-            )
         with _quiet(), _connect(config.scheduler) as client:
             yield _running_cluster(client, config)
         return
@@ -130,8 +140,6 @@ def process_environment(threads: int) -> dict[str, str]:
 
 def _worker_environments(config: ClusterConfig, device: str) -> list[dict[str, str]]:
     """What each worker's process is started with: its GPU (before torch is imported) and its CPU threads."""
-    if config.workers is not None and config.workers < 1:
-        raise UsageError(f"--workers must be at least 1, got {config.workers}")
     gpus = visible_gpus() if device == "cuda" else ()
     count = config.workers or max(len(gpus), 1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,10 +7,17 @@ from pipeline.cache.folder import Cache
 from pipeline.cache.quarantine import quarantine
 from pipeline.cache.records import Absent
 from pipeline.cache.spec import load_spec
-from pipeline.cluster import Cluster, open_cluster
+from pipeline.cluster import Cluster, open_cluster, resolve_device
 from pipeline.extraction.calibrate import calibrate, uncalibrated
 from pipeline.extraction.carry_out import carry_out, refuse_bad_data
-from pipeline.extraction.columns import Target, chosen_teachers, find_index, open_targets, remove_leftovers
+from pipeline.extraction.columns import (
+    Target,
+    chosen_teachers,
+    find_index,
+    identify_all,
+    open_targets,
+    remove_leftovers,
+)
 from pipeline.extraction.config import ExtractConfig, Voice
 from pipeline.extraction.drive import ask, interruptible
 from pipeline.extraction.elsewhere import samples_elsewhere
@@ -36,8 +43,12 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
         names = chosen_teachers(spec, config.teachers)
         find_images(config.data)  # a wrong place is told before a cache is made
         cache = Cache.create(config.cache)
+        if config.cluster.scheduler is None and not any(layer.data_keys() for layer in cache.layers):
+            resolve_device(config.cluster.device)  # told before all images are read
+        identities = identify_all(cache, spec, names, voice)  # likewise
         index = find_index(cache, config.data, voice)
-        targets = open_targets(cache, spec, names, index, begin=not config.dry_run, lease_seconds=config.lease_seconds)
+        begin, lease = not config.dry_run, config.lease_seconds
+        targets = open_targets(cache, spec, names, index, begin=begin, lease_seconds=lease, identities=identities)
         if not config.dry_run:
             remove_leftovers(target.column for target in targets.values() if target.column)
         elsewhere = {

@@ -1,7 +1,7 @@
 """What an extraction works on: the shard index of its images, and a column for every teacher."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pipeline.cache.key import column_document, document_key
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.spec import CacheSpec
 from pipeline.extraction.config import Voice
-from pipeline.extraction.teachers import identify
+from pipeline.extraction.teachers import Identity, identify, is_known
 from pipeline.images.build import Progress, build_index
 from pipeline.images.errors import StaleIndexError
 from pipeline.images.index import ShardIndex
@@ -63,13 +63,30 @@ def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
     return index
 
 
-def open_targets(
-    cache: Cache, spec: CacheSpec, names: Sequence[str], index: ShardIndex, *, begin: bool, lease_seconds: float
-) -> dict[str, Target]:
-    """Every teacher's column, begun where it is not there and `begin`."""
-    targets = {}
+def identify_all(cache: Cache, spec: CacheSpec, names: Sequence[str], voice: Voice) -> dict[str, Identity]:
+    """What keys need to know of the teachers called `names`; SakError where one's weights cannot be had."""
+    identities = {}
     for name in names:
-        manifest = make_manifest(cache, spec, name, index)
+        if not is_known(cache.top, spec, name):
+            voice.say(f"Reading the weights of {name}")
+        identities[name] = identify(cache.top, spec, name)
+    return identities
+
+
+def open_targets(
+    cache: Cache,
+    spec: CacheSpec,
+    names: Sequence[str],
+    index: ShardIndex,
+    *,
+    begin: bool,
+    lease_seconds: float,
+    identities: Mapping[str, Identity] | None = None,
+) -> dict[str, Target]:
+    """Every teacher's column, begun where it is not there and `begin`; `identities` where they are known already."""
+    targets = {}
+    for name, identity in (identities or identify_all(cache, spec, names, Voice())).items():
+        manifest = make_manifest(spec, name, identity, index)
         there = any(ColumnPlace.of(manifest) in set(layer.columns()) for layer in cache.layers)
         column = None
         if begin or there:
@@ -86,9 +103,9 @@ def remove_leftovers(columns: Iterable[WritableColumn]) -> None:
             column.column.location.remove_scratch(time.time() - now + _MARGIN_SECONDS)
 
 
-def make_manifest(cache: Cache, spec: CacheSpec, name: str, index: ShardIndex) -> Manifest:
+def make_manifest(spec: CacheSpec, name: str, identity: Identity, index: ShardIndex) -> Manifest:
     """What the column of a spec's teacher over `index` is."""
-    identity, teacher = identify(cache.top, spec, name), spec.teachers[name]
+    teacher = spec.teachers[name]
     document = column_document(
         teacher,
         spec,

@@ -14,6 +14,7 @@ from pipeline.extraction.calibrate import calibrate
 from pipeline.extraction.columns import make_manifest
 from pipeline.extraction.config import Voice
 from pipeline.extraction.drive import ask
+from pipeline.extraction.teachers import identify
 from pipeline.extraction.worker import Run
 
 
@@ -36,7 +37,9 @@ def restore_manifests(cache: Cache, problems: Iterable[Problem], spec: str, voic
     for place in sorted(columns_struck(problems, MANIFEST), key=lambda each: each.path):
         if place.teacher not in wanted.teachers:
             continue
-        manifest = make_manifest(cache, wanted, place.teacher, cache.index(place.data))
+        manifest = make_manifest(
+            wanted, place.teacher, identify(cache.top, wanted, place.teacher), cache.index(place.data)
+        )
         if ColumnPlace.of(manifest) != place:
             voice.say(f"{place.path}: {spec} describes {manifest.name}, another column; its manifest stays damaged")
             continue

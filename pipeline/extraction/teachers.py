@@ -72,6 +72,12 @@ def identify(cache: CacheFolder, spec: CacheSpec, name: str) -> Identity:
     return Identity(digest, revision, source, drawn.width, drawn.grid())
 
 
+def is_known(cache: CacheFolder, spec: CacheSpec, name: str) -> bool:
+    """Whether the cache knows the weights of a spec's teacher, so that they need not be read."""
+    known = _known_as(spec.teachers[name])
+    return known is not None and cache.location.exists(_path_of(known))
+
+
 def _build(teacher: TeacherSpec, view_size: tuple[int, int], name: str, device: str) -> Teacher:
     return build_teacher(
         teacher.model,
@@ -99,7 +105,7 @@ def _weights_digest(cache: CacheFolder, spec: CacheSpec, name: str) -> str:
     known = _known_as(spec.teachers[name])
     if known is None:
         return build_from_spec(spec, name).weights_sha256
-    path = f"identities/{sha256(canonical_json(known).encode()).hexdigest()[:32]}.json"
+    path = _path_of(known)
     try:
         found = unseal(cache.location.read_bytes(path), cache.location.at(path))
         return str(found["weights_sha256"])
@@ -107,6 +113,10 @@ def _weights_digest(cache: CacheFolder, spec: CacheSpec, name: str) -> str:
         digest = build_from_spec(spec, name).weights_sha256
         cache.location.write_bytes(path, seal({**known, "weights_sha256": digest}))
         return digest
+
+
+def _path_of(known: dict[str, Any]) -> str:
+    return f"identities/{sha256(canonical_json(known).encode()).hexdigest()[:32]}.json"
 
 
 def _known_as(teacher: TeacherSpec) -> dict[str, Any] | None:

@@ -1,6 +1,9 @@
 """Published weights: which file of which place, whether it is here, and fetching it. Imports no torch."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,17 @@ SAM_URLS = {
     "vit_h": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
 }
 OFFLINE_HINT = "or pass weights=FILE, or weights='random:SEED' for a test"
+
+
+@contextmanager
+def _without_warnings(library: str) -> Iterator[None]:
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,8 @@ class HubFiles:
         reason = f"it has none of {', '.join(self.filenames)}"
         for filename in self.filenames:
             try:
-                return Path(hf_hub_download(self.repository, filename))
+                with _without_warnings("huggingface_hub"):  # a pair for every attempt; ours is one line
+                    return Path(hf_hub_download(self.repository, filename))
             except LocalEntryNotFoundError:  # also an EntryNotFoundError, but the network is what is missing
                 reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
                 break

@@ -78,13 +78,19 @@ def test_a_running_scheduler_is_used_as_it_is():
         assert (cluster.device, cluster.workers) == ("cpu", 1)
 
 
-@pytest.mark.parametrize("settings", [{"workers": 4}, {"threads": 2}])
-def test_what_a_running_cluster_would_ignore_is_refused(settings):
-    with (
-        pytest.raises(UsageError, match="--workers and --threads are for a cluster of this machine"),
-        open_cluster(ClusterConfig(scheduler="tcp://127.0.0.1:9", **settings)),
-    ):
-        pass
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"workers": 0}, "--workers must be at least 1, got 0"),
+        ({"threads": 0}, "--threads must be at least 1, got 0"),
+        ({"device": "gpu"}, "--device gpu is not one of cuda, cpu, auto"),
+        ({"scheduler": "tcp://127.0.0.1:9", "workers": 4}, "--workers is for a cluster of this machine"),
+        ({"scheduler": "tcp://127.0.0.1:9", "threads": 2}, "--threads is for a cluster of this machine"),
+    ],
+)
+def test_settings_that_mean_nothing_or_would_be_ignored_are_refused(settings, line):
+    with pytest.raises(UsageError, match=line):
+        ClusterConfig(**settings)
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(monkeypatch):

@@ -15,8 +15,10 @@ from pipeline.cache.folder import Cache
 from pipeline.cache.inventory import ls
 from pipeline.cache.spec import load_spec
 from pipeline.cache.verify import verify
+from pipeline.extract import extract
 from pipeline.extraction import columns as columns_module
 from pipeline.extraction.check_live import check_live
+from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.teachers import build_from_spec
 from pipeline.images.access import ImageAccess
 from pipeline.images.decode import decode_rgb
@@ -155,6 +157,17 @@ def test_a_wrong_place_of_the_images_leaves_no_cache(run, tmp_path):
     with pytest.raises(SakError, match="nowhere"):
         run(str(tmp_path / "nowhere"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_weights_and_devices_that_are_not_there_are_told_before_the_images_are_read(run, shards, tmp_path, write_spec):
+    absent = {"dinov2": {"model": "timm/vit_small_patch14_dinov2.lvd142m", "weights": str(tmp_path / "none.pth")}}
+    with pytest.raises(SakError, match=r"none\.pth"):
+        run(shards, spec=write_spec(tmp_path / "absent.yaml", absent))
+    assert run.said == ["Reading the weights of dinov2"]
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="no CUDA device is visible"):
+            extract(ExtractConfig(write_spec(tmp_path / "spec.yaml"), shards, str(tmp_path / "cache")))
+    assert not (tmp_path / "cache" / "index").exists()
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(run, shards, tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
+import logging
 from unittest.mock import Mock
 
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from sak.errors import SakError
 from sak.teachers.hub import HubFiles, UrlFile
@@ -21,6 +22,22 @@ def test_the_next_file_is_asked_for_where_the_first_does_not_exist(offline_hub, 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert FILES.fetch("m") == tmp_path / "pytorch_model.bin"
     assert asked == [("owner/name", "model.safetensors"), ("owner/name", "pytorch_model.bin")]
+
+
+def test_the_hub_does_not_speak_of_its_attempts(offline_hub, monkeypatch, caplog):
+    logger = logging.getLogger("huggingface_hub.utils._http")
+
+    def download(repository, filename):
+        logger.warning("Retrying in 1s [Retry 1/5].")
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    with pytest.raises(SakError, match="could not be fetched"):
+        FILES.fetch("m")
+    assert not caplog.records
+    logger.warning("heard again")
+    assert caplog.records
 
 
 def test_a_repository_without_the_files_is_named(offline_hub, monkeypatch):

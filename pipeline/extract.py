@@ -65,11 +65,14 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
             _refuse_small_disk(config, plan, cache)
         with open_cluster(config.cluster) as cluster:
             run = _describe(config, cache, index, targets, cluster)
-            _foretell(run, cluster, plan, voice)
+            missing = uncalibrated({name: targets[name] for name, each in plan.teachers.items() if each.pending})
+            _foretell(run, cluster, plan, missing, voice)
             if config.dry_run:
                 _refuse_small_disk(config, plan, cache)  # now that the time has been told too
                 return tally.report("dry run: no features were written")
-            _calibrate(run, cluster, targets, plan, voice)
+            if missing:  # before any of their blocks
+                voice.say(f"Calibrating {', '.join(missing)}")
+                ask(cluster, calibrate, run, tuple(missing))
             return carry_out(run, cluster, tally, voice, max_bad=config.max_bad, config=vars(config))
 
 
@@ -95,23 +98,15 @@ def _describe(
     )
 
 
-def _foretell(run: Run, cluster: Cluster, plan: Plan, voice: Voice) -> None:
+def _foretell(run: Run, cluster: Cluster, plan: Plan, missing: Mapping[str, int], voice: Voice) -> None:
     """Say where it will run and how long it will take, from a short measurement there."""
     plural = "s" * (cluster.workers != 1)
     voice.say(f"{cluster.workers} worker{plural} on {cluster.device}; dashboard: {cluster.dashboard or 'none'}")
     needed = tuple(name for name, teacher in plan.teachers.items() if teacher.pending)
     first = plan.jobs[0]
     speed = ask(cluster, measure_speed, run, needed, tuple(first.samples[:_WARM_UP]), first.view)
-    for line in speed.lines(plan, cluster.workers):
+    for line in speed.lines(plan, cluster.workers, missing):
         voice.say(line)
-
-
-def _calibrate(run: Run, cluster: Cluster, targets: Mapping[str, Target], plan: Plan, voice: Voice) -> None:
-    """Statistics of the teachers that have none, before any of their blocks."""
-    missing = uncalibrated({name: targets[name] for name, teacher in plan.teachers.items() if teacher.pending})
-    if missing:
-        voice.say(f"Calibrating {', '.join(missing)}")
-        ask(cluster, calibrate, run, missing)
 
 
 def _quarantined(targets: Mapping[str, Target]) -> tuple[Absent, ...]:

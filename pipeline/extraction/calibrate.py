@@ -25,10 +25,13 @@ class Calibrated:
     stopped: bool = False
 
 
-def uncalibrated(targets: Mapping[str, Target]) -> tuple[str, ...]:
-    """Those of the teachers whose columns have no calibration yet."""
-    columns = {name: target.column for name, target in targets.items()}
-    return tuple(name for name, column in columns.items() if column is None or column.calibration() is None)
+def uncalibrated(targets: Mapping[str, Target]) -> dict[str, int]:
+    """Those of the teachers whose columns have no calibration yet, and the samples that theirs takes."""
+    return {
+        name: min(_settings(target.manifest)[0], target.manifest.layout.samples)
+        for name, target in targets.items()
+        if target.column is None or target.column.calibration() is None
+    }
 
 
 def calibrate(run: Run, names: Sequence[str]) -> Calibrated:

@@ -33,16 +33,25 @@ class Speed:
         forward = sum(plan.teachers[name].samples / rate for name, rate in self.forward.items())
         return (max(decode, forward) if self.device.startswith("cuda") else decode + forward) / workers
 
-    def lines(self, plan: Plan, workers: int) -> list[str]:
-        """For the screen; none where no image could be measured."""
+    def calibration_seconds(self, samples: Mapping[str, int]) -> float:
+        """How long calibrations of so many samples take on one worker; teachers of one number share the decoding."""
+        decode = sum(set(samples.values())) / self.decode if self.decode else 0.0
+        return decode + sum(count / self.forward[name] for name, count in samples.items())
+
+    def lines(self, plan: Plan, workers: int, calibration: Mapping[str, int]) -> list[str]:
+        """For the screen; none where no image could be measured. `calibration`: samples of each teacher without one."""
         if not self.forward:
             return []
         rates = ", ".join(f"{name} {rate:,.1f}" for name, rate in self.forward.items())
         together = 1 / sum(1 / rate for rate in self.forward.values())
-        return [
+        lines = [
             f"Images per second of one worker: decoding {self.decode:,.0f}; {rates}; all together {together:,.1f}",
             f"About {duration(self.seconds(plan, workers))} on {workers} worker{'s' * (workers > 1)}",
         ]
+        if calibration:
+            most, seconds = max(calibration.values()), self.calibration_seconds(calibration)
+            lines.append(f"Before that, once: calibration on {most:,} images, about {duration(seconds)}")
+        return lines
 
 
 def measure_speed(run: Run, names: tuple[str, ...], samples: tuple[int, ...], view: int) -> Speed:

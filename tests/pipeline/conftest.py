@@ -77,7 +77,7 @@ def extract_here(cache, data, document, *, views=1, limit=None, spec_file=None):
         decode_threads=1,
         lease_seconds=60.0,
     )
-    failures = [calibrate(run, uncalibrated(targets)).failure]
+    failures = [calibrate(run, tuple(uncalibrated(targets))).failure]
     failures += [extract_block(run, job).failure for job in plan.jobs]
     forget_run(run.id)
     assert not any(failures), failures

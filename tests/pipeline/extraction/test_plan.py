@@ -53,7 +53,14 @@ def test_the_time_of_a_plan_overlaps_decoding_with_a_gpu_but_not_with_the_cpu():
     rates = {"decode": 10.0, "forward": {"a": 10.0, "b": 5.0}}
     assert Speed("cuda", **rates).seconds(plan, 2) == 10
     assert Speed("cpu", **rates).seconds(plan, 2) == 15
-    assert Speed().lines(plan, 1) == []
+    assert Speed().lines(plan, 1, {}) == []
+
+
+def test_calibration_is_told_beside_the_time_of_the_plan():
+    plan = Plan({"a": SimpleNamespace(samples=100), "b": SimpleNamespace(samples=50)}, (Job(0, 0, 0, 100, ()),), 100)
+    speed = Speed("cpu", decode=10.0, forward={"a": 10.0, "b": 5.0})
+    assert speed.lines(plan, 1, {"a": 20, "b": 20})[-1] == "Before that, once: calibration on 20 images, about 8 s"
+    assert "calibration" not in " ".join(speed.lines(plan, 1, {}))
 
 
 def test_as_many_bad_images_as_allowed_are_allowed():

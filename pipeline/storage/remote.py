@@ -1,11 +1,14 @@
 """A folder behind an fsspec URL: `s3://`, `gs://`, `memory://`, ..."""
 
 import errno
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +25,7 @@ T = TypeVar("T")
 
 # Seconds to wait before each further attempt; the libraries below repeat single requests themselves.
 DELAYS = (0.5, 1.0, 2.0, 4.0)
+_ABANDONED = 3600.0  # seconds
 
 _PASSING = frozenset(
     {
@@ -74,6 +78,29 @@ def _seconds(info: dict[str, Any]) -> float | None:
         if isinstance(value, str):
             return datetime.fromisoformat(value).timestamp()
     return None
+
+
+@lru_cache(maxsize=8)
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the scratch files of processes that were killed while they wrote; once in a process is enough.
+
+    Those of an hour ago: a process that is not seen here may live in another container, and writes all the time.
+    """
+    for file in folder.glob(f".sak-*{SCRATCH_SUFFIX}"):
+        process = file.name.split("-")[1]
+        with suppress(OSError):
+            if process.isdecimal() and file.stat().st_mtime < time.time() - _ABANDONED and not _lives(int(process)):
+                file.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class RemoteFolder(Location):
@@ -180,7 +207,9 @@ class RemoteFolder(Location):
     def scratch(self, path: str) -> Path:
         """See `Location`."""
         name = self.at(path).rsplit("/", 1)[-1]
-        return Path(tempfile.gettempdir()) / f".{name[:120]}.{uuid4().hex}{SCRATCH_SUFFIX}"
+        folder = Path(tempfile.gettempdir())
+        _remove_abandoned(folder)
+        return folder / f".sak-{os.getpid()}-{name[:100]}.{uuid4().hex}{SCRATCH_SUFFIX}"
 
     def publish(self, scratch: Path, path: str) -> None:
         """See `Location`."""

@@ -4,6 +4,8 @@ import errno
 import os
 import pickle
 import stat
+import subprocess
+import tempfile
 import threading
 
 import pytest
@@ -227,6 +229,21 @@ def flaky(monkeypatch):
         return Location.parse("s3://bucket/c")
 
     return make
+
+
+def test_scratch_of_killed_writers_to_remote_stores_is_removed_and_that_of_others_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = {"dead": f".sak-{ended.pid}-a.1.part", "living": f".sak-{os.getpid()}-a.1.part"}
+    names |= {"new": f".sak-{ended.pid}-a.2.part", "strange": ".sak-x-a.1.part", "other": ".other.part"}
+    for what, name in names.items():
+        (tmp_path / name).write_bytes(b"block")
+        if what != "new":
+            os.utime(tmp_path / name, (1, 1))
+    scratch = Location.parse("memory://b").scratch("deep/block")
+    assert scratch.parent == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == set(names.values()) - {names["dead"]}
 
 
 def test_passing_errors_of_a_remote_store_are_tried_again(flaky):

@@ -57,7 +57,7 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
         plan = make_plan(targets, views=config.views, limit=config.limit, elsewhere=elsewhere)
         for line in plan.lines():
             voice.say(line)
-        tally = Tally(plan, _quarantined(targets))
+        tally = Tally(plan, _quarantined(targets, plan.samples))
         refuse_bad_data(tally, config.max_bad)
         if not plan.jobs:
             return tally.report("nothing to do")
@@ -109,7 +109,7 @@ def _foretell(run: Run, cluster: Cluster, plan: Plan, missing: Mapping[str, int]
         voice.say(line)
 
 
-def _quarantined(targets: Mapping[str, Target]) -> tuple[Absent, ...]:
-    """What earlier runs found unusable."""
+def _quarantined(targets: Mapping[str, Target], samples: int) -> tuple[Absent, ...]:
+    """What earlier runs found unusable of the first `samples`."""
     columns = [target.column.column.fresh() for target in targets.values() if target.column is not None]
-    return tuple(Absent(each.sample, each.key, each.reason) for each in quarantine(columns))
+    return tuple(Absent(each.sample, each.key, each.reason) for each in quarantine(columns) if each.sample < samples)

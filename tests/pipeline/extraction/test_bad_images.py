@@ -90,6 +90,8 @@ def test_a_run_with_too_many_unusable_images_stops_and_lists_them(run, planted, 
     assert run(planted, max_bad=0.2).status in ("complete", "nothing to do")
     with pytest.raises(SakError, match="4 of 20 images cannot be used"):
         run(planted)
+    with pytest.raises(SakError, match="2 of 2 images cannot be used"):
+        run(planted, limit=2)
 
 
 def test_bad_images_do_not_change_the_bytes_of_other_batches(run, tmp_path, write_shard, jpeg):

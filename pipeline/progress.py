@@ -40,15 +40,22 @@ def progress_bar(unit: str, *, stream: TextIO | None = None) -> Iterator[Update]
 
 
 class _Pace:
-    """Rate and time left, counted from the first report: neither start-up nor what an earlier run did is in them."""
+    """Rate and time left, counted from the first report: neither start-up nor what an earlier run did is in them.
+
+    A count that falls is that of the next thing that is done, as extraction after indexing, and begins anew.
+    """
 
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.before: int | None = None
+        self.last = 0
 
     def __call__(self, done: int, total: int) -> tuple[float, float]:
         """Units a second and seconds left; 0 and 0 where they cannot be told yet."""
         now = time.monotonic()
+        if done < self.last:
+            self.before, self.start = done, now
+        self.last = done
         if self.before is None:
             self.before = 0
             if done < total or not total:

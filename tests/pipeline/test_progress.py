@@ -46,6 +46,20 @@ def test_work_of_one_report_has_a_rate(clock):
     assert out.getvalue() == "6 of 6 images, 3.0/s\n"
 
 
+def test_what_is_counted_next_has_a_rate_of_its_own(clock):
+    out = io.StringIO()
+    with progress.progress_bar("images", stream=out) as update:
+        clock(10)
+        update(100, 250, "indexing")
+        clock(20)
+        update(250, 250, "indexing")
+        clock(90)
+        update(16, 250)
+        clock(100)
+        update(36, 250)
+    assert out.getvalue().splitlines()[2:] == ["16 of 250 images", "36 of 250 images, 2.0/s, 1 min 47 s left"]
+
+
 def test_the_bar_says_the_same(clock):
     bar = Progress(TextColumn("{task.description}"), disable=True)
     update = progress._Bar("steps", bar)

@@ -49,8 +49,9 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
         index = find_index(cache, config.data, voice)
         begin, lease = not config.dry_run, config.lease_seconds
         targets = open_targets(cache, spec, names, index, begin=begin, lease_seconds=lease, identities=identities)
+        columns = [target.column for target in targets.values() if target.column]
         if not config.dry_run:
-            remove_leftovers(target.column for target in targets.values() if target.column)
+            remove_leftovers(columns)
         elsewhere = {
             name: samples_elsewhere(cache, target.manifest, index, config.views) for name, target in targets.items()
         }
@@ -73,7 +74,9 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
             if missing:  # before any of their blocks
                 voice.say(f"Calibrating {', '.join(missing)}")
                 ask(cluster, calibrate, run, tuple(missing))
-            return carry_out(run, cluster, tally, voice, max_bad=config.max_bad, config=vars(config))
+            report = carry_out(run, cluster, tally, voice, max_bad=config.max_bad, config=vars(config))
+            remove_leftovers(columns)  # of workers that died on the way
+            return report
 
 
 def _refuse_small_disk(config: ExtractConfig, plan: Plan, cache: Cache) -> None:

@@ -16,7 +16,6 @@ from pipeline.cache.inventory import ls
 from pipeline.cache.spec import load_spec
 from pipeline.cache.verify import verify
 from pipeline.extract import extract
-from pipeline.extraction import columns as columns_module
 from pipeline.extraction.check_live import check_live
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.teachers import build_from_spec
@@ -296,26 +295,3 @@ def test_features_that_are_not_finite_stop_the_run_with_teacher_level_and_sample
         run(shards, spec=odd("broken"))
     assert not list((tmp_path / "cache").rglob("records/*.json"))
     assert not list((tmp_path / "cache").rglob("*.part"))
-
-
-def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_kept(run, shards, tmp_path):
-    import os
-
-    run(shards, limit=16)
-    cache = Cache.open(str(tmp_path / "cache"))
-    folder = tmp_path / "cache" / next(iter(cache.columns)).path
-    dead = folder / "data" / f".x.{'a' * 32}.part"
-    dead.write_bytes(b"half a block")
-    os.utime(dead, (time.time() - 5, time.time() - 5))
-    from pipeline.cache.lease import Leases
-    from pipeline.storage import Location
-
-    lease = Leases(Location.parse(folder / "leases")).acquire("v000-b000002")
-    columns = [
-        columns_module.WritableColumn.create_or_open(cache, cache.top.manifest(place)) for place in cache.columns
-    ]
-    columns_module.remove_leftovers(columns)
-    assert dead.exists()
-    lease.release()
-    run(shards)
-    assert not dead.exists()

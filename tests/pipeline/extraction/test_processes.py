@@ -114,7 +114,8 @@ def test_interrupted_then_terminated_then_killed_it_still_ends_in_the_same_bytes
         assert "Traceback" not in said
         if run.process.returncode != 0:  # it may have come too late
             assert run.process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 130), said
-        assert verify(str(cache), deep=True).sound
+        # Killed between a block's files and its record, it leaves files that do not count.
+        assert all("block without a record" in each.what for each in verify(str(cache), deep=True).problems)
     Extraction(spec, shards, cache).finish()
     assert bytes_of(cache) == bytes_of(whole)
     assert not list(cache.rglob("*.part"))

@@ -1,8 +1,9 @@
 """Extraction against the teachers' forward alone on the same images, decoded and on the device already; one process.
 
 The goal is 0.95. On a GPU: the paper's B teachers in bfloat16, SAM at 1024; on the CPU smaller ones of the same
-architectures. Weights are random: speed does not depend on them. On the CPU all parts compete for the same cores, so
-CPU time is what to look at; the second table says what each part takes of it when it runs alone.
+architectures, or with `--real` the paper's in float32. Weights are random: speed does not depend on them. On the CPU
+all parts compete for the same cores, so CPU time is what to look at; the second table says what each part takes of it
+when it runs alone.
 """
 
 import argparse
@@ -45,21 +46,26 @@ SMALL = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 
 
 def document(arguments: argparse.Namespace) -> dict:
-    """The spec: the real sizes on a GPU, tiny widths on the CPU."""
+    """The spec: the paper's teachers, or the same architectures at a small width."""
     gpu = arguments.device == "cuda"
-    overrides = {} if gpu else {"overrides": SMALL | ({"depth": 4} if arguments.quick else {})}
+    overrides = {} if arguments.real else {"overrides": SMALL | ({"depth": 4} if arguments.quick else {})}
     precision = {"precision": "bf16" if gpu else "fp32"}
     models = {
         "dinov2": {"model": "timm/vit_base_patch14_dinov2.lvd142m"},
         "clip": {"model": "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k"},
-        "sam": {"model": "timm/samvit_base_patch16.sa1b", "input_size": 1024 if gpu else 256},
+        "sam": {"model": "timm/samvit_base_patch16.sa1b", "input_size": 1024 if arguments.real else 256},
     }
     teachers = {
         name: {**model, **overrides, **precision, "weights": f"random:{seed}"}
         for seed, (name, model) in enumerate(models.items())
     }
     views = {"kind": "random_resized_crop", "size": arguments.size}
-    return {"views": views, "block": arguments.block, "calibration": {"samples": 16}, "teachers": teachers}
+    return {
+        "views": views,
+        "block": arguments.block,
+        "calibration": {"samples": min(16, arguments.images // 2)},
+        "teachers": teachers,
+    }
 
 
 def write_photos(folder: Path, count: int) -> None:
@@ -202,6 +208,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
         data = str(folder / "photos.tar")
     spec = parse_spec(document(arguments))
     run, jobs = prepare(folder, data, spec, arguments)
+    jobs = jobs[: 1 + -(-arguments.images // arguments.block)]  # the first warms up
     extraction(run, jobs[:1], Spent())
     before = memory(arguments.device)
     rows, names = [], list(spec.teachers)
@@ -247,8 +254,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few images, to see that it runs")
     parser.add_argument("--device", default="auto", help="cuda, cpu or auto")
+    parser.add_argument("--real", action="store_true", help="the paper's B teachers on the CPU too: slow")
     parser.add_argument("--data", help="real shards, instead of made-up photos")
-    parser.add_argument("--images", type=int, help="how many photos to make up")
+    parser.add_argument("--images", type=int, help="how many photos: to make up, or to take of --data")
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--size", type=int, help="side of a view")
     parser.add_argument("--block", type=int)
@@ -258,7 +266,8 @@ def main() -> None:
     as_worker(arguments.threads)
     arguments.device = resolve_device(arguments.device)
     gpu = arguments.device == "cuda"
-    arguments.size = arguments.size or (384 if gpu else 56 if arguments.quick else 128)
+    arguments.real = arguments.real or gpu
+    arguments.size = arguments.size or (384 if arguments.real else 56 if arguments.quick else 128)
     arguments.batch_size = arguments.batch_size or (32 if gpu else 8)
     arguments.images = arguments.images or (64 if arguments.quick else 4096 if gpu else 192)
     arguments.block = arguments.block or max(arguments.batch_size, arguments.images // 16)

@@ -18,7 +18,8 @@ from sak.errors import SakError
 class CacheNeed:
     """One cache as some runs want it: `spec` with the wanted teachers alone, None to read the cache as it is.
 
-    `samples` is what the study says of the number of images, for where the data cannot be asked.
+    `teachers` are those that are read of a cache as it is, by name or by column, None for all that it has. `samples`
+    is what the study says of the number of images, for where the data cannot be asked.
     """
 
     cache: str
@@ -29,6 +30,7 @@ class CacheNeed:
     batch_size: int = 32
     max_bad: float | None = None
     samples: int | None = None
+    teachers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class ColumnState:
 
 
 def column_states(need: CacheNeed) -> list[ColumnState]:
-    """The columns that a need is about, in the spec's order; for a cache read as it is, all that it has."""
+    """The columns that a need is about, in the spec's order; of a cache as it is, those that are read."""
     cache = _opened(need)
     if need.spec is None:
-        return [] if cache is None else [_as_it_is(column) for column in _columns(cache)]
+        return [] if cache is None else [_as_it_is(each) for each in _columns(cache) if _is_read(need, each)]
     columns = [] if cache is None else _columns(cache)
     sizes = {each.teacher: each.total for each in plan_cache(need.spec, 1).columns}
     return [_state(need, teacher, columns, sizes[teacher]) for teacher in need.spec.teachers]
@@ -86,6 +88,10 @@ def _opened(need: CacheNeed) -> Cache | None:
 
 def _columns(cache: Cache) -> list[Column]:
     return [Column.open(layer, place) for place, layers in cache.columns.items() for layer in layers]
+
+
+def _is_read(need: CacheNeed, column: Column) -> bool:
+    return need.teachers is None or not {column.place.teacher, column.place.name}.isdisjoint(need.teachers)
 
 
 def _state(need: CacheNeed, teacher: str, columns: Sequence[Column], size: float) -> ColumnState:

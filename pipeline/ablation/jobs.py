@@ -165,6 +165,7 @@ def _need(section: str, settings: Mapping[str, Any], teachers: Sequence[str] | N
         batch_size=checked.batch_size,
         max_bad=checked.max_bad,
         samples=checked.samples,
+        teachers=None if teachers is None else tuple(teachers),
     )
 
 

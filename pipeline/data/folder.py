@@ -9,6 +9,7 @@ tasks:
 
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from sak.errors import UsageError, nearest
 from sak.metrics.boundary.ground_truth import from_boundary_map
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FEWEST_CLASSES = 2
 ROWS = {task.name: task for dataset in (table.PASCAL_CONTEXT, table.NYUD) for task in dataset}
 
 
@@ -35,7 +37,8 @@ class FolderTask(_Frozen):
     """Labels of one task: `<folder>/<id><suffix>`.
 
     PNG values are class numbers (255 ignored), 0/255 masks (sal, edge), or 2 * png / 255 - 1 (normals); depth is .npy
-    metres, or a 16-bit PNG times `scale`. `classes` names semseg's classes; `weight` replaces the table's.
+    metres, or a 16-bit PNG times `scale`. `classes` names the classes of semseg, and makes a task of any new name;
+    `weight` replaces the table's.
     """
 
     folder: str
@@ -65,27 +68,46 @@ class FolderSpec(_Frozen):
             spec = cls.model_validate(read)
         except ValidationError as error:
             raise UsageError(f"{path}: {_first(error)}") from error
-        for task in spec.tasks:
-            if task not in ROWS:
-                raise UsageError(f"{path}: tasks: unknown task {task!r}{nearest(task, ROWS)}")
-        if "semseg" in spec.tasks and len(spec.tasks["semseg"].classes) < 2:
-            raise UsageError(
-                f"{path}: tasks.semseg.classes must name at least two classes, in the order of their numbers"
-            )
+        for name, task in spec.tasks.items():
+            _check_classes_of(name, task.classes, path)
         return spec.model_copy(update={"name": path.stem} if spec.name == "folder" else {})
 
     def table(self) -> table.Dataset:
-        """The task rows of this folder: the paper's, with these classes and weights."""
+        """The task rows of this folder: the paper's and those of new names, with these classes and weights."""
         rows = []
         for name, task in self.tasks.items():
-            row = ROWS[name]
+            row = ROWS.get(name, replace(ROWS["semseg"], name=name))
             if task.weight is not None:
                 row = replace(row, weight=task.weight)
-            if name == "semseg":
+            if task.classes:
                 colours = table.voc_palette(len(task.classes))
                 row = replace(row, channels=len(task.classes), classes=task.classes, palette=colours)
             rows.append(row)
         return table.Dataset(self.name, self.input_size, tuple(rows))
+
+
+def _check_classes_of(name: str, classes: Sequence[str], path: Path) -> None:
+    """UsageError where a task needs classes and has none, or has some that are not its to choose."""
+    if name not in ROWS:
+        _check_new(name, classes, path)
+    if (classes or name not in ROWS or name == "semseg") and len(classes) < FEWEST_CLASSES:
+        raise UsageError(f"{path}: tasks.{name}.classes must name at least two classes, in the order of their numbers")
+    if classes and name in ROWS and ROWS[name].metric != ROWS["semseg"].metric:
+        raise UsageError(f"{path}: tasks.{name} has classes or channels of its own: leave classes out")
+
+
+def _check_new(name: str, classes: Sequence[str], path: Path) -> None:
+    """UsageError for a name that nothing is known of, or that is most likely a misspelt one."""
+    misspelt = get_close_matches(name, ROWS, n=1, cutoff=0.8)
+    if misspelt:
+        raise UsageError(f"{path}: tasks: unknown task {name!r}; did you mean {misspelt[0]!r}?")
+    if not classes:
+        raise UsageError(
+            f"{path}: tasks: unknown task {name!r}{nearest(name, ROWS)}; a task of your own needs the names of its "
+            f"classes: {name}: {{folder: ..., classes: [first, second]}}"
+        )
+    if not name.isidentifier():
+        raise UsageError(f"{path}: tasks: a task's name is letters, digits and _, got {name!r}")
 
 
 def _first(error: ValidationError) -> str:
@@ -109,6 +131,7 @@ class FolderDataset:
         self.root = root
         self.dataset = spec.name
         self.tasks = select_tasks(tasks, tuple(spec.tasks), spec.name)
+        self.channels = spec.table().channels
         self.names = read_lines(inside(root, spec.splits[split]))
 
     def __len__(self) -> int:
@@ -165,8 +188,7 @@ class FolderDataset:
         if task in ("sal", "edge"):
             return plane(self._mask(path).astype(np.float32), path)
         values = read_png(path)
-        classes = len(self.spec.tasks[task].classes) if task == "semseg" else ROWS[task].channels
-        return plane(check_classes(values, classes, path), path)
+        return plane(check_classes(values, self.channels[task], path), path)
 
 
 def inside(root: Path, *parts: str) -> Path:

@@ -1,6 +1,7 @@
 """Batches loaded by worker processes, in the order of batches that somebody else decides."""
 
 import signal
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,18 +60,20 @@ def load_batches(
     """
     before = signal.getsignal(signal.SIGCHLD)
     others = active_children()
-    batches = iter(
-        DataLoader(
-            loader,
-            sampler=_Batches(wanted),
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=pin,
-            prefetch_factor=2 if workers else None,
-            multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_leave_signals_alone if workers else None,
+    with warnings.catch_warnings():  # the progress line says how long is waited for data; torch counts cores alone
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        batches = iter(
+            DataLoader(
+                loader,
+                sampler=_Batches(wanted),
+                batch_size=None,
+                num_workers=workers,
+                pin_memory=pin,
+                prefetch_factor=2 if workers else None,
+                multiprocessing_context="spawn" if workers else None,
+                worker_init_fn=_leave_signals_alone if workers else None,
+            )
         )
-    )
     if workers and current_thread() is main_thread():
         signal.signal(signal.SIGCHLD, before)  # torch's raises anywhere, in the midst of writing a checkpoint too
     readers = [child for child in active_children() if child not in others]

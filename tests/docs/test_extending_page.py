@@ -9,7 +9,9 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline.cache.spec import parse_spec
+from pipeline.ablation.specs import only_teachers
+from pipeline.ablation.study import load_study
+from pipeline.cache.spec import load_spec, parse_spec
 from pipeline.data import datasets, folder
 from pipeline.finetune import run_finetune
 from pipeline.training.finetune_recipe import FinetuneRecipe
@@ -17,7 +19,7 @@ from sak import tasks
 from sak.student import StemSize, StudentConfig, new_student
 from sak.student.decoders import DECODERS
 from sak.teachers import build_teacher
-from tests.docs.pages import block_with, code_blocks, page
+from tests.docs.pages import ROOT, block_with, code_blocks, page
 
 TEXT = page("extending.md")
 QUICK = ["student.stem={width: 24, depth: 4, heads: 3}", "training.schedule.kind=constant"]
@@ -36,6 +38,14 @@ def test_examples_are_under_thirty_lines():
 def test_a_teacher_of_a_library_is_a_few_lines_of_a_spec():
     spec = parse_spec(yaml.safe_load(block_with(TEXT, "siglip:\n")))
     assert spec.teachers["siglip"].levels == (3, 6, 9, 12)
+    others = load_spec(ROOT / "cache_specs" / "sak_b.yaml")
+    assert only_teachers(spec, list(others.teachers), "the page") == others
+
+
+def test_the_ablation_of_a_teacher_is_a_study(tmp_path):
+    (tmp_path / "siglip.yaml").write_text(block_with(TEXT, "title:"))
+    study = load_study(tmp_path / "siglip.yaml")
+    assert [len(row["distill.teachers"]) for row in study.rows.values()] == [3, 4]
 
 
 def test_a_teacher_of_ones_own_is_a_module(tmp_path, monkeypatch):
@@ -78,6 +88,14 @@ def test_the_described_folder_is_read_and_trained_on(roads):
     sample = datasets.open_dataset(str(roads / "roads.yaml"), roads, "val")[0]
     assert set(sample.labels) == {"semseg", "depth", "edge"}
     assert 0.5 <= sample.labels["depth"].min() <= sample.labels["depth"].max() < 9
+    assert train(str(roads / "roads.yaml"), roads).step == 2
+
+
+def test_a_task_of_classes_is_a_line(roads):
+    described = yaml.safe_load((roads / "roads.yaml").read_text())
+    described["tasks"] = yaml.safe_load(block_with(TEXT, "more under tasks:"))
+    (roads / "roads.yaml").write_text(yaml.safe_dump(described))
+    assert datasets.task_table(str(roads / "roads.yaml"))["material"] == run_block("MATERIAL = Task(")["MATERIAL"]
     assert train(str(roads / "roads.yaml"), roads).step == 2
 
 

@@ -126,6 +126,12 @@ def test_a_dry_run_says_runs_columns_and_times_and_writes_nothing(study):
     assert study.calls == []
 
 
+def test_the_plan_names_for_each_row_the_columns_of_its_own_teachers(study):
+    lines = study.write(seeds=[0])(dry_run=True).to_text(100).splitlines()
+    first, second = (next(line for line in lines if line.startswith(row)) for row in ("DINOv2", "CLIP"))
+    assert ("dinov2-" in first, "clip-" in first, "dinov2-" in second, "clip-" in second) == (True, False, False, True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -328,12 +328,24 @@ def test_a_folder_described_by_yaml_reads_like_any_set(folder):
         ("semseg:", "semsge:", "did you mean 'semseg'"),
         ("classes: [road, car, tree]", "classes: [road]", "at least two classes"),
         ("images: images", "image: images", "images"),
+        ("semseg:", "semseg: {folder: labels, classes: [a, b, c]}\n  my-task:", "letters, digits and _, got 'my-task'"),
+        ("depth, scale: 0.001", "depth, classes: [near, far]", "tasks.depth has classes or channels of its own"),
+        ("  depth: {folder: depth, scale: 0.001}", "  lanes: {folder: labels}", "lanes: {folder: ..., classes: "),
     ],
 )
 def test_a_wrong_description_names_the_key(folder, old, new, message):
     folder.write_text(folder.read_text().replace(old, new))
     with pytest.raises(UsageError, match=message):
         open_dataset(str(folder), folder.parent / "own", "train")
+
+
+def test_a_new_name_with_classes_is_a_task_of_its_own(folder):
+    folder.write_text(f"{folder.read_text()}  lanes: {{folder: labels, classes: [none, left, right], weight: 2}}\n")
+    row = task_table(str(folder))["lanes"]
+    assert (row.channels, row.classes, row.weight, len(row.palette)) == (3, ("none", "left", "right"), 2.0, 3)
+    assert (row.loss, row.metric, row.lower_is_better) == ("cross_entropy", "mIoU", False)
+    labels = open_dataset(str(folder), folder.parent / "own", "train")[0].labels
+    assert np.array_equal(labels["lanes"], labels["semseg"])
 
 
 def test_a_label_beyond_the_classes_is_named(folder):

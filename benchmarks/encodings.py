@@ -1,6 +1,6 @@
 """Bytes against fidelity: what each encoding of a spec's teachers costs and keeps, on images not calibrated on.
 
-python benchmarks/encodings.py --spec cache_specs/demo.yaml --shards demo/data/imagenet --figure docs/encodings.svg
+python benchmarks/encodings.py --spec cache_specs/demo.yaml --shards demo/data/imagenet --figure encodings.svg
 """
 
 import argparse
@@ -102,9 +102,16 @@ def draw(rows: Rows, path: Path) -> None:
     for teacher in dict.fromkeys(str(row["teacher"]) for row in rows):
         own = sorted((row for row in rows if row["teacher"] == teacher), key=lambda row: float(row["bits a value"]))  # type: ignore[arg-type]
         axes.plot([row["bits a value"] for row in own], [row["relative error"] for row in own], "o", label=teacher)
-    for row in rows[: len(encodings(6))]:
-        axes.annotate(str(row["encoding"]), (row["bits a value"], row["relative error"]), fontsize=7,  # type: ignore[arg-type]
-                      xytext=(5, 3), textcoords="offset points")  # fmt: skip
+    first = rows[: len(encodings(6))]
+    most = max(float(row["bits a value"]) for row in first)  # type: ignore[arg-type]
+    for row in first:
+        name = str(row["encoding"])
+        shift, side = ((0, 8 if "int8" in name else -14), "center") if "PCA" in name else ((7, -3), "left")
+        if row["bits a value"] == most:  # inside the frame
+            shift, side = (-7, -3), "right"
+        axes.annotate(name, (row["bits a value"], row["relative error"]), fontsize=8, xytext=shift,  # type: ignore[arg-type]
+                      textcoords="offset points", ha=side)  # fmt: skip
+    axes.margins(x=0.1, y=0.25)
     axes.set(xscale="log", yscale="log", xlabel="bits stored for each channel of a token",
              ylabel="relative error, standardised space")  # fmt: skip
     axes.grid(alpha=0.3)

@@ -105,7 +105,8 @@ def verify_text(found: Verification) -> str:
     how = "read and decoded" if found.deep else "looked at (--deep reads them)"
     missing = f"; {found.missing:,} blocks are not there yet" if found.missing else ""
     verdict = "sound" if found.sound else f"problems found, {len(found.problems):,}"
-    return "\n".join([*map(_problem, found.problems), f"{verdict}: {looked} {how}{missing}"])
+    mend = "" if found.sound else f"; mend it with `sak-cli cache repair {found.cache}`"
+    return "\n".join([*map(_problem, found.problems), f"{verdict}: {looked} {how}{missing}{mend}"])
 
 
 def _problem(each: Problem) -> str:

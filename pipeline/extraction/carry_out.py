@@ -21,7 +21,7 @@ def carry_out(
     """
     status = "stopped"
     try:
-        with closing(outcomes(cluster, run, tally.plan.jobs)) as results:
+        with closing(outcomes(cluster, run, tally.plan.jobs, voice.say)) as results:
             for outcome in results:
                 tally.add(outcome)
                 voice.progress(tally.attempted, tally.plan.images, tally.stages.note())

@@ -17,6 +17,7 @@ from distributed.comm import CommClosedError
 
 from pipeline.cluster import BLOCKS_IN_FLIGHT, Cluster
 from pipeline.extraction.calibrate import Calibrated
+from pipeline.extraction.config import Say, quiet
 from pipeline.extraction.job import Failure, Outcome, extract_block
 from pipeline.extraction.measure import Speed
 from pipeline.extraction.plan import Job
@@ -27,6 +28,7 @@ RETRIES = 2  # of what is no fault of the data or the user: those come home as o
 STOP_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
 _HELD_SECONDS = 2.0
+_WATCH_SECONDS = 5.0
 _LOST = (CancelledError, CommClosedError, ClosedClientError)
 
 Answer = TypeVar("Answer", Calibrated, Speed)
@@ -78,13 +80,15 @@ def ask(cluster: Cluster, function: Callable[..., Answer], run: Run, *arguments:
     return answer
 
 
-def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job]) -> Generator[Outcome]:
+def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job], say: Say = quiet) -> Generator[Outcome]:
     """Run all jobs; each outcome as it comes. Blocks that other runs hold are asked for again until they are done.
 
-    Close it: jobs that run when it ends early stop at their next batch, and are given a little time for that.
+    Where all workers are gone it waits for others, and says so once. Close it: jobs that run when it ends early stop at
+    their next batch, and are given a little time for that.
     """
     queue, held = deque(jobs), deque[tuple[float, Job]]()
     running: dict[Future, Job] = {}
+    watch = _WorkerWatch(cluster, say)
     with _stopped_early(cluster, run, running), _told_if_lost():
         while queue or held or running:
             while held and held[0][0] <= time.monotonic():
@@ -92,6 +96,7 @@ def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job]) -> Generator[Outco
             while queue and len(running) < _window(cluster):
                 job = queue.popleft()
                 running[cluster.client.submit(extract_block, run, job, pure=False, retries=RETRIES)] = job
+            watch.look()
             for future in _finished(running):
                 outcome: Outcome = _result(future, running.pop(future).name)
                 _refuse_failure(outcome.failure)
@@ -120,11 +125,38 @@ def _stopped_early(cluster: Cluster, run: Run, running: Mapping[Future, object])
 
 def _window(cluster: Cluster) -> int:
     """Enough that no worker waits for the next job, and no more: submitted jobs hold what they will need."""
+    return BLOCKS_IN_FLIGHT * max(1, _workers(cluster)) + 1
+
+
+def _workers(cluster: Cluster) -> int:
     try:
-        workers = len(cluster.client.scheduler_info(n_workers=-1)["workers"])
+        return len(cluster.client.scheduler_info(n_workers=-1)["workers"])
     except OSError as error:
         raise SchedulerLostError from error
-    return BLOCKS_IN_FLIGHT * max(1, workers) + 1
+
+
+class _WorkerWatch:
+    """Tells once, after a while, that there are no workers: a run that waits for them looks as if it hung."""
+
+    def __init__(self, cluster: Cluster, say: Say) -> None:
+        self._cluster, self._say = cluster, say
+        self._looked = self._seen = time.monotonic()
+        self._told = False
+
+    def look(self) -> None:
+        """Count the workers now and then."""
+        now = time.monotonic()
+        if now - self._looked < _WATCH_SECONDS:
+            return
+        self._looked = now
+        if _workers(self._cluster):
+            self._seen, self._told = now, False
+        elif not self._told and now - self._seen > 2 * _WATCH_SECONDS:
+            self._told = True
+            self._say(
+                "All workers are gone; waiting for others to join the scheduler (Ctrl-C stops: what was "
+                "finished is kept)"
+            )
 
 
 def _finished(running: dict[Future, Job]) -> list[Future]:

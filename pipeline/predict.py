@@ -13,7 +13,7 @@ from pipeline.cluster import resolve_device
 from pipeline.data.fitted import read_at_own_size
 from pipeline.images.source import IMAGE_EXTENSIONS
 from pipeline.pictures.files import Stored, prediction_file, stored
-from pipeline.pictures.photos import Failure, Photo, PhotoWork, Wanted, panel_file, prepare, read, write
+from pipeline.pictures.photos import PANELS, Failure, Photo, PhotoWork, Wanted, panel_file, prepare, read, write
 from pipeline.processes import WAITING, in_order, worker_pool
 from pipeline.progress import Update
 from pipeline.training.task_model import Checkpoint
@@ -87,10 +87,10 @@ def predict(config: PredictConfig, *, progress: Update | None = None) -> Predict
     Images smaller than the network's input are padded, larger ones shrunk; depth is as if the camera were the training
     set's, whatever the image's size.
     """
-    wanted = find(config.images)
     device = torch.device(resolve_device(config.device))
     networks = TaskModels.load(config.run, checkpoint=config.checkpoint, dataset=config.dataset, image_size=config.size)
     table = networks.table(config.tasks)
+    wanted = find(config.images, ours=[config.out / folder for folder in (PANELS, *table.names)])
     if not config.overwrite:
         _refuse_existing(config.out, table, wanted)
     networks.to(device)
@@ -113,9 +113,12 @@ def predict(config: PredictConfig, *, progress: Update | None = None) -> Predict
     return PredictReport(len(wanted) - len(bad), config.out, tuple(bad))
 
 
-def find(places: Sequence[Path]) -> list[Wanted]:
-    """The images of files and folders, each with a name of its own; UsageError where there are none."""
-    found = [(path, name) for place in places for path, name in _listed(place)]
+def find(places: Sequence[Path], *, ours: Sequence[Path] = ()) -> list[Wanted]:
+    """The images of files and folders, each with a name of its own; UsageError where there are none.
+
+    The folders `ours` hold pictures that were predicted before: they are left out where a folder around them is walked.
+    """
+    found = [(path, name) for place in places for path, name in _listed(place, ours)]
     found = list(dict.fromkeys(found))
     times = Counter(name.with_suffix("") for _, name in found)
     named = [
@@ -130,7 +133,7 @@ def find(places: Sequence[Path]) -> list[Wanted]:
     return named
 
 
-def _listed(place: Path) -> Iterator[tuple[Path, Path]]:
+def _listed(place: Path, ours: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     """(file, its path inside the folder that was named) of a file or of all images in a folder."""
     if place.is_file():
         yield place, Path(place.name)
@@ -139,6 +142,12 @@ def _listed(place: Path) -> Iterator[tuple[Path, Path]]:
         raise UsageError(f"{place}: no such file or folder; give images, or folders of images")
     inside = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
     files = [path for path in inside if path.is_file() and not path.name.startswith(".")]
+    root = place.resolve()
+    inner = [folder for folder in (each.resolve() for each in ours) if folder != root and folder.is_relative_to(root)]
+    if inner:
+        files = [
+            path for path in files if not any((root / path.relative_to(place)).is_relative_to(own) for own in inner)
+        ]
     if not files:
         raise UsageError(f"{place} holds no images ({', '.join(IMAGE_EXTENSIONS)}); name another folder, or the files")
     yield from ((path, path.relative_to(place)) for path in files)

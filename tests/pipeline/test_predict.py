@@ -132,6 +132,15 @@ def test_images_of_one_name_keep_their_endings_and_clashes_are_refused(photo, tm
         find([tmp_path / "one", tmp_path / "two"])
 
 
+@pytest.mark.parametrize("inside", ["", "pictures"])
+def test_pictures_beside_the_photos_are_not_predicted_again(run, photo, tmp_path, inside):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photo.save(photos / "a.png")
+    for _ in range(2):
+        assert predict(asked(run, photos, out=photos / inside, overwrite=True)).predicted == 1
+
+
 def test_another_size_predicts_with_the_position_embedding_resampled(run, photo, tmp_path):
     photo.save(tmp_path / "a.png")
     assert predict(asked(run, tmp_path / "a.png", size=(96, 128))).predicted == 1

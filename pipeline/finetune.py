@@ -158,7 +158,7 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     distillation = replace(recipe.distillation.loss(), standardisers=scales)
     objective = make_objective(recipe, rows, distillation, average, balance)
     fit = Fit(network, batches, finetune_step(objective), config=recipe.training, run=run, hooks=hooks,
-              accelerator=accelerator, balance=balance)  # fmt: skip
+              accelerator=accelerator, balance=balance, shares=recipe.student.shares())  # fmt: skip
     if session.start.resume:
         fit.resume()
     if accelerator.is_main_process:

@@ -1,5 +1,6 @@
 """How a run goes: steps, batch, optimiser, schedule, precision. Not hashed into any cache."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,6 +17,9 @@ class Frozen(BaseModel):
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+SHARE = "share"
+"""In an optimiser's group: its part of the learning rate."""
+
 SEEDS = 2**31
 """Seeds are below this, so that a process's number can be added to one."""
 
@@ -92,15 +96,29 @@ class TrainingConfig(Frozen):
         return WarmupCosine(total, warmup, peak, chosen.final_rate, chosen.warmup_rate, chosen.delay)
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig, *, beside: nn.Module | None = None) -> torch.optim.AdamW:
+def make_optimiser(
+    model: nn.Module,
+    config: OptimiserConfig,
+    *,
+    beside: nn.Module | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> torch.optim.AdamW:
     """AdamW over everything that trains, in one group; fused where there is a CUDA device.
 
-    Parameters of `beside`, if it has any, make a second group without weight decay.
+    Parameters of `beside`, if it has any, make a second group without weight decay. Each share other than 1 makes a
+    group of those of the model's parts, by their attributes' names, that learn at their share of the rate (`set_rate`).
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = any(parameter.is_cuda for parameter in trained)
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    fused = any(parameter.is_cuda for _, parameter in named)
     others = [] if beside is None else list(beside.parameters())
-    groups: list[dict[str, Any]] = [{"params": trained}]
+    by_share: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in named:
+        by_share.setdefault((shares or {}).get(name.partition(".")[0], 1.0), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": found} if share == 1 else {"params": found, SHARE: share}
+        for share, found in by_share.items()
+        if found
+    ]
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
     return torch.optim.AdamW(
@@ -111,3 +129,9 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig, *, beside: nn.Modu
         weight_decay=config.weight_decay,
         fused=fused or None,
     )
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the step to come; a group with a share has its own part of it."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get(SHARE, 1.0)

@@ -14,6 +14,9 @@ from sak.student.config import Fusion
 from sak.student.decoders import DECODERS
 
 STEPS = 40_000
+TRUNK = ("stem", "paths", "norms", "aligners")
+"""What a `Student` has from its distillation; the rest is new to fine-tuning."""
+
 Size = tuple[int, int]
 
 
@@ -31,7 +34,8 @@ class NetworkRecipe(StudentRecipe):
     `gate_noise` is one draw per image and expert (the paper) or one per pixel too (published code). `decoder` is
     `simple` (the paper) where neither a checkpoint nor the recipe says otherwise. `fusion` is what the heads read:
     `mor`, `sum` (the teachers' paths added up) or `none` (the stem alone); by default what the student was made for.
-    `lora` freezes the stem but for low-rank updates.
+    `lora` freezes the stem but for low-rank updates. `trunk_rate` is the learning rate of what comes trained (stem,
+    adapter paths, aligners) as a share of that of routers and heads; 1 is the paper's.
     """
 
     freeze: Literal["none", "stem", "all-but-routers"] = "none"  # type: ignore[assignment]  # one more than distillation
@@ -39,6 +43,7 @@ class NetworkRecipe(StudentRecipe):
     decoder: str | None = None
     fusion: Fusion | None = None
     lora: LoraRecipe | None = None
+    trunk_rate: float = Field(default=1.0, gt=0)
 
     @field_validator("decoder")
     @classmethod
@@ -46,6 +51,11 @@ class NetworkRecipe(StudentRecipe):
         if name is not None and name not in DECODERS:
             raise ValueError(f"must be one of {', '.join(DECODERS)}, got {name!r}")
         return name
+
+    def shares(self) -> dict[str, float]:
+        """Part of a `Student` -> its share of the learning rate; all others have the whole of it."""
+        trained = TRUNK if self.lora is None else TRUNK[1:]  # low-rank updates of the stem are new
+        return dict.fromkeys(trained, self.trunk_rate)
 
     def lora_layers(self) -> Lora | None:
         """The updates of the stem that are asked for."""

@@ -5,7 +5,7 @@ batches would be shared out a second time and the schedule stepped once a proces
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.training.agreement import Agreement
 from pipeline.training.balance import Balance, Surgery, average_over_processes
-from pipeline.training.config import TrainingConfig, make_optimiser
+from pipeline.training.config import TrainingConfig, make_optimiser, set_rate
 from pipeline.training.devices import make_accelerator as make_accelerator
 from pipeline.training.ema import Ema
 from pipeline.training.protocols import Batch as Batch
@@ -36,7 +36,7 @@ from pipeline.training.window import Window
 class Fit:
     """One run of training, from its first or its last saved step to its end."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what a run is made of)
         self,
         model: nn.Module,
         source: BatchSource,
@@ -47,6 +47,7 @@ class Fit:
         hooks: Hooks,
         accelerator: Accelerator,
         balance: Balance | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         self.config, self.run, self.hooks, self.accelerator = config, run, hooks, accelerator
         self.source, self.take_step = source, step
@@ -60,7 +61,7 @@ class Fit:
         self.plain = model.to(accelerator.device)
         self.balance = balance
         beside = balance.weighting.to(accelerator.device) if balance is not None else None
-        self.optimiser = make_optimiser(self.plain, config.optimiser, beside=beside)
+        self.optimiser = make_optimiser(self.plain, config.optimiser, beside=beside, shares=shares)
         self.beside = [] if beside is None else list(beside.parameters())
         combining = balance is not None and balance.combine is not None
         trained = [*self.plain.parameters(), *self.beside]
@@ -122,8 +123,7 @@ class Fit:
     def _one_step(self, batches: Iterator[Batch], stop: StopRequest) -> None:
         batch, waited = self._next(batches)
         rate = self.rates(self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimiser, rate)
         results = self._gradients(batch)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip_norm)

@@ -192,7 +192,7 @@ def stop_after(step, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_seven_steps_a_signal_and_thirteen_more_are_twenty_bit_for_bit(run, distilled, monkeypatch, workers):
-    asked = {"init": str(distilled), "recipe": {"training": {"steps": 20}}}
+    asked = {"init": str(distilled), "recipe": {"training": {"steps": 20}, "student": {"trunk_rate": 0.5}}}
     straight = run("straight", **asked)
     stop_after(7, monkeypatch)
     settings = {**asked, "recipe": {**asked["recipe"], "data": {"workers": workers}}}
@@ -238,6 +238,14 @@ def test_delta_m_over_a_baseline_names_the_best_checkpoint(run):
     assert state["values"]["best"] == at_end["delta_m"]
     with pytest.raises(UsageError, match=r"has not measured metric/normals; train it on the same tasks"):
         run("other", baseline="multi-task", tasks=(*tasks, "normals"), baseline_run=str(baseline.directory.root))
+    with pytest.raises(UsageError, match=r"was trained on demo-nyud, not on demo-pascal: delta_m is over a baseline"):
+        run(
+            "pascal",
+            dataset="demo-pascal",
+            tasks=tasks,
+            baseline="multi-task",
+            baseline_run=str(baseline.directory.root),
+        )
 
 
 def test_a_fraction_of_the_images_is_fixed_by_the_seed(run):

@@ -7,8 +7,10 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from pipeline.training.checkpoint import CheckpointError
+from pipeline.training.config import OptimiserConfig, make_optimiser, set_rate
 from pipeline.training.loop import TrainingError
 from pipeline.training.saver import Progress
 from pipeline.training.schedules import WarmupCosine
@@ -309,3 +311,14 @@ def test_checkpoints_are_told_of_when_they_are_whole(toy):
         path.name for path in (toy.root / "run/checkpoints").glob("step-*")))})  # fmt: skip
     fit()
     assert seen == [["step-00000004"], ["step-00000008"], ["step-00000009"]]
+
+
+def test_parts_of_a_model_learn_at_their_share_of_the_rate():
+    model = nn.ModuleDict({"stem": nn.Linear(2, 2), "heads": nn.Linear(2, 2), "norms": nn.Linear(2, 2)})
+    assert len(make_optimiser(model, OptimiserConfig(), shares={"stem": 1.0}).param_groups) == 1
+    optimiser = make_optimiser(model, OptimiserConfig(), shares={"stem": 0.1, "norms": 0.1, "paths": 0.1})
+    set_rate(optimiser, 0.5)
+    rates = {id(each): group["lr"] for group in optimiser.param_groups for each in group["params"]}
+    assert {name: rates[id(each)] for name, each in model.named_parameters() if name.endswith("bias")} == pytest.approx(
+        {"stem.bias": 0.05, "heads.bias": 0.5, "norms.bias": 0.05}
+    )

@@ -92,6 +92,13 @@ def check_tree(
     return TreeCheck(name, split, len(dataset), len(wanted), tuple(path for path in wanted if not path.is_file()))
 
 
+def files_read(dataset: ListedDataset, count: int, *, boundaries: bool) -> Iterator[Path]:
+    """The files of the first `count` images, with the ground truth of boundary evaluation where it is asked for."""
+    for image in dataset.names[:count]:
+        yield from dataset.files(image)
+        yield from dataset.boundary_files(image) if boundaries else ()
+
+
 def fraction_of(dataset: TaskDataset, fraction: float, seed: int) -> tuple[int, ...]:
     """Indices of a fixed share of a data set: the images whose id hashes lowest under `seed`, in the set's order."""
     if not 0 < fraction <= 1:

@@ -87,6 +87,10 @@ def read_lines(path: Path) -> tuple[str, ...]:
     """The non-empty lines of a split's list; DataError where there are none, or one is there twice."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is missing: it lists the images of a split, one id a line; give the folder of the data set itself"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); it lists the images of a split, one id a line") from error
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Evaluated:
         tasks: that were judged, in the table's order.
         checkpoint: `best` or `last`; `weights` is the SHA-256 of its tensors.
         size: (H, W) that was predicted at.
+        files: the SHA-256 of the sizes and times of change of all images and labels; empty in evaluations of before.
     """
 
     dataset: str
@@ -39,6 +40,7 @@ class Evaluated:
     checkpoint: str
     weights: str
     size: tuple[int, int]
+    files: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,15 @@ class StoredEvaluation:
 def images_digest(dataset: TaskDataset, count: int) -> str:
     """Of the ids of the first `count` images."""
     return hashlib.sha256("\0".join(dataset.name(index) for index in range(count)).encode()).hexdigest()
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """Of files' names, sizes and times of change: labels that were mended since are others."""
+    digest = hashlib.sha256()
+    for path in files:
+        found = path.stat()
+        digest.update(f"{path.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def weights_digest(models: Sequence[nn.Module]) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
-from pipeline.data.datasets import check_tree, open_dataset, task_table
-from pipeline.data.sample import TaskDataset
+from pipeline.data.datasets import ListedDataset, check_tree, files_read, open_dataset, task_table
 from pipeline.progress import Update
 from pipeline.training.evaluation import Evaluation, Predict, evaluate_tasks
 from pipeline.training.evaluation_store import (
     Evaluated,
     StoredEvaluation,
+    files_digest,
     images_digest,
     read_stored,
     store_name,
@@ -101,7 +101,7 @@ class OpenedRun:
     place: Path
     networks: TaskModels
     table: Dataset
-    dataset: TaskDataset
+    dataset: ListedDataset
     of: Evaluated
     path: Path
     """Of the stored evaluation, without suffix."""
@@ -139,6 +139,7 @@ class Evaluator:
             config.checkpoint,
             weights_digest([model.model for model in networks.models]),
             networks.size,
+            files_digest(files_read(dataset, count, boundaries=edges)),
         )
         part = table.names if len(table) < len(task_table(name)) else None
         path = place / store_name(config.split, config.checkpoint, config.limit, part)
@@ -203,11 +204,13 @@ def _judged(networks: TaskModels, config: EvaluateConfig) -> Dataset:
 
 
 def trained_on(place: Path) -> Path:
-    """The data that a run's configuration names; UsageError where it names none."""
+    """The data that a run's configuration names; UsageError where it names none, or that is not there."""
     try:
         data = yaml.safe_load((place / CONFIG).read_text()).get("data")
     except (OSError, yaml.YAMLError, AttributeError):
         data = None
     if not isinstance(data, str):
         raise UsageError(f"{place} does not say where its data is; name the data set's folder with --data")
+    if not Path(data).is_dir():
+        raise UsageError(f"{place} was trained on {data}, which is not there; name the data set's folder with --data")
     return Path(data)

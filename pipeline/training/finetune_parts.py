@@ -124,7 +124,8 @@ def held_out(data: TaskData, config: FinetuneConfig, rows: Dataset, accelerator:
     if data.validation is None:
         return None
     recipe = config.recipe.evaluation
-    baseline = baseline_scores(Path(config.baseline_run), rows, recipe) if config.baseline_run is not None else None
+    over = config.baseline_run
+    baseline = baseline_scores(Path(over), config.dataset, rows, recipe) if over is not None else None
     size = config.recipe.data.size or rows.input_size
     return HeldOut(data.validation, rows, size, recipe, accelerator, baseline)
 

@@ -165,11 +165,19 @@ def gain_over(
     return {"delta_m": delta_m(table, scores, theirs).value}
 
 
-def baseline_scores(run: Path, rows: Dataset, recipe: EvaluationRecipe) -> dict[str, float]:
-    """What a baseline run measured at its best checkpoint, by `Measured.name`; UsageError where one is missing."""
+def baseline_scores(run: Path, dataset: str, rows: Dataset, recipe: EvaluationRecipe) -> dict[str, float]:
+    """What a baseline run measured at its best checkpoint, by `Measured.name`.
+
+    UsageError where it is of another data set than `dataset`, or one is missing.
+    """
     if not (run / ABOUT).is_file():
         raise UsageError(f"--baseline-run {run}: no run there; train one with sak-cli finetune --baseline single-task")
     about = RunDirectory(run).about()
+    if about.get("dataset") != dataset:
+        raise UsageError(
+            f"--baseline-run {run} was trained on {about.get('dataset', 'no data set')}, not on {dataset}: delta_m is "
+            "over a baseline of the same data"
+        )
     found: dict[str, float] = {}
     for folder in about.get("parts", {"": "."}).values():
         found |= _at_best(run / folder)

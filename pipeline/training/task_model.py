@@ -139,7 +139,8 @@ def _from_run(
     run: Path, about: Mapping[str, Any], checkpoint: Checkpoint, dataset: str | None, image_size: Size | None
 ) -> TaskModel:
     model = _load(checkpoint_folder(run, checkpoint), image_size)
-    return _checked(describe(model, dataset=dataset or about["dataset"], kind=about["kind"]), run)
+    found = describe(model, dataset=dataset or about["dataset"], kind=about["kind"])
+    return _checked(found, run, f"it was trained on {about['dataset']}")
 
 
 def _from_folder(folder: Path, dataset: str | None, image_size: Size | None) -> TaskModel:
@@ -171,21 +172,19 @@ def _guess(tasks: Mapping[str, int], folder: Path) -> str:
     return fitting[0] if tasks else ""
 
 
-def _checked(found: TaskModel, place: Path) -> TaskModel:
-    """UsageError unless the network has heads, and they are the data set's."""
+def _checked(found: TaskModel, place: Path, hint: str = "name the data set it was trained on") -> TaskModel:
+    """UsageError, ending with the hint, unless the network has heads, and they are the data set's."""
     if not found.tasks:
         raise UsageError(f"{place} has no task heads: it is a distilled student; fine-tune it first (sak-cli finetune)")
     rows = task_table(found.dataset or "")
     for task, channels in found.channels.items():
         if task not in rows.names:
             raise UsageError(
-                f"{place} predicts {task}, which {rows.name} does not have (it has {', '.join(rows.names)}); "
-                "name the data set it was trained on"
+                f"{place} predicts {task}, which {rows.name} does not have (it has {', '.join(rows.names)}); {hint}"
             )
         if rows[task].channels != channels:
             raise UsageError(
-                f"{place}: its head of {task} has {channels} channels, {rows.name} has {rows[task].channels}; "
-                "name the data set it was trained on"
+                f"{place}: its head of {task} has {channels} channels, {rows.name} has {rows[task].channels}; {hint}"
             )
     ordered = tuple(task for task in rows.names if task in found.tasks)
     return TaskModel(found.model, ordered, found.image_size, found.dataset, found.kind)

@@ -83,6 +83,12 @@ def test_delta_m_is_over_the_baseline_and_zero_over_itself(demo, run, tmp_path):
     assert evaluate(asked(run, baseline=run, boundary=False)).tables.gain.value == 0
 
 
+def evaluated_again(config):
+    said = []
+    evaluate(config, say=said.append)
+    return not any("taken from there" in line for line in said)
+
+
 def test_what_is_stored_is_used_again_only_where_it_fits(demo, run, tmp_path):
     said = []
     evaluate(asked(run), say=said.append)
@@ -103,6 +109,11 @@ def test_what_is_stored_is_used_again_only_where_it_fits(demo, run, tmp_path):
     assert stored.read_text() == (run / "evaluation-val.json").read_text()
     moved = shutil.copytree(demo, tmp_path / "moved")
     assert anew(data=moved)
+    evaluate(asked(run, data=moved, limit=1))
+    assert not evaluated_again(asked(run, data=moved, limit=1))
+    (label,) = moved.glob("NYUDv2/segmentation/" + (moved / "NYUDv2/gt_sets/val.txt").read_text().split()[0] + ".png")
+    Image.open(label).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(label)
+    assert evaluated_again(asked(run, data=moved, limit=1))
     evaluate(asked(run, data=moved))
     write_run(run, "demo-nyud", demo, seed=9, step=2)
     assert anew()
@@ -143,7 +154,11 @@ def test_a_run_of_one_network_a_task_is_evaluated_as_one(demo, tmp_path):
 
 def test_what_does_not_fit_is_one_line(demo, run, tmp_path):
     for options, error, message in (
-        ({"dataset": "pascal-context"}, UsageError, "its head of semseg has 40 channels, pascal-context has 21"),
+        (
+            {"dataset": "pascal-context"},
+            UsageError,
+            "has 40 channels, pascal-context has 21; it was trained on demo-nyud",
+        ),
         ({"tasks": ("depht",)}, UsageError, "does not predict 'depht'; did you mean 'depth'"),
         ({"split": "test"}, UsageError, "its splits are train, val"),
         ({"data": tmp_path / "nowhere"}, DataError, "is not a folder"),
@@ -155,6 +170,9 @@ def test_what_does_not_fit_is_one_line(demo, run, tmp_path):
     for option in ("batch_size", "limit"):
         with pytest.raises(UsageError, match="at least 1, got 0"):
             asked(run, **{option: 0})
+    elsewhere = write_run(tmp_path / "elsewhere", "demo-nyud", "nowhere/at/all")
+    with pytest.raises(UsageError, match=r"was trained on nowhere/at/all, which is not there; name .* with --data"):
+        evaluate(asked(elsewhere))
     (run / "config.yaml").unlink()
     with pytest.raises(UsageError, match="name the data set's folder with --data"):
         evaluate(asked(run))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.cache.manifest import MANIFEST, Manifest, data_name
 from pipeline.cache.sealed import CacheError, seal, unseal
+from pipeline.images.errors import DamagedIndexError
 from pipeline.images.index import ShardIndex
 from pipeline.storage import Location, MissingFileError
 from sak.errors import UsageError
@@ -92,7 +93,9 @@ class CacheFolder:
     def add_index(self, index: ShardIndex) -> str:
         """Keep a shard index, and with it where the images are; returns its data key."""
         key = index.data_key()
-        if not self.location.exists(f"index/{data_name(key)}"):
+        try:
+            self.index(key)
+        except (CacheError, DamagedIndexError):  # missing, or damaged
             index.save(self.index_path(key))
         return key
 

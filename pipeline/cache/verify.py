@@ -107,4 +107,4 @@ def _identity_problems(folder: CacheFolder) -> Iterator[Problem]:
         try:
             unseal(folder.location.read_bytes(path), folder.location.at(path))
         except SakError:
-            yield Problem(folder.location.at(path), "damaged; remove it, the next extraction reads the weights again")
+            yield Problem(folder.location.at(path), "damaged; the next extraction reads the weights again")

@@ -14,7 +14,7 @@ from pipeline.cache.spec import CacheSpec
 from pipeline.extraction.config import Voice
 from pipeline.extraction.teachers import Identity, identify, is_known
 from pipeline.images.build import Progress, build_index
-from pipeline.images.errors import StaleIndexError
+from pipeline.images.errors import DamagedIndexError, StaleIndexError
 from pipeline.images.index import ShardIndex
 from pipeline.images.source import find_images
 from sak.errors import UsageError, nearest
@@ -43,13 +43,12 @@ def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
     found = find_images(data).data
     for layer in cache.layers:
         for key in layer.data_keys():
-            index = layer.index(key)
-            if index.data != found:
-                continue
             try:
-                index.check_shards()
-                return index
-            except StaleIndexError as error:
+                index = layer.index(key)
+                if index.data == found:
+                    index.check_shards()
+                    return index
+            except (StaleIndexError, DamagedIndexError) as error:
                 voice.say(f"{error}: reading the images again")
     voice.say(f"Reading all images of {found} once, to index them")
 

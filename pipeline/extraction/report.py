@@ -146,5 +146,6 @@ class Tally:
 def write_report(report: ExtractReport, location: Location, run_id: str) -> ExtractReport:
     """Keep a report in the cache; returns it with its place."""
     path = f"reports/{report.started.replace(':', '').replace('+0000', 'Z')}-{run_id}.json"
-    location.write_bytes(path, (report.to_json() + "\n").encode())
-    return ExtractReport(**{**vars(report), "place": location.at(path)})
+    placed = ExtractReport(**{**vars(report), "place": location.at(path)})
+    location.write_bytes(path, (placed.to_json() + "\n").encode())
+    return placed

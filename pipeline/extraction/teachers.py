@@ -11,6 +11,7 @@ from pipeline.cache.key import canonical_json
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.sealed import seal, unseal
 from pipeline.cache.spec import CacheSpec, TeacherSpec
+from pipeline.cache.store import DamageError
 from pipeline.storage import MissingFileError
 from sak.errors import SakError
 from sak.teachers import Teacher, build_teacher
@@ -109,7 +110,7 @@ def _weights_digest(cache: CacheFolder, spec: CacheSpec, name: str) -> str:
     try:
         found = unseal(cache.location.read_bytes(path), cache.location.at(path))
         return str(found["weights_sha256"])
-    except MissingFileError:
+    except (MissingFileError, DamageError):
         digest = build_from_spec(spec, name).weights_sha256
         cache.location.write_bytes(path, seal({**known, "weights_sha256": digest}))
         return digest

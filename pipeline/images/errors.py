@@ -21,6 +21,10 @@ class IndexFileError(SakError):
     """An index file is damaged, is not one, or was written by a newer version."""
 
 
+class DamagedIndexError(IndexFileError):
+    """An index file is not what was written; building it from the images makes it again."""
+
+
 class StaleIndexError(SakError):
     """The shards changed since they were indexed."""
 

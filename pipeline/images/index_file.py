@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images.columns import DTYPES, Columns, column_names
-from pipeline.images.errors import IndexFileError
+from pipeline.images.errors import DamagedIndexError, IndexFileError
 from pipeline.images.source import Kind, Stamp
 from pipeline.storage import Location, StorageError
 from pipeline.storage.errors import explain
@@ -78,7 +78,7 @@ def read_index(path: Path | str) -> tuple[IndexHeader, Columns, int]:
     """(header, columns, checksum of the whole); IndexFileError with one line where the file cannot be trusted."""
     file = _map(path)
     if len(file) < _START or file[:8].tobytes() != _MAGIC:
-        raise IndexFileError(f"{path}: not a shard index; build it from the shards")
+        raise DamagedIndexError(f"{path}: not a shard index; build it from the shards")
     preamble = file[: _PREAMBLE.size].tobytes()
     _, schema, header_length, length, header_crc = _PREAMBLE.unpack(preamble)
     if _CHECK.unpack(file[_PREAMBLE.size : _START].tobytes())[0] != google_crc32c.value(preamble):
@@ -127,8 +127,8 @@ def _columns(places: dict[str, dict[str, Any]], body: NDArray[np.uint8]) -> Colu
     return Columns(**{name: column(name) for name in column_names()})
 
 
-def _damaged(path: Path | str, what: str) -> IndexFileError:
-    return IndexFileError(f"{path}: damaged: {what}; build the index again")
+def _damaged(path: Path | str, what: str) -> DamagedIndexError:
+    return DamagedIndexError(f"{path}: damaged: {what}; `sak-cli extract` with the same images makes it again")
 
 
 def _place(path: Path | str) -> tuple[Location, str]:

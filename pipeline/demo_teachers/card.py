@@ -36,10 +36,11 @@ def card(name: str, model: Trained, recipe: DemoTeachersRecipe, run: RunDirector
     sessions = run.about()["sessions"]
     cost = sum(session.get("cpu_seconds", 0.0) for session in sessions)
     measured = [line for line in run.metrics() if line.get("evaluation")]
-    scenes = recipe.pool.scenes - recipe.pool.held_out
+    pool = recipe.scenes(name)
+    scenes = pool.scenes - pool.held_out
     scenes -= scenes // FREE if model.subjects_only else 0
     packages = sessions[-1]["packages"]
-    kept = f", the last {recipe.pool.held_out} held out" if recipe.pool.held_out else ""
+    kept = f", the last {pool.held_out} held out" if pool.held_out else ""
     parameters = sum(parameter.numel() for parameter in model.tower.parameters())
     rows = [
         ("architecture", f"timm {shape.architecture}, width {shape.width}, depth {shape.depth}, {shape.heads} heads"),
@@ -47,8 +48,8 @@ def card(name: str, model: Trained, recipe: DemoTeachersRecipe, run: RunDirector
         ("objective", model.says),
         (
             "data",
-            f"{recipe.pool.scenes:,} procedural scenes of {recipe.pool.size} px, stream `training`, "
-            f"seed {recipe.pool.seed}{kept}{', those with a main class' if model.subjects_only else ''}",
+            f"{pool.scenes:,} procedural scenes of {pool.size} px, stream `training`, "
+            f"seed {pool.seed}{kept}{', those with a main class' if model.subjects_only else ''}",
         ),
         ("starts from", f"weights `random:{training.seed}`"),
         (

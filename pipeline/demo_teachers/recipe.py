@@ -19,8 +19,15 @@ class PoolConfig(Frozen):
         return PoolSpec(self.seed, self.scenes, self.size)
 
 
-def _training(steps: int, batch_size: int, *, rate: float = 1e-3) -> TrainingConfig:
-    return TrainingConfig(
+class ModelTraining(TrainingConfig):
+    """One model's; `scenes` is how many of the pool's it has, from the first on, held-out ones included; None: all."""
+
+    scenes: int | None = Field(default=None, ge=128)
+
+
+def _training(steps: int, batch_size: int, *, rate: float = 1e-3, scenes: int | None = None) -> ModelTraining:
+    return ModelTraining(
+        scenes=scenes,
         steps=steps,
         batch_size=batch_size,
         optimiser=OptimiserConfig(rate=rate, weight_decay=0.02),
@@ -36,12 +43,17 @@ class DemoTeachersRecipe(Frozen):
     """Each model's training; the steps are what one thread does in 8 to 25 minutes."""
 
     pool: PoolConfig = PoolConfig()
-    dino: TrainingConfig = _training(2000, 32)
-    clip: TrainingConfig = _training(700, 64)
-    sam: TrainingConfig = _training(800, 16)
-    stem: TrainingConfig = _training(1000, 64)
+    dino: ModelTraining = _training(2000, 32)
+    clip: ModelTraining = _training(1000, 64, scenes=3072)
+    sam: ModelTraining = _training(800, 16)
+    stem: ModelTraining = _training(1000, 64)
 
-    def training(self, name: str) -> TrainingConfig:
+    def training(self, name: str) -> ModelTraining:
         """The training of one model."""
-        chosen: TrainingConfig = getattr(self, name)
+        chosen: ModelTraining = getattr(self, name)
         return chosen
+
+    def scenes(self, name: str) -> PoolConfig:
+        """The part of the pool that one model has."""
+        own = self.training(name).scenes
+        return self.pool if own is None else self.pool.model_copy(update={"scenes": min(own, self.pool.scenes)})

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.demo.captions import caption, words_of
+from pipeline.data.demo.captions import caption_of, regions_of, things_seen, words_of
 from pipeline.data.demo.pool import ScenePool
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,7 +22,8 @@ class CropPlan:
     """How a scene is cut: `count` crops of `size` pixels, each of a share of the scene's area in `scale`.
 
     `jitter` is how far brightness, contrast and saturation stray; `grey` the share of crops without colour. `labels`
-    cuts the label maps along, `captions` writes one for each crop, `places` says where in the scene a crop lies.
+    cuts the label maps along, `captions` writes one for each crop and phrases for its regions, `places` says where in
+    the scene a crop lies.
     """
 
     size: int
@@ -39,6 +40,7 @@ class CropPlan:
 class SceneBatch:
     """Crops of one batch by plan: images (B * count, 3, s, s) normalised, crop k of scene b at k * B + b; labels.
 
+    `<plan>.words` are captions, `<plan>.regions` and `<plan>.phrases` as in `Regions`.
     `<plan>.places` (B * count, 4) holds top, left, height and width in parts of the scene; a mirrored crop's left is
     its right edge and its width negative.
     """
@@ -135,8 +137,11 @@ def _cut_one(
         for field, map_ in maps.items():
             gathered.setdefault(f"{name}.{field}", []).append(torch.from_numpy(map_.astype(np.int64)))
     if plan.captions:
-        words = words_of(caption(maps["semantic"], maps["instances"], int(record["kind"]), rng))
-        gathered.setdefault(f"{name}.words", []).append(torch.from_numpy(words))
+        things = things_seen(maps["semantic"], maps["instances"])
+        words = words_of(caption_of(things, int(record["kind"]), rng))
+        regions = regions_of(things, maps["semantic"], maps["parts"], rng)
+        for field, values in (("words", words), ("regions", regions.maps), ("phrases", regions.words)):
+            gathered.setdefault(f"{name}.{field}", []).append(torch.from_numpy(values))
 
 
 def _box(side: int, scale: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:

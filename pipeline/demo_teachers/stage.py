@@ -67,12 +67,12 @@ def run_demo_teachers(
     recipe = load_recipe(DemoTeachersRecipe, None if config is None else Path(config), overrides)
     root = Path(out)
     results: dict[str, FitResult] = {}
-    pool = render_pool(root / "scenes", recipe.pool.spec(), processes=processes, progress=progress)
     for name in only or tuple(OBJECTIVES):
         if (root / f"{name}.safetensors").is_file():
             continue
         if say is not None:
             say(f"demo/{name}")
+        pool = render_pool(root / "scenes", recipe.scenes(name).spec(), processes=processes, progress=progress)
         results[name] = train(name, root, pool, recipe, resolve_device(device), say=say, progress=progress)
         if results[name].stopped:
             break
@@ -99,7 +99,7 @@ def train(
         {
             "model": name,
             "device": device,
-            "pool": recipe.pool.model_dump(),
+            "pool": recipe.scenes(name).model_dump(),
             "training": training.model_dump(mode="json"),
         },
     )

@@ -17,8 +17,10 @@ def new_tower(name: str, seed: int) -> Any:
     return teacher.tower.model.requires_grad_(True).train()
 
 
-def vit_tokens(tower: Any, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
-    """All tokens of a plain ViT after its last block, images of any size: (B, 3, H, W) -> (B, 1 + n, C).
+def vit_levels(
+    tower: Any, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """All tokens of a plain ViT after each quarter of its blocks, images of any size: (B, 3, H, W) -> (B, 1 + n, C).
 
     Positions are resampled to the images' grid. Patches where `mask` (B, n) holds are replaced by `mask_token` (C,).
     """
@@ -29,5 +31,19 @@ def vit_tokens(tower: Any, images: Tensor, mask: Tensor | None = None, mask_toke
         patches = torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
     tokens = torch.cat((tower.cls_token.expand(len(images), -1, -1), patches), dim=1)
     tokens = tokens + resample_abs_pos_embed(tower.pos_embed, grid, num_prefix_tokens=1)
-    result: Tensor = tower.blocks(tower.norm_pre(tokens))
-    return result
+    return by_quarters(tower.blocks, tower.norm_pre(tokens))
+
+
+def vit_tokens(tower: Any, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    """`vit_levels` of the last block alone."""
+    return vit_levels(tower, images, mask, mask_token)[-1]
+
+
+def by_quarters(blocks: Any, tokens: Tensor) -> tuple[Tensor, ...]:
+    """What leaves each quarter of the blocks."""
+    levels = []
+    for number, block in enumerate(blocks, start=1):
+        tokens = block(tokens)
+        if 4 * number % len(blocks) == 0:
+            levels.append(tokens)
+    return tuple(levels)

@@ -60,7 +60,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
             128,
             1e-5,
             None,
-            "d60fb44350d10a517a45f81029f32ce9dd5856383f0dd174d4f62c84b1f2559e",
+            "a7f75c40ad5298f4d98ccfb1425a7d312f403fcda6bd786454303caedf6f8a97",
         ),
         DemoModel(
             "sam",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.demo import compose, jobs, shards, write_demo_data
-from pipeline.data.demo.captions import LENGTH, WORD_ID, caption, things_seen, words_of
+from pipeline.data.demo.captions import LENGTH, REGIONS, WORD_ID, WORDS, caption, regions_of, things_seen, words_of
 from pipeline.data.demo.classes import CLASS_ID, SUBJECTS
 from pipeline.data.demo.pool import PoolSpec, ScenePool, chunk_name, render_chunk, render_pool, subject_of
 from pipeline.data.demo.seeds import generator
@@ -102,3 +102,25 @@ def test_a_caption_tells_left_from_right():
     assert "a small dog at the right bottom" in right
     assert WORD_ID["left"] in words_of(left)
     assert WORD_ID["left"] not in words_of(right)
+
+
+def test_things_and_parts_get_a_phrase_and_the_pixels_that_show_them():
+    semantic = np.full((32, 32), CLASS_ID["wall"])
+    instances, parts = np.ones((32, 32), dtype=int), np.zeros((32, 32), dtype=int)
+    person = (slice(4, 28), slice(2, 10))
+    semantic[person], instances[person] = CLASS_ID["person"], 2
+    parts[4:10, 2:10], parts[10:28, 2:10] = 1, 9
+    things = things_seen(semantic, instances)
+    regions = regions_of(things, semantic, parts, np.random.default_rng(0))
+    said = {" ".join(WORDS[word] for word in words if word): number for number, words in enumerate(regions.words, 1)}
+    assert set(said) == {
+        "",
+        "a large wall at the middle centre",
+        "a large person at the left centre",
+        "a small head at the left top",
+        "a large torso at the left centre",
+    }
+    assert ((regions.maps[0] == said["a large person at the left centre"]) == (instances == 2)).all()
+    assert ((regions.maps[1] == said["a small head at the left top"]) == (parts == 1)).all()
+    assert (regions.maps[1] > REGIONS)[parts > 0].all()
+    assert (regions.maps[1] == 0)[parts == 0].all()

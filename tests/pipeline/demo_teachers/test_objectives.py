@@ -3,6 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.data.demo.captions import REGIONS
+from pipeline.demo_teachers.clip import _shares
 from pipeline.demo_teachers.dino import _masks, nearest_places
 from pipeline.demo_teachers.sam import _best_f, _edges
 from pipeline.demo_teachers.scenes import MEAN, STD, CropPlan, SceneBatches, cut, random_of
@@ -103,3 +105,13 @@ def test_boundaries_that_are_drawn_right_have_an_f_of_one_and_a_pixel_of_slack()
     assert _best_f(edges, edges) == pytest.approx(1)
     assert _best_f(edges.roll(1, dims=2), edges) == pytest.approx(1)
     assert _best_f(edges.roll(4, dims=2), edges) < 0.8
+
+
+def test_a_region_has_the_patches_that_it_covers():
+    regions = torch.zeros(1, 2, 8, 8, dtype=torch.uint8)
+    regions[0, 0, :, 4:] = 2
+    regions[0, 1, :2] = REGIONS + 1
+    shares = _shares(regions, 4).view(2 * REGIONS, 2, 2)
+    assert shares[1].tolist() == [[0, 1], [0, 1]]
+    assert shares[REGIONS].tolist() == [[0.5, 0.5], [0, 0]]
+    assert shares.sum() == 3

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from pipeline.demo_teachers import run_demo_teachers, show_teachers
 from pipeline.demo_teachers.recipe import DemoTeachersRecipe
 from pipeline.demo_teachers.show import components
+from pipeline.training.recipe import load_recipe
 from sak.errors import UsageError
 from sak.teachers import build_teacher
 
@@ -79,6 +80,13 @@ def test_an_unknown_model_names_the_nearest(out):
 def test_the_recipe_file_is_the_default(request):
     path = request.config.rootpath / "recipes" / "demo_teachers" / "demo.yaml"
     assert DemoTeachersRecipe.model_validate(yaml.safe_load(path.read_text())) == DemoTeachersRecipe()
+
+
+def test_a_model_may_have_a_part_of_the_scenes():
+    settings = ("pool.scenes=256", "clip.scenes=128", "clip.steps=1", "sam.scenes=512", "sam.steps=1")
+    recipe = load_recipe(DemoTeachersRecipe, None, settings)
+    assert [recipe.scenes(name).scenes for name in ("dino", "clip", "sam")] == [256, 128, 256]
+    assert recipe.scenes("clip").spec().key == recipe.pool.spec().key
 
 
 def test_components_show_what_differs_between_places():

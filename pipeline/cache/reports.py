@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from pipeline.cache.column_check import Problem
 from pipeline.cache.copy import CopyReport
+from pipeline.cache.folder import split_overlay
 from pipeline.cache.inventory import ColumnListing, LevelStats, Usage
 from pipeline.cache.prune import PruneCandidate, PrunePlan
 from pipeline.cache.verify import Verification
@@ -105,7 +106,8 @@ def verify_text(found: Verification) -> str:
     how = "read and decoded" if found.deep else "looked at (--deep reads them)"
     missing = f"; {found.missing:,} blocks are not there yet" if found.missing else ""
     verdict = "sound" if found.sound else f"problems found, {len(found.problems):,}"
-    mend = "" if found.sound else f"; mend it with `sak-cli cache repair {found.cache}`"
+    folders = " or ".join(f"`sak-cli cache repair {each}`" for each in split_overlay(found.cache))
+    mend = "" if found.sound else f"; mend it with {folders}"
     return "\n".join([*map(_problem, found.problems), f"{verdict}: {looked} {how}{missing}{mend}"])
 
 

@@ -47,6 +47,7 @@ def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
                 index = layer.index(key)
                 if index.data == found:
                     index.check_shards()
+                    cache.top.add_index(index)  # what lies there must be readable without the folders below
                     return index
             except (StaleIndexError, DamagedIndexError) as error:
                 voice.say(f"{error}: reading the images again")

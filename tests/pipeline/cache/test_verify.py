@@ -223,7 +223,7 @@ def test_a_damaged_memory_of_weights_is_found(tiny):
         file.write_bytes(known[:place] + bytes([known[place] ^ 1]) + known[place + 1 :])
         assert [Path(each.file).name for each in verify(tiny).problems] == ["0123.json"], place
     file.write_bytes(known[:-1])
-    assert "damaged; remove it" in verify(tiny).problems[0].what
+    assert "damaged; the next extraction reads the weights again" in verify(tiny).problems[0].what
 
 
 def test_a_problem_is_one_line_that_names_its_file_once(tiny):

@@ -24,6 +24,18 @@ def test_a_damaged_index_or_identity_is_made_again_and_no_features_are(run, shar
         assert any("damaged" in line and "reading the images again" in line for line in run.said)
 
 
+def test_what_is_extracted_over_a_cache_below_can_be_read_without_it(
+    run, shards, tmp_path, write_spec, teachers, fourth
+):
+    below, top = tmp_path / "below", tmp_path / "top"
+    run(shards, cache=below)
+    spec = write_spec(tmp_path / "four.yaml", teachers | fourth, format="webdataset")
+    assert run(shards, spec=spec, cache=f"{top}:{below}").status == "complete"
+    assert not any("Reading all images" in line for line in run.said)
+    for place in (f"{top}:{below}", str(top)):
+        assert verify(place, deep=True).sound
+
+
 def test_the_report_in_the_cache_says_where_it_lies(run, shards):
     report = run(shards, limit=8)
     assert json.loads(Path(report.place).read_text())["place"] == report.place

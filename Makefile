@@ -110,7 +110,7 @@ docs: $(SETUP) ## the documentation as pages, into build/site
 check: lint ## what a change must pass: lint and the fast tests (minutes on two cores)
 	$(PYTEST) -m "not slow and not long"
 
-test: $(SETUP) ## all tests (under 12 minutes on two cores)
+test: $(SETUP) ## all tests but the long ones (under 12 minutes on two cores)
 	$(PYTEST) -m "not long"
 
 test-long: $(SETUP) ## kill storms, load, browser and docs commands

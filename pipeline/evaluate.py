@@ -106,13 +106,15 @@ def _write(
 
 
 def _draw(evaluator: Evaluator, own: OpenedRun, stored: StoredEvaluation) -> list[Path]:
-    """`figures/gates.png`, where there are routers, and `figures/predictions.png`."""
+    """`figures/gates.png`, where there are routers, and `figures/predictions.png`; of a part by a name of its own."""
     if not evaluator.config.pictures:
         return []
-    figures = own.place / "figures"
+    part = own.path.name.removeprefix("evaluation")
+    part = "" if part == "-val" else part
+    gates, predictions = (own.place / "figures" / f"{name}{part}.png" for name in ("gates", "predictions"))
     drawn = []
     if stored.gates is not None:
-        drawn.append(draw_gates(stored.gates, own.table, figures / "gates.png"))
+        drawn.append(draw_gates(stored.gates, own.table, gates))
     own.networks.to(evaluator.accelerator.device)
     labelled = open_dataset(own.of.dataset, own.of.data, own.of.split, own.table.names)
     images = spread(stored.evaluation.images, evaluator.config.pictures)
@@ -121,7 +123,7 @@ def _draw(evaluator: Evaluator, own: OpenedRun, stored: StoredEvaluation) -> lis
             own.networks.predict,
             labelled,
             own.table,
-            figures / "predictions.png",
+            predictions,
             size=own.networks.size,
             device=evaluator.accelerator.device,
             images=images,

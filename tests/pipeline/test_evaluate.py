@@ -54,6 +54,10 @@ def test_every_metric_is_told_and_written_as_json_markdown_and_figures(demo, run
     for name in ("gates.png", "predictions.png"):
         with Image.open(run / "figures" / name) as image:
             assert min(image.size) > 200
+    whole = (run / "figures/predictions.png").read_bytes()
+    part = evaluate(asked(run, tasks=("depth",), limit=1, pictures=1))
+    assert {path.name for path in part.files} >= {"gates-val-depth-first1.png", "predictions-val-depth-first1.png"}
+    assert (run / "figures/predictions.png").read_bytes() == whole
 
 
 def test_gates_sum_to_one_and_are_over_all_images(run):

@@ -1,4 +1,7 @@
-"""demo-sam: masks and boundaries without classes, at twice the view's resolution. The decoder is thrown away."""
+"""demo-sam: masks and boundaries without classes, at twice the view's resolution. The decoder is thrown away.
+
+Every level also repaints its patches, so that shading is not given up for the masks; see `repaint`.
+"""
 
 from collections.abc import Mapping
 
@@ -6,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.demo_teachers.repaint import Repaint
 from pipeline.demo_teachers.scenes import CropPlan, SceneBatch, whole
-from pipeline.demo_teachers.towers import new_tower
+from pipeline.demo_teachers.towers import by_quarters, new_tower
 from pipeline.demo_teachers.trained import Trained
 from pipeline.training.protocols import StepResult
 
@@ -21,6 +25,9 @@ POINTS = 24
 EMBEDDED = 32
 HARD = 0.9
 """Weight of boundary pixels against the others'."""
+
+REPAINTED = 6.0
+"""Weight of the repainting."""
 
 
 class Decoder(nn.Module):
@@ -46,13 +53,17 @@ class Decoder(nn.Module):
 class SamTraining(Trained):
     """A point asks for the mask it lies in, of a thing or of a person's part; boundaries are drawn beside."""
 
-    says = "masks of the thing and of the part under a point (BCE and Dice), and boundaries, no class labels"
+    says = (
+        "masks of the thing and of the part under a point (BCE and Dice), and boundaries, no class labels; "
+        "patches and their surroundings repainted from every level"
+    )
     best = "boundary_f"
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.tower = new_tower("sam", seed)
         self.decoder = Decoder(self.tower.embed_dim)
+        self.repaint = Repaint(self.tower.embed_dim, VIEW // self._grid)
         self.scale = nn.Parameter(torch.full((2,), 0.2))
         self.offset = nn.Parameter(torch.full((2,), -1.0))
 
@@ -64,22 +75,33 @@ class SamTraining(Trained):
         """See Trained."""
         return whole(VIEW, labels=True)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The last block's map of views (B, 3, 96, 96), seen at 192 as a teacher sees them: (B, C, 12, 12)."""
+    @property
+    def _grid(self) -> int:
+        grid: int = self.tower.patch_embed.grid_size[0]
+        return grid
+
+    def levels(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps (B, 12, 12, C) after each quarter of the blocks; views (B, 3, 96, 96) are seen at 192 px."""
         side = self.tower.patch_embed.img_size[0]
         large = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
-        tokens = self.tower.patch_embed(large) + self.tower.pos_embed
-        return self.tower.blocks(tokens).permute(0, 3, 1, 2)
+        return by_quarters(self.tower.blocks, self.tower.patch_embed(large) + self.tower.pos_embed)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The last block's map, (B, C, 12, 12)."""
+        return self.levels(images)[-1].permute(0, 3, 1, 2)
 
     def loss(self, batch: SceneBatch) -> StepResult:
         """See Trained."""
-        things, parts, edges = self.decoder(self.features(batch.tensors["crop"]))
+        images = batch.tensors["crop"]
+        levels = self.levels(images)
+        repaint = self.repaint([level.flatten(1, 2) for level in levels], images, self._grid)
+        things, parts, edges = self.decoder(levels[-1].permute(0, 3, 1, 2))
         labels = _labels(batch, "crop")
         boundary = _boundary_loss(edges, labels["edges"])
         whole_loss = self._masks(things, labels["things"], labels["points"], 0)
         part_loss = self._masks(parts, labels["parts"], labels["points"], 1)
-        loss = 2 * boundary + whole_loss + 0.5 * part_loss
-        told = {"boundary": boundary, "masks": whole_loss, "part_masks": part_loss}
+        loss = 2 * boundary + whole_loss + 0.5 * part_loss + REPAINTED * repaint
+        told = {"boundary": boundary, "masks": whole_loss, "part_masks": part_loss, "repaint": repaint}
         return StepResult(loss, {name: value.detach() for name, value in told.items()})
 
     def _masks(self, embedded: Tensor, labels: Tensor, points: Tensor, kind: int) -> Tensor:
@@ -113,7 +135,7 @@ class SamTraining(Trained):
 def _labels(batch: SceneBatch, name: str, generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """Ids of things and parts and boundaries at FINE x FINE, and points: one pixel each, drawn evenly over things."""
     instances, parts = batch.tensors[f"{name}.instances"], batch.tensors[f"{name}.parts"]
-    together = instances * 8 + parts
+    together = instances * 32 + parts
     edges = F.max_pool2d(_edges(together)[:, None], 2)[:, 0]
     things, fine_parts = instances[:, ::2, ::2], together[:, ::2, ::2]
     weights = torch.stack([1 / _counts(ids) for ids in fine_parts.flatten(1)]).cpu()

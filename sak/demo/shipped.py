@@ -72,7 +72,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
             192,
             1e-5,
             4,
-            "3c3c173178988e20e0cd4c5196d695f2b3f601a77762d972636a0ec9936a9372",
+            "f94a9f85d3aac29e4b49534c31943e77460d8bb5eb18fba637215bcd2720eaba",
         ),
         DemoModel(
             "stem",

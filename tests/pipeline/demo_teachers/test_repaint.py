@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pipeline.demo_teachers.repaint import CHANNELS, Repaint, steepness
+from pipeline.demo_teachers.sam import SamTraining
 from pipeline.demo_teachers.towers import new_tower, vit_levels
 from sak.teachers import build_teacher
 
@@ -50,3 +51,13 @@ def test_the_levels_are_those_that_the_teacher_gives(name):
         levels = vit_levels(new_tower(name, 5), ((images - teacher.mean) / teacher.std)[..., :side, :side])
     for tokens, wanted in zip(levels, teacher(images).maps, strict=True):
         assert torch.allclose(tokens[:, 1:], wanted.flatten(2).transpose(1, 2), atol=1e-4)
+
+
+def test_so_are_those_of_sam():
+    model = SamTraining(5)
+    teacher = build_teacher("demo/sam", weights="random:5", image_size=96, input_size=192)
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        levels = model.levels((images - teacher.mean) / teacher.std)
+    for level, wanted in zip(levels, teacher(images).maps, strict=True):
+        assert torch.allclose(level.permute(0, 3, 1, 2), wanted, atol=1e-4)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_EVERY_SECONDS = 10.0
+SHORTEST_SECONDS = 0.5
+"""Less work than this has no rate."""
 
 
 class Update(Protocol):
@@ -60,7 +62,9 @@ class _Pace:
             self.before = 0
             if done < total or not total:
                 self.before, self.start = done, now
-        rate = (done - self.before) / max(now - self.start, 1e-9)
+        if now - self.start < SHORTEST_SECONDS:
+            return 0.0, 0.0
+        rate = (done - self.before) / (now - self.start)
         return rate, max(total - done, 0) / rate if rate > 0 else 0.0
 
 
@@ -83,14 +87,17 @@ class _Lines:
         self.unit = unit
         self.stream = stream
         self.last = time.monotonic()
+        self.told = (0, 0, "")
         self.pace = _Pace()
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         rate, seconds = self.pace(done, total)
+        if done and (done, total, note) == self.told:
+            return  # the end, said twice
         if now - self.last < LINE_EVERY_SECONDS and (done < total or not total):
             return
-        self.last = now
+        self.last, self.told = now, (done, total, note)
         told = f", {rate:,.1f}/s" if rate else ""
         left = f", {duration(seconds)} left" if seconds else ""
         note = f", {note}" if note else ""

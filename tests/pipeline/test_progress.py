@@ -46,6 +46,17 @@ def test_work_of_one_report_has_a_rate(clock):
     assert out.getvalue() == "6 of 6 images, 3.0/s\n"
 
 
+def test_what_was_over_at_once_has_no_rate(clock):
+    out = io.StringIO()
+    with progress.progress_bar("images", stream=out) as update:
+        clock(20)
+        update(5, 6)
+        clock(20.001)
+        update(6, 6)
+        update(6, 6)
+    assert out.getvalue().splitlines() == ["5 of 6 images", "6 of 6 images"]  # the end once
+
+
 def test_what_is_counted_next_has_a_rate_of_its_own(clock):
     out = io.StringIO()
     with progress.progress_bar("images", stream=out) as update:

@@ -40,7 +40,7 @@ def _training(steps: int, batch_size: int, *, rate: float = 1e-3, scenes: int | 
 
 
 class DemoTeachersRecipe(Frozen):
-    """Each model's training; the steps are what one thread does in 8 to 25 minutes."""
+    """Each model's training; the steps are what one thread does in 4 to 25 minutes."""
 
     pool: PoolConfig = PoolConfig()
     dino: ModelTraining = _training(2000, 32)

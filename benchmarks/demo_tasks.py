@@ -138,7 +138,8 @@ def main() -> None:
             record.write_text(json.dumps(spent, indent=1))
     print(machine())
     print(versions("sak", "torch", "timm"))
-    print(table([{"stage": name, **seconds} for name, seconds in spent.items()]))
+    if spent:
+        print(f"\n{table([{'stage': name, **seconds} for name, seconds in spent.items()])}")
     for name in asked.datasets:
         print(f"\n{results(out, name)}")
 

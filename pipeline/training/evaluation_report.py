@@ -78,7 +78,8 @@ class EvaluationTables:
         """What a reader must know beside the numbers."""
         found = self.evaluation
         height, width = found.size
-        lines = [f"{found.dataset}: {found.images:,} images at their own sizes, predicted at {height} x {width}"]
+        shown = "1 image at its own size" if found.images == 1 else f"{found.images:,} images at their own sizes"
+        lines = [f"{found.dataset}: {shown}, predicted at {height} x {width}"]
         for name, task in found.tasks.items():
             if task.unlabelled:
                 lines.append(

@@ -130,3 +130,13 @@ def _commands(app):
     yield from app.registered_commands
     for group in app.registered_groups:
         yield from _commands(group.typer_instance)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_spin_briefly_unless_the_user_says_so(given, count):
+    environment = dict(given)
+    cli.wait_briefly(environment)
+    assert environment.get("GOMP_SPINCOUNT") == count

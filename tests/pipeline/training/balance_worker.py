@@ -1,5 +1,6 @@
 """One of several processes (or the only one) whose tasks' gradients are combined; writes the weights it ends with."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,4 +28,6 @@ for step in range(3):
     optimiser.step()
 save_file(model.state_dict(), out / f"{accelerator.num_processes}-{accelerator.process_index}.safetensors")
 if accelerator.num_processes > 1:
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+os._exit(0)  # as sak-cli leaves: on a busy machine gloo's threads abort a process that is being taken apart

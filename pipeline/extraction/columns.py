@@ -17,6 +17,7 @@ from pipeline.images.build import Progress, build_index
 from pipeline.images.errors import DamagedIndexError, StaleIndexError
 from pipeline.images.index import ShardIndex
 from pipeline.images.source import find_images
+from pipeline.tables import human_bytes
 from sak.errors import UsageError, nearest
 
 _MARGIN_SECONDS = 0.5  # files that are made without a lease, such as manifests, are not leftovers so soon
@@ -55,7 +56,7 @@ def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
 
     def report(progress: Progress) -> None:
         expected = round(progress.samples * progress.bytes_total / max(1, progress.bytes))
-        note = f"indexing, {progress.bytes / 1e9:.1f} of {progress.bytes_total / 1e9:.1f} GB"
+        note = f"indexing, {human_bytes(progress.bytes)} of {human_bytes(progress.bytes_total)}"
         voice.progress(progress.samples, expected, note)
 
     index = build_index(data, progress=report)

@@ -1,6 +1,6 @@
 """Bytes against fidelity: what each encoding of a spec's teachers costs and keeps, on images not calibrated on.
 
-python benchmarks/encodings.py --spec cache_specs/demo.yaml --shards demo/data/imagenet --figure encodings.svg
+python benchmarks/encoding_fidelity.py --spec cache_specs/demo.yaml --shards demo/data/imagenet --figure encodings.svg
 """
 
 import argparse

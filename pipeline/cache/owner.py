@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from pipeline.storage.alive import is_alive
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -38,16 +40,6 @@ def _started(process: int) -> int | None:
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return None if Path("/proc/self/stat").exists() or not _answers(process) else 0
+        return None if Path("/proc/self/stat").exists() or not is_alive(process) else 0
     fields = status.rsplit(")", 1)[1].split()
     return None if fields[0] in "ZX" else int(fields[19])
-
-
-def _answers(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

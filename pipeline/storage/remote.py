@@ -17,6 +17,7 @@ from uuid import uuid4
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from pipeline.storage.alive import is_alive
 from pipeline.storage.errors import StorageError, explain
 from pipeline.storage.local import LocalFolder, make_folder, scratch_beside
 from pipeline.storage.location import SCRATCH_SUFFIX, Entry, Location
@@ -89,18 +90,8 @@ def _remove_abandoned(folder: Path) -> None:
     for file in folder.glob(f".sak-*{SCRATCH_SUFFIX}"):
         process = file.name.split("-")[1]
         with suppress(OSError):
-            if process.isdecimal() and file.stat().st_mtime < time.time() - _ABANDONED and not _lives(int(process)):
+            if process.isdecimal() and file.stat().st_mtime < time.time() - _ABANDONED and not is_alive(int(process)):
                 file.unlink()
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class RemoteFolder(Location):

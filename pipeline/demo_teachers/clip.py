@@ -25,7 +25,7 @@ SHARED = 128
 TEXT_WIDTH, TEXT_DEPTH, TEXT_HEADS = 96, 2, 3
 LARGEST_SCALE = 50.0
 
-REPAINTED = 10.0
+REPAINTED = 20.0
 """Weight of the repainting."""
 
 
@@ -55,8 +55,8 @@ class ClipTraining(Trained):
 
     says = (
         "contrast (InfoNCE) of images with captions of what is seen, how large and where, and of regions (tokens over "
-        "a thing's or a person's part's visible mask) with their phrases; patches and their surroundings repainted "
-        "from every level"
+        "a thing's or a person's part's visible mask) with their phrases; patches and their surroundings repainted, "
+        "and patches placed, from every level"
     )
     best = "contrast"
 

@@ -3,7 +3,7 @@
 Departures from DINOv2, for a training of half an hour: prototypes learn nothing in so few steps, so everything is told
 apart by contrast (InfoNCE) with the moving average's answers - crops from the batch's other scenes; patches, and hidden
 patches, from all other patches, where the same place of a scene, seen in the other crop, is the right answer. Hidden
-patches are also repainted. The heads are thrown away.
+patches are also repainted, and the others from every level; see `repaint`. The heads are thrown away.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.demo_teachers.repaint import Repaint
 from pipeline.demo_teachers.scenes import CropPlan, SceneBatch, whole
-from pipeline.demo_teachers.towers import new_tower, vit_tokens
+from pipeline.demo_teachers.towers import new_tower, vit_levels, vit_tokens
 from pipeline.demo_teachers.trained import Trained
 from pipeline.training.protocols import StepResult
 
@@ -26,6 +27,9 @@ LOCALS = 2
 MASKED = (0.3, 0.6)
 PAIRS = 768
 """Patches of a batch that look for their place in the other crop, at most."""
+
+REPAINTED = 6.0
+"""Weight of the repainting."""
 
 
 class Projection(nn.Module):
@@ -59,7 +63,8 @@ class DinoTraining(Trained):
 
     says = (
         "self-distillation from a moving average, no labels (InfoNCE): crops find their scene among the batch's, "
-        "patches their place in the other crop, hidden patches what is there, in features and in pixels"
+        "patches their place in the other crop, hidden patches what is there, in features and in pixels; patches and "
+        "their surroundings repainted, and patches placed, from every level"
     )
     best = "knn"
 
@@ -69,6 +74,7 @@ class DinoTraining(Trained):
         tower = self.student.tower
         self.mask_token = nn.Parameter(torch.zeros(tower.embed_dim))
         self.paint = nn.Linear(tower.embed_dim, 3 * tower.patch_embed.patch_size[0] ** 2)
+        self.repaint = Repaint(tower.embed_dim, tower.patch_embed.patch_size[0] // 2)
         self.teacher = deepcopy(self.student).requires_grad_(False)
 
     @property
@@ -96,16 +102,23 @@ class DinoTraining(Trained):
             seen = vit_tokens(self.teacher.tower, large)
             keys, places = self.teacher.of_images(seen).chunk(2), self.teacher.patch(seen[:, 1:])
         mask = _masks(len(large), seen.shape[1] - 1, large.device)
-        tokens = vit_tokens(self.student.tower, large, mask, self.mask_token)
-        patches = self.student.patch(tokens[:, 1:])
+        levels = vit_levels(self.student.tower, large, mask, self.mask_token)
+        tokens, patches = levels[-1], self.student.patch(levels[-1][:, 1:])
         parts = {
             "image": self._images(tokens, small, keys),
             "patch": _places(patches, places, mask, batch.tensors["global.places"]),
             "hidden": _contrast(patches[mask], places[mask], PATCH_TEMPERATURE),
             "paint": F.smooth_l1_loss(self.paint(tokens[:, 1:][mask]), self._pixels(large)[mask]),
+            "repaint": self._repaint(levels, large),
         }
-        loss = torch.stack(tuple(parts.values())).sum()
+        loss = torch.stack(tuple(parts.values())).sum() + (REPAINTED - 1) * parts["repaint"]
         return StepResult(loss, {name: part.detach() for name, part in parts.items()})
+
+    def _repaint(self, levels: tuple[Tensor, ...], large: Tensor) -> Tensor:
+        """Every second crop, of which nothing is hidden, is repainted; see `_masks`."""
+        grid = round((levels[0].shape[1] - 1) ** 0.5)
+        loss: Tensor = self.repaint([level[::2, 1:] for level in levels], large[::2], grid)
+        return loss
 
     def _images(self, tokens: Tensor, small: Tensor, keys: tuple[Tensor, ...]) -> Tensor:
         """Every crop finds its scene among those of the moving average's crops."""

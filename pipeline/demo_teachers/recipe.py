@@ -45,7 +45,7 @@ class DemoTeachersRecipe(Frozen):
     pool: PoolConfig = PoolConfig()
     dino: ModelTraining = _training(2000, 32)
     clip: ModelTraining = _training(1000, 64, scenes=3072)
-    sam: ModelTraining = _training(450, 16, scenes=3072)
+    sam: ModelTraining = _training(600, 16, scenes=3072)
     stem: ModelTraining = _training(1000, 64)
 
     def training(self, name: str) -> ModelTraining:

@@ -1,6 +1,7 @@
 """demo-sam: masks and boundaries without classes, at twice the view's resolution. The decoder is thrown away.
 
-Every level also repaints its patches, so that shading is not given up for the masks; see `repaint`.
+Every level also repaints its patches and says where they lie, so that shading and place are not given up for the
+masks; see `repaint`.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ EMBEDDED = 32
 HARD = 0.9
 """Weight of boundary pixels against the others'."""
 
-REPAINTED = 6.0
+REPAINTED = 10.0
 """Weight of the repainting."""
 
 
@@ -55,7 +56,7 @@ class SamTraining(Trained):
 
     says = (
         "masks of the thing and of the part under a point (BCE and Dice), and boundaries, no class labels; "
-        "patches and their surroundings repainted from every level"
+        "patches and their surroundings repainted, and patches placed, from every level"
     )
     best = "boundary_f"
 

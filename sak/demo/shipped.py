@@ -48,7 +48,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
             126,
             1e-6,
             None,
-            "f914f8c53ffbd82cfc5a8e81c79335165bc797b668f74e5cf0362f4572c62fe5",
+            "3d26e0dd406e48265274b51de7e4302db466b2a9634a29024e5b52595b686b04",
         ),
         DemoModel(
             "clip",
@@ -60,7 +60,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
             128,
             1e-5,
             None,
-            "a7f75c40ad5298f4d98ccfb1425a7d312f403fcda6bd786454303caedf6f8a97",
+            "e74941c32c5d58a1582d2b17a59e361c5e5325c05249b3e79070d89129ecb64c",
         ),
         DemoModel(
             "sam",
@@ -72,7 +72,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
             192,
             1e-5,
             4,
-            "f94a9f85d3aac29e4b49534c31943e77460d8bb5eb18fba637215bcd2720eaba",
+            "73d068fc8ff70665e15d7a097757d611834f277e5bd6cb2362eff6ce12a03f19",
         ),
         DemoModel(
             "stem",

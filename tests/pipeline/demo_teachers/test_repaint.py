@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.demo_teachers.repaint import CHANNELS, Repaint, steepness
+from pipeline.demo_teachers.repaint import CHANNELS, PLACED, Repaint, steepness
 from pipeline.demo_teachers.sam import SamTraining
 from pipeline.demo_teachers.towers import new_tower, vit_levels
 from sak.teachers import build_teacher
@@ -33,6 +33,20 @@ def test_only_edges_are_steep():
     assert torch.allclose(steep[:, 3:5], torch.full((8, 2), 2.0), atol=1e-3)
     assert steep[:, :3].max() < 0.01
     assert steep[:, 5:].max() < 0.01
+
+
+def test_tokens_that_know_their_place_lose_less():
+    repaint = Repaint(2, 4)
+    for head, place in zip(repaint.heads, repaint.places, strict=True):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        place.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    images = torch.zeros(1, 3, 8, 8)
+    told = torch.tensor([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])[None]  # row, then column
+    with torch.no_grad():
+        found, lost = (float(repaint([tokens] * 4, images, 2)) for tokens in (told, told.flip(-1)))
+    assert found < 1e-4  # what Sobel leaves on a plain image
+    assert lost == pytest.approx(found + PLACED * (0.5 * 1.0**2) / 2)
 
 
 def test_every_level_has_a_share_in_the_repainting():

@@ -12,7 +12,7 @@ from pipeline.ablation.lock import held
 from pipeline.ablation.plan import StudyPlan, make_plan
 from pipeline.ablation.result_plot import plot_svg
 from pipeline.ablation.result_tables import latex, markdown, results_text, rows_csv, runs_csv
-from pipeline.ablation.results import Results, collect
+from pipeline.ablation.results import Results, check_columns, collect
 from pipeline.ablation.study import load_study
 from pipeline.cluster import resolve_device, visible_gpus
 from pipeline.processes import usable_cores
@@ -84,7 +84,9 @@ def run_ablation(config: AblateConfig, say: Callable[[str], None]) -> AblateRepo
     """Plan, run what is missing, write the tables. UsageError, one line, before anything runs where names are wrong."""
     study = load_study(config.study, config.overrides)
     folder, title = config.folder, study.title or config.study.stem
-    plan = make_plan(study, make_work(study, str(config.study)), folder)
+    work = make_work(study, str(config.study))
+    check_columns(study, work, str(config.study))
+    plan = make_plan(study, work, folder)
     if config.dry_run:
         return AblateReport(plan, folder.root)
     say(plan.to_text())

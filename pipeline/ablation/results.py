@@ -11,10 +11,12 @@ from typing import Any
 
 from pipeline.ablation.estimate import run_speed
 from pipeline.ablation.folders import State, StudyFolder, about
-from pipeline.ablation.jobs import Run, TrainJob
+from pipeline.ablation.jobs import Run, TrainJob, Work
 from pipeline.ablation.plan import StudyPlan
+from pipeline.ablation.study import Study
 from pipeline.finetune import FinetuneConfig
 from pipeline.training.run import RunDirectory
+from sak.errors import UsageError, nearest
 from sak.metrics.delta_m import delta_m
 from sak.tasks import Dataset
 
@@ -22,6 +24,7 @@ BYTES = "bytes_per_image"
 SPEED = "images_per_second"
 HOURS = "hours"
 GAIN = "delta_m"
+REP_SIM = "rep_sim"
 BALANCE = "mu_over_sigma"
 
 
@@ -78,6 +81,18 @@ class Results:
     def failures(self) -> tuple[RunResult, ...]:
         """Runs without numbers."""
         return tuple(each for each in self.results if each.failure is not None)
+
+
+def check_columns(study: Study, work: Work, source: str) -> None:
+    """UsageError, before anything runs, where the table or the picture is to show what no run can have."""
+    tasks = [task for job in work.jobs.values() if isinstance(job, TrainJob) for task in _tasks(job)]
+    known = list(dict.fromkeys((REP_SIM, *tasks, GAIN, BALANCE, BYTES, SPEED, HOURS)))
+    asked = [(name, "columns", known) for name in study.columns or ()]
+    if study.plot is not None and study.plot not in study.axes:
+        asked.append((study.plot, "plot", [*known, *study.axes]))
+    for name, where, names in asked:
+        if name not in names and not name.startswith(f"{REP_SIM}/"):
+            raise UsageError(f"{source}: {where}: there is no column {name!r}{nearest(name, names)}")
 
 
 def collect(plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str], title: str) -> Results:
@@ -190,8 +205,8 @@ def _with_gains(results: Sequence[RunResult], dataset: Dataset, baseline: str, n
     means = {
         task.name: fmean([each.values.get(task.name, nan) for each in those]) if those else nan for task in dataset
     }
-    if not all(isfinite(value) for value in means.values()):
-        notes.append(f"delta_m is left out: the baseline ({baseline}) lacks some task")
+    if not all(isfinite(value) and value != 0 for value in means.values()):
+        notes.append(f"delta_m is left out: the baseline ({baseline}) lacks some task, or has 0 there")
         return list(results)
     notes.append(f"delta_m is over {baseline}, the mean of {len(those)} seeds")
     return [_with_gain(each, dataset, means) for each in results]

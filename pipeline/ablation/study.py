@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.ablation.settings import Settings, merged
+from pipeline.paper import paper_table
 from pipeline.training.recipe import parse_recipe, read_recipe
 from sak.errors import UsageError, nearest
 
@@ -80,6 +81,19 @@ class Study(_Frozen):
             raise ValueError(f"seeds: {list(self.seeds)} names one twice")
         return self
 
+    @model_validator(mode="after")
+    def _whole_parts(self) -> "Study":
+        """An axis without values would leave no row; an oracle takes the best of some; the paper has the table."""
+        for axis, values in self.axes.items():
+            if not values:
+                raise ValueError(f"axes.{axis} is empty")
+        for oracle, rows in self.oracles.items():
+            if not rows or len(set(rows)) != len(rows):
+                raise ValueError(f"oracles.{oracle}: {list(rows)} is empty or names a row twice")
+        if self.paper is not None:
+            paper_table(self.paper)
+        return self
+
     @property
     def base(self) -> Settings:
         """Stage -> its base, of those that the study has."""
@@ -134,7 +148,8 @@ def make_rows(study: Study, source: str) -> list[Row]:
     ]
     rows += [_row(study, name, changes, (), source) for name, changes in study.apart.items()]
     names = [row.name for row in rows]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    called = [*names, *study.oracles]
+    twice = next((name for name in called if called.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{source}: two rows are called {twice!r}; give the axis's values names")
     told = [("baseline", study.baseline)] if study.baseline is not None else []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ablation.columns import CacheNeed
-from pipeline.ablation.settings import merged
+from pipeline.ablation.settings import Settings, flattened, merged
 from pipeline.ablation.specs import CacheSettings, only_teachers, resolve_spec, spec_document
 from pipeline.ablation.stages import EvaluateSettings, StageSettings, cache_settings, stage_settings
 from pipeline.ablation.study import Row, Study, is_on, make_rows
@@ -20,6 +20,7 @@ from pipeline.training.evaluation_store import store_name
 from sak.errors import UsageError
 
 DIGITS = 12
+SEED = "recipe.training.seed"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _chain(study: Study, row: Row, seed: int, source: str) -> list[TrainJob]:
     """The trainings of one row under one seed."""
     settings = dict(row.settings)
     for stage in study.seeded_stages(settings):
-        settings[stage] = merged(settings[stage], {"recipe.training.seed": seed})
+        settings[stage] = _seeded(settings[stage], seed, f"{source}: {stage}")
     jobs: list[TrainJob] = []
     if is_on(settings, "distill"):
         jobs.append(_distillation(settings, source))
@@ -99,6 +100,15 @@ def _chain(study: Study, row: Row, seed: int, source: str) -> list[TrainJob]:
     if not jobs:
         raise UsageError(f"{source}: nothing is trained; leave distill or finetune on")
     return jobs
+
+
+def _seeded(settings: Mapping[str, Any], seed: int, source: str) -> Settings:
+    """One stage with a seed; UsageError where a row, an axis or the base names one, which would count for nothing."""
+    if SEED in dict(flattened(settings)):
+        raise UsageError(
+            f"{source}.{SEED} is decided by the study's seeds; leave it out, or send them elsewhere (seeded)"
+        )
+    return merged(settings, {SEED: seed})
 
 
 def _finetuning(settings: Mapping[str, Any], before: TrainJob | None, source: str) -> TrainJob:

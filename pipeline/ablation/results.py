@@ -208,7 +208,7 @@ def _with_gains(results: Sequence[RunResult], dataset: Dataset, baseline: str, n
     if not all(isfinite(value) and value != 0 for value in means.values()):
         notes.append(f"delta_m is left out: the baseline ({baseline}) lacks some task, or has 0 there")
         return list(results)
-    notes.append(f"delta_m is over {baseline}, the mean of {len(those)} seeds")
+    notes.append(f"delta_m is over {baseline}, the mean of {_different(those)} seeds")
     return [_with_gain(each, dataset, means) for each in results]
 
 
@@ -228,11 +228,27 @@ def _row(name: str, plan: StudyPlan, results: Sequence[RunResult]) -> RowResult:
     mine = [each for each in results if each.row == name]
     whole = [each for each in mine if each.failure is None]
     names = dict.fromkeys(value for each in whole for value in each.values)
-    values = {value: spread([each.values[value] for each in whole if value in each.values]) for value in names}
+    values = {value: over_seeds(whole, value) for value in names}
     row = next(run.row for run in plan.work.runs if run.row.name == name)
     keys = tuple(dict.fromkeys(key for each in mine for key in each.keys))
     random = any(each.random for each in mine)
-    return RowResult(name, row.series, row.labels, values, keys, len(whole), len(mine), random)
+    return RowResult(name, row.series, row.labels, values, keys, _different(whole), _different(mine), random)
+
+
+def _different(results: Sequence[RunResult]) -> int:
+    """Runs that differ: seeds that reach no stage of a row are one run."""
+    return len({tuple(each.runs.values()) for each in results})
+
+
+def over_seeds(results: Sequence[RunResult], name: str) -> Spread:
+    """One value over a row's seeds, of each training once: a distillation that all seeds share has no spread."""
+    distilled = name.partition("/")[0] in (REP_SIM, BYTES)
+    trainings = {
+        each.runs["distill"] if distilled and "distill" in each.runs else tuple(each.runs.values()): each.values[name]
+        for each in results
+        if name in each.values
+    }
+    return spread(list(trainings.values()))
 
 
 def _oracle(name: str, parts: Sequence[str], rows: Sequence[RowResult], dataset: Dataset | None) -> RowResult:

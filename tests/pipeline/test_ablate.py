@@ -149,6 +149,10 @@ def test_the_plan_names_for_each_row_the_columns_of_its_own_teachers(study):
         ({"paper": "tabel3"}, r"numbers of 'tabel3' are not known; did you mean 'table"),
         ({"columns": ["rep_sym"]}, r"columns: there is no column 'rep_sym'; did you mean 'rep_sim'"),
         ({"plot": "bytes"}, r"plot: there is no column 'bytes'"),
+        (
+            {"axes": {"distill.recipe.training.seed": [0, 1]}},
+            r"distill\.recipe\.training\.seed is decided by the study's seeds",
+        ),
         ({"axes": {"distill.levels": []}}, r"axes\.distill\.levels is empty"),
         ({"oracles": {"best": []}}, r"oracles\.best: \[\] is empty"),
         ({"oracles": {"CLIP": ["DINOv2"]}}, r"two rows are called 'CLIP'"),

@@ -28,7 +28,7 @@ def put(settings: Settings, name: str, value: Any) -> None:
     *parents, last = name.split(".")
     for parent in parents:
         inner = settings.setdefault(parent, {})
-        if inner is None or isinstance(inner, bool):  # a stage that was off, or left to its defaults
+        if inner is None or isinstance(inner, bool):  # a stage that was off
             inner = settings[parent] = {}
         if not isinstance(inner, dict):
             raise UsageError(f"{name}: {parent} is {inner!r}, it has no settings inside")

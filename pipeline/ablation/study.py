@@ -132,9 +132,20 @@ def merged_base(document: Mapping[str, Any], changes: Changes, source: str) -> S
     """The study's document with dotted names of its base changed."""
     for name in changes:
         check_name(name, f"{source}: --set", (*STAGES, *Study.model_fields))
+        if "." in name and name.partition(".")[0] not in STAGES:
+            raise UsageError(f"{source}: --set {name}: of {name.partition('.')[0]} the whole can be set, not a part")
     rest = {name: document[name] for name in document if name not in STAGES}
     base = {name: document[name] for name in document if name in STAGES}
-    return {**rest, **merged({name: value or {} for name, value in base.items()}, changes)}
+    whole = {**rest, **merged(switched(base, source), switched(changes, f"{source}: --set"))}
+    return {name: value for name, value in whole.items() if not (name in STAGES and value is False)}
+
+
+def switched(changes: Changes, source: str) -> Settings:
+    """Changes with each stage as settings or False: one that is `on`, or named with nothing, takes what is there."""
+    for name, value in changes.items():
+        if name in STAGES and not isinstance(value, Mapping | bool | None):
+            raise UsageError(f"{source}: {name} is {value!r}; give it settings, or say on or off")
+    return {name: {} if name in STAGES and value in (None, True) else value for name, value in changes.items()}
 
 
 def make_rows(study: Study, source: str) -> list[Row]:
@@ -164,10 +175,11 @@ def _row(study: Study, name: str, changes: Changes, combination: Sequence[tuple[
     """One row with one value of every axis, each as (axis, label, value)."""
     by_axes = {axis: value for axis, _, value in combination}
     labels = {axis: label for axis, label, _ in combination}
+    where = f"{source}: {name or 'axes'}"
     for setting in (*changes, *by_axes):
-        check_name(setting, f"{source}: {name or 'axes'}", STAGES)
+        check_name(setting, where, STAGES)
     title = ", ".join(part for part in (name, *labels.values()) if part) or "base"
-    return Row(title, name, labels, merged(study.base, changes, by_axes))
+    return Row(title, name, labels, merged(study.base, switched(changes, where), switched(by_axes, where)))
 
 
 def check_name(name: str, where: str, known: Sequence[str]) -> None:

@@ -145,6 +145,8 @@ def test_the_plan_names_for_each_row_the_columns_of_its_own_teachers(study):
         ({"axes": {"distill.recipe.training.seeds": [1]}}, r"unknown key training\.seeds.*did you mean 'seed'"),
         ({"baseline": "CLIPS"}, r"there is no row 'CLIPS'; did you mean 'CLIP'"),
         ({"seeded": ["distil"]}, r"'distil' draws nothing; did you mean 'distill'"),
+        ({"rows": {"a": {"distill": "no"}}}, r"a: distill is 'no'; give it settings, or say on or off"),
+        ({"distill": 3}, r"distill is 3; give it settings, or say on or off"),
         ({"row": {}}, r"unknown key row; did you mean 'rows'"),
         ({"paper": "tabel3"}, r"numbers of 'tabel3' are not known; did you mean 'table"),
         ({"columns": ["rep_sym"]}, r"columns: there is no column 'rep_sym'; did you mean 'rep_sim'"),
@@ -234,8 +236,24 @@ def test_set_changes_the_base_of_every_row(study, small_world):
     study.write(extract={"cache": "elsewhere"})
     changed = load_study(study.file, [f"extract.cache={small_world.cache}"])
     assert changed.extract == {"cache": str(small_world.cache)}
+    assert load_study(study.file, ["seeds=[4]"]).seeds == (4,)
     with pytest.raises(UsageError, match="there is no stage 'extrakt'"):
         load_study(study.file, ["extrakt.cache=x"])
+    with pytest.raises(UsageError, match=r"rows\.CLIP\.distill: of rows the whole can be set, not a part"):
+        load_study(study.file, ["rows.CLIP.distill=off"])
+
+
+def test_a_stage_is_off_or_on_in_the_base_as_in_a_row(study):
+    tuned = {"init": "imagenet", "dataset": "demo-nyud", "data": "nowhere"}
+    axes = {"evaluate": [True, False]}
+    base = study.write(distill=False, finetune=tuned, evaluate={"limit": 2}, rows={"a": {"finetune": None}}, axes=axes)
+    assert load_study(base.file).distill is None
+    runs = study(dry_run=True).plan.work.runs
+    assert [(run.row.name, tuple(run.jobs)) for run in runs if run.seed == 0] == [
+        ("a, on", ("finetune", "evaluate")),
+        ("a, off", ("finetune",)),
+    ]
+    assert runs[0].row.settings["evaluate"] == {"limit": 2}
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "ablations").glob("*.yaml"))

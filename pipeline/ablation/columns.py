@@ -11,7 +11,7 @@ from pipeline.cache.spec import CacheSpec
 from pipeline.images.source import find_images
 from pipeline.storage import Location
 from pipeline.storage.errors import StorageError
-from sak.errors import SakError
+from sak.errors import SakError, UsageError
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def _state(need: CacheNeed, teacher: str, columns: Sequence[Column], size: float
         and not spec_differences(column.manifest, teacher, spec)
         and _of(need, column)
     ]
+    for column in mine:
+        _refuse_more(need, column)
     asked, encoding = spec.teachers[teacher], spec.teachers[teacher].encoding
     return ColumnState(
         cache=need.cache,
@@ -133,6 +135,15 @@ def _wanted(need: CacheNeed, columns: Sequence[Column]) -> int | None:
     if samples is None:
         return None
     return need.views * (samples if need.limit is None else min(need.limit, samples))
+
+
+def _refuse_more(need: CacheNeed, column: Column) -> None:
+    """UsageError where a column has samples beyond the limit: a training would read them too."""
+    if need.limit is not None and any(column.present(view)[need.limit :].any() for view in range(column.views)):
+        raise UsageError(
+            f"{need.cache}: {column.place.name} has more than the first {need.limit} images, and a training reads all "
+            "that is there; give extract.limit a cache of its own"
+        )
 
 
 def _attempted(column: Column, need: CacheNeed) -> int:

@@ -82,7 +82,20 @@ def make_work(study: Study, source: str) -> Work:
             chain = _chain(study, row, seed, f"{source}: {row.name}")
             trainings |= {job.name: job for job in chain}
             runs.append(Run(row, seed, {job.stage: job.name for job in chain}))
-    return Work(tuple(runs), with_extractions(list(trainings.values())))
+    jobs = list(trainings.values())
+    _check_limits(jobs, source)
+    return Work(tuple(runs), with_extractions(jobs))
+
+
+def _check_limits(jobs: Sequence[TrainJob], source: str) -> None:
+    """UsageError where one cache is to be read up to two limits: a training reads all that is there."""
+    limits: dict[str, int | None] = {}
+    for need in (job.reads for job in jobs if job.reads is not None):
+        if limits.setdefault(need.cache, need.limit) != need.limit:
+            raise UsageError(
+                f"{source}: extract.limit is {limits[need.cache]} and {need.limit} for one cache, {need.cache}; a "
+                "training reads all that is there, so give each limit a cache of its own"
+            )
 
 
 def _chain(study: Study, row: Row, seed: int, source: str) -> list[TrainJob]:
@@ -164,6 +177,7 @@ def _distillation(settings: Mapping[str, Any], source: str) -> TrainJob:
 def _need(section: str, settings: Mapping[str, Any], teachers: Sequence[str] | None, source: str) -> CacheNeed:
     checked: CacheSettings = cache_settings(section, settings, source)
     spec = resolve_spec(checked, f"{source}: {section}")
+    _check_amounts(section, checked, source)
     if spec is not None and checked.data is None:
         raise UsageError(f"{source}: {section}.data is missing: the images that the spec's teachers look at")
     return CacheNeed(
@@ -177,6 +191,20 @@ def _need(section: str, settings: Mapping[str, Any], teachers: Sequence[str] | N
         samples=checked.samples,
         teachers=None if teachers is None else tuple(teachers),
     )
+
+
+def _check_amounts(section: str, settings: CacheSettings, source: str) -> None:
+    """UsageError for views and limits that no training would heed."""
+    told = settings.model_fields_set & {"views", "limit"}
+    if settings.spec is None and told:
+        raise UsageError(
+            f"{source}: {section}.{min(told)} says what to extract, and without a spec nothing is; distill.views reads "
+            "some of a cache's views"
+        )
+    if section == "held_out" and settings.limit is not None:
+        raise UsageError(
+            f"{source}: held_out.limit: rep_sim is measured on all images of a cache; name fewer with data"
+        )
 
 
 def _read_document(need: CacheNeed | None) -> Any:

@@ -147,6 +147,7 @@ def test_the_plan_names_for_each_row_the_columns_of_its_own_teachers(study):
         ({"seeded": ["distil"]}, r"'distil' draws nothing; did you mean 'distill'"),
         ({"rows": {"a": {"distill": "no"}}}, r"a: distill is 'no'; give it settings, or say on or off"),
         ({"distill": 3}, r"distill is 3; give it settings, or say on or off"),
+        ({"axes": {"extract.views": [1, 4]}}, r"extract\.views says what to extract, .* distill\.views"),
         ({"row": {}}, r"unknown key row; did you mean 'rows'"),
         ({"paper": "tabel3"}, r"numbers of 'tabel3' are not known; did you mean 'table"),
         ({"columns": ["rep_sym"]}, r"columns: there is no column 'rep_sym'; did you mean 'rep_sim'"),
@@ -364,3 +365,15 @@ def test_the_thread_counts_of_a_stage_never_differ(monkeypatch):
     assert crew.environment(0) == {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert crew.environment(0) == {"MKL_NUM_THREADS": "3"}
+
+
+def test_a_limit_that_a_training_would_not_heed_is_refused(small_world, study, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(small_world.document()))
+    extract = {"spec": str(spec), "data": str(small_world.data), "cache": str(tmp_path / "cache")}
+    with pytest.raises(UsageError, match=r"extract\.limit is 4 and 8 for one cache"):
+        study.write(extract=extract, axes={"extract.limit": [4, 8]})(dry_run=True)
+    with pytest.raises(UsageError, match=r"held_out\.limit: rep_sim is measured on all"):
+        study.write(extract=extract, held_out={**extract, "limit": 4})(dry_run=True)
+    with pytest.raises(UsageError, match=r"has more than the first 2 images"):
+        study.write(extract={**extract, "cache": str(small_world.cache), "limit": 2})(dry_run=True)

@@ -12,11 +12,12 @@ from sak.errors import UsageError, nearest
 _SHOWN_ERRORS = 3
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        """A mapping; YAMLError for a key that is there twice, merged ones (`<<`) aside."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
@@ -26,7 +27,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, object]:
     """The mapping in a YAML file; UsageError names the file, and the line where it is not YAML."""
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; give the path of a spec, as in cache_specs/demo.yaml") from error
     except UnicodeDecodeError as error:
@@ -65,7 +66,7 @@ def _split(line: str) -> tuple[str, object]:
     if not equals or not all(name.strip().split(".")):
         raise UsageError(f"--set {line}: give name=value, as in teachers.sam.encoding=int4")
     try:
-        return name.strip(), yaml.load(value, Loader=_Loader)
+        return name.strip(), yaml.load(value, Loader=UniqueKeys)
     except yaml.YAMLError as error:
         raise UsageError(f"--set {line}: the value is not valid YAML; quote it") from error
 

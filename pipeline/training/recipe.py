@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.cache.spec_file import UniqueKeys
 from sak.errors import UsageError, nearest
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -44,7 +45,7 @@ def parse_recipe(kind: type[Config], document: Mapping[str, Any], source: str) -
 def read_recipe(path: Path) -> dict[str, Any]:
     """The settings in a recipe's file; UsageError, one line, where it cannot be read or holds something else."""
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(), Loader=UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.training.distill_recipe import DistillRecipe, StudentRecipe, TaughtBy, student_config
 from pipeline.training.finetune_recipe import FinetuneRecipe
-from pipeline.training.recipe import load_recipe
+from pipeline.training.recipe import load_recipe, read_recipe
 from sak.errors import UsageError
 from sak.student import parameter_counts
 from sak.student.sizes import stem_size
@@ -123,6 +123,15 @@ def test_wrong_keys_and_values_are_one_clear_line(line, told):
     with pytest.raises(UsageError, match=told) as error:
         load_recipe(DistillRecipe, None, [line])
     assert "\n" not in str(error.value)
+
+
+def test_a_key_given_twice_is_refused_and_merged_mappings_are_not(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("a: &one {x: 1}\nb: {<<: *one, x: 2}\n")
+    assert read_recipe(recipe) == {"a": {"x": 1}, "b": {"x": 2}}
+    recipe.write_text("rows:\n  a: {x: 1}\n  a: {x: 2}\n")
+    with pytest.raises(UsageError, match="key 'a' is given twice"):
+        read_recipe(recipe)
 
 
 def test_an_unreadable_recipe_is_one_clear_line(tmp_path):

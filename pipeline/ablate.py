@@ -129,3 +129,5 @@ def write_results(results: Results, folder: Path) -> None:
     for name, text in files.items():
         if text is not None:
             replace_durably(folder / name, text.encode())
+        else:
+            (folder / name).unlink(missing_ok=True)  # an earlier study's

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from io import StringIO
+from math import isfinite
 
 from pipeline.ablation.results import BALANCE, BYTES, GAIN, HOURS, SPEED, Results, RowResult, Spread
 from pipeline.paper import paper_table
@@ -16,7 +17,6 @@ HEADINGS = {
     GAIN: "delta_m %",
     BALANCE: "mu/sigma",
 }
-_LOWER_IS_BETTER = (BYTES, HOURS)
 _UNJUDGED = (BYTES, HOURS, SPEED)
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
@@ -36,8 +36,9 @@ def best_row(name: str, results: Results) -> str | None:
     """The row whose mean is best; None where nothing is judged or there is nothing to choose from."""
     if name in _UNJUDGED:
         return None
-    have = [(row.values[name].mean, row.name) for row in results.rows if name in row.values]
-    lower = name in _LOWER_IS_BETTER or any(t.name == name and t.lower_is_better for t in results.dataset or ())
+    means = [(row.values[name].mean, row.name) for row in results.rows if name in row.values]
+    have = [each for each in means if isfinite(each[0])]
+    lower = any(task.name == name and task.lower_is_better for task in results.dataset or ())
     return (min(have) if lower else max(have))[1] if len(have) > 1 else None
 
 
@@ -49,6 +50,7 @@ def runs_csv(results: Results) -> str:
             "row": each.row,
             "seed": each.seed,
             **{name: each.values.get(name, "") for name in names},
+            "random": _yes(each.random),
             "keys": " ".join(each.keys),
             **{f"run {stage}": place for stage, place in each.runs.items()},
             "failure": each.failure or "",
@@ -67,8 +69,13 @@ def rows_csv(results: Results) -> str:
             found = row.values.get(name)
             line |= {name: "" if found is None else found.mean}
             line |= {f"{name} std": "" if found is None or found.deviation is None else found.deviation}
-        lines.append({**line, "keys": " ".join(row.keys)})
+        lines.append({**line, "random": _yes(row.random), "keys": " ".join(row.keys)})
     return _csv(lines)
+
+
+def _yes(random: bool) -> str:
+    """Whether a line's teachers have random weights."""
+    return "yes" if random else ""
 
 
 def _csv(lines: Sequence[dict[str, object]]) -> str:
@@ -116,8 +123,7 @@ def markdown_table(results: Results) -> str:
     best = {name: best_row(name, results) for name in results.columns}
     for row in results.rows:
         cells = [_shown(row, name, best[name]) for name in results.columns]
-        marked = f"{row.name} (RANDOM teachers)" if row.random else row.name
-        lines.append(_line([marked, *cells, _seeds(row)]))
+        lines.append(_line([_marked(row), *cells, _seeds(row)]))
     return "\n".join(lines)
 
 
@@ -136,6 +142,10 @@ def _line(cells: Sequence[str]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _marked(row: RowResult) -> str:
+    return f"{row.name} (RANDOM teachers)" if row.random else row.name
 
 
 def _seeds(row: RowResult) -> str:
@@ -175,7 +185,7 @@ def latex(results: Results) -> str:
     best = {name: best_row(name, results) for name in results.columns}
     for row in results.rows:
         cells = [_latex_cell(row, name, best[name]) for name in results.columns]
-        lines.append(" & ".join([escape_latex(row.name), *cells]) + r" \\")
+        lines.append(" & ".join([escape_latex(_marked(row)), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -186,7 +196,7 @@ def _latex_line(cells: Sequence[str]) -> str:
 def _latex_cell(row: RowResult, name: str, best: str | None) -> str:
     if name not in row.values:
         return ""
-    text = number(row.values[name], name).replace("±", r"\pm").replace(",", "{,}")
+    text = number(row.values[name], name).replace("±", r"\pm").replace(",", "{,}").replace("nan", r"\mathrm{nan}")
     return rf"$\mathbf{{{text}}}$" if best == row.name else f"${text}$"
 
 

@@ -22,7 +22,7 @@ def studies(places: Sequence[Path]) -> Markup:
         if not rows:
             continue
         parts.append(table([_shown(row) for row in rows], caption=f"Study {place.name}"))
-        points = [(row["row"], float(row["bytes_per_image"]), float(row["rep_sim"])) for row in rows
+        points = [(_called(row), float(row["bytes_per_image"]), float(row["rep_sim"])) for row in rows
                   if row.get("bytes_per_image") and row.get("rep_sim")]  # fmt: skip
         if len({x for _, x, _ in points}) > 2:
             chart = scatter(
@@ -39,10 +39,14 @@ def _read(path: Path) -> list[dict[str, str]]:
         return [dict(row) for row, _ in zip(csv.DictReader(file), range(_MOST), strict=False)]
 
 
+def _called(row: dict[str, str]) -> str:
+    return f"{row.get('row', '')} RANDOM" if row.get("random") else row.get("row", "")
+
+
 def _shown(row: dict[str, str]) -> dict[str, object]:
-    shown: dict[str, object] = {"row": row.get("row", "")}
+    shown: dict[str, object] = {"row": _called(row)}
     for name, value in row.items():
-        if name in ("row", "keys", "seeds") or name is None or name.endswith(" std"):
+        if name in ("row", "keys", "seeds", "random") or name is None or name.endswith(" std"):
             continue
         spread = row.get(f"{name} std")
         plain = _number(value)

@@ -1,13 +1,17 @@
 """What a study's tables say of runs that are there: no training, run directories as stages leave them."""
 
+import csv
 import json
+from io import StringIO
 
 import pytest
 
 from pipeline.ablation.folders import StudyFolder
 from pipeline.ablation.jobs import make_work
 from pipeline.ablation.plan import make_plan
-from pipeline.ablation.results import RunResult, collect, over_seeds
+from pipeline.ablation.result_plot import plot_svg
+from pipeline.ablation.result_tables import best_row, latex, markdown, rows_csv
+from pipeline.ablation.results import Results, RowResult, RunResult, collect, over_seeds, spread
 from pipeline.ablation.study import Study
 
 SESSION = {"started": "2026-01-01T00:00:00+0000", "ended": "2026-01-01T01:00:00+0000", "stopped": False}
@@ -55,3 +59,43 @@ def test_what_one_distillation_gives_to_all_fine_tunings_has_no_spread():
     ]
     assert over_seeds(runs, "rep_sim").deviation is None
     assert over_seeds(runs, "semseg").deviation == pytest.approx(0.5**0.5)
+
+
+def row(name, value, *, labels=None, series="", random=False):
+    return RowResult(name, series, labels or {}, {"rep_sim": spread([value])}, ("k",), 1, 1, random)
+
+
+def table_of(*rows, plot=None):
+    return Results("Half a $ and _more_", rows, (), ("rep_sim",), plot=plot)
+
+
+def test_a_number_that_is_none_is_shown_and_is_never_the_best():
+    found = table_of(row("a", float("nan")), row("b", 0.5), row("c", 0.4))
+    assert best_row("rep_sim", found) == "b"
+    assert "| a | nan | 1 |" in markdown(found)
+
+
+def test_every_table_and_picture_says_that_teachers_are_random():
+    found = table_of(row("a", 0.5, random=True), row("b", 0.4), plot="rep_sim")
+    assert "a (RANDOM teachers) &" in latex(found)
+    assert [line["random"] for line in csv.DictReader(StringIO(rows_csv(found)))] == ["yes", ""]
+    assert "(RANDOM teachers)" in plot_svg(found)
+
+
+def test_names_are_text_in_latex_and_in_the_picture():
+    names = ["50 % & more_of #1", "a $\\frac$ b $", "x^2 ~ {y} \\"]
+    found = table_of(*(row(name, 0.5) for name in names), plot="rep_sim")
+    assert r"50 \% \& more\_of \#1 &" in latex(found)
+    assert r"x\textasciicircum{}2 \textasciitilde{} \{y\} \textbackslash{} &" in latex(found)
+    assert "a $\\frac$ b $" in plot_svg(found)
+
+
+def test_a_picture_over_an_axis_has_a_line_for_all_else_that_differs():
+    rows = [
+        row(f"{series}, {share}, {cosine}", 0.1 * place, series=series, labels={"share": share, "cosine": cosine})
+        for place, series in enumerate("abcd")
+        for share in ("0.5", "1.0")
+        for cosine in ("map", "token")
+    ]
+    drawn = plot_svg(table_of(*rows, plot="share"))
+    assert all(f"{series}, {cosine}" in drawn for series in "abcd" for cosine in ("map", "token"))

@@ -1,6 +1,5 @@
 """The command line of `sak-cli` that does a job."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.ablation.folders import State, StudyFolder
@@ -52,10 +51,3 @@ def _extract(job: ExtractJob, folder: StudyFolder, device: str) -> list[str]:
         *(flag("max_bad", need.max_bad) if need.max_bad is not None else []),
         *("--device", device),
     ]
-
-
-def shown(command: Sequence[str]) -> str:
-    """A command as a person would type it."""
-    import shlex
-
-    return shlex.join(["sak-cli", *command])

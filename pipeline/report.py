@@ -12,6 +12,7 @@ from pipeline.reporting.page import page
 from pipeline.reporting.runs import find_runs, find_studies
 from pipeline.reporting.study_parts import studies
 from pipeline.reporting.training_parts import curves, gates, overview, similarity
+from pipeline.storage.errors import explain
 from pipeline.storage.local import replace_durably
 from sak import __version__
 from sak.errors import UsageError
@@ -40,6 +41,10 @@ class ReportConfig:
 def write_report(config: ReportConfig, say: Callable[[str], None]) -> Path:
     """Write the page; what a run does not have is left out and said there. UsageError where a place is no run."""
     runs = find_runs(config.runs)
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(error, str(config.out.parent)) from error
     say(f"{len(runs)} runs: {', '.join(run.name for run in runs)}")
     found = studies(find_studies(config.runs))
     sections = [
@@ -59,6 +64,5 @@ def write_report(config: ReportConfig, say: Callable[[str], None]) -> Path:
         "One student is distilled from several frozen teachers whose features are cached (stage distill), then "
         f"fine-tuned for dense prediction (stage finetune). Runs on this page: {trained}."
     )
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     replace_durably(config.out, page(config.title, summary, sections, __version__).encode())
     return config.out

@@ -1,6 +1,7 @@
 """The tasks' metrics beside baselines and the paper's numbers, as tables and as the radar of Figure 3."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite, nan
 
 from pipeline.data.datasets import task_table
 from pipeline.paper import TABLES
@@ -43,7 +44,7 @@ def metrics(runs: Sequence[ReportedRun]) -> Markup:
 
 def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str]:
     scores: dict[str, Mapping[str, float]] = {f"{run.name} ({run.kind})": run.metrics for run in runs}
-    trivial = {f"{run.name}: looks at no image": _trivial(run) for run in runs[:1] if _trivial(run)}
+    trivial = {f"{run.name}: looks at no image": run.trivial for run in runs[:1] if run.trivial}
     paper = {
         name: TABLES[place].rows[row] for name, (place, row) in _PAPER.get(dataset.name, {}).items()
     }  # the demo's sets are other images: the paper's numbers do not belong beside them
@@ -58,7 +59,11 @@ def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str
     if not paper:
         note += f" {dataset.name} is no set of the paper, so its numbers are not set beside these."
     parts: list[Markup | str] = [note, table(shown, caption=f"{dataset.name}: metrics", best=best)]
-    complete = {name: values for name, values in {**scores, **paper}.items() if all(t.name in values for t in dataset)}
+    complete = {
+        name: values
+        for name, values in {**scores, **paper}.items()
+        if all(isfinite(values.get(task.name, nan)) for task in dataset)
+    }
     if len(complete) > 1 and len(dataset) > 2:
         shares = _shares(complete, dataset)
         chart = radar(
@@ -70,12 +75,6 @@ def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str
             )
         )
     return parts
-
-
-def _trivial(run: ReportedRun) -> dict[str, float]:
-    found = (run.evaluation or {}).get("trivial")
-    tasks = found.get("tasks", {}) if isinstance(found, Mapping) else {}
-    return {name: float(task["value"]) for name, task in tasks.items() if task.get("value") is not None}
 
 
 def _row(name: str, values: Mapping[str, float], dataset: Dataset, baseline: ReportedRun | None) -> dict[str, object]:
@@ -101,7 +100,8 @@ def _best(scores: Sequence[Mapping[str, float]], dataset: Dataset) -> dict[str, 
     """Heading -> the row of the best run."""
     best = {}
     for task in dataset:
-        have = [(values[task.name], place) for place, values in enumerate(scores) if task.name in values]
+        found = [(values.get(task.name, nan), place) for place, values in enumerate(scores)]
+        have = [each for each in found if isfinite(each[0])]
         if len(have) > 1:
             arrow = "↓" if task.lower_is_better else "↑"
             best[f"{task.name} {task.metric} {arrow}"] = (min(have) if task.lower_is_better else max(have))[1]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,21 +75,35 @@ class ReportedRun:
     @property
     def metrics(self) -> dict[str, float]:
         """Task -> metric of the stored evaluation."""
-        return {name: float(task["value"]) for name, task in self.tasks.items() if task.get("value") is not None}
+        return self._values("evaluation")
 
     @property
-    def tasks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Task -> its numbers in the stored evaluation."""
-        found = (self.evaluation or {}).get("evaluation")
-        return found.get("tasks", {}) if isinstance(found, Mapping) else {}
+    def trivial(self) -> dict[str, float]:
+        """Task -> metric of predictions that look at no image; empty where none were judged."""
+        return self._values("trivial")
+
+    def _values(self, part: str) -> dict[str, float]:
+        found = (self.evaluation or {}).get(part)
+        tasks = found.get("tasks") if isinstance(found, Mapping) else None
+        told = tasks.items() if isinstance(tasks, Mapping) else ()
+        values = {str(name): task.get("value") for name, task in told if isinstance(task, Mapping)}
+        return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
     @property
     def gates(self) -> MeanGates | None:
         """The routers' mean gates; None where there are none or they cannot be read."""
         try:
-            return MeanGates.from_dict((self.evaluation or {})["gates"])
+            found = MeanGates.from_dict((self.evaluation or {})["gates"])
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
+        return found if _is_whole(found) else None
+
+
+def _is_whole(gates: MeanGates) -> bool:
+    """Whether every task has a number an expert, as damaged or foreign files may not."""
+    rows = [row for tasks in gates.weights.values() for row in tasks.values()]
+    numbers = all(isinstance(value, int | float) for row in rows for value in (gates.images, *row))
+    return bool(rows) and numbers and all(gates.weights.values()) and {len(row) for row in rows} == {len(gates.experts)}
 
 
 def find_runs(places: tuple[Path, ...]) -> list[ReportedRun]:
@@ -108,7 +123,16 @@ def find_runs(places: tuple[Path, ...]) -> list[ReportedRun]:
             raise UsageError(f"{place} is no run and holds none ({ABOUT} is missing); give the directories of runs")
         found += [path for path in inside if path not in found]
     names = _names([path for path in found if path not in labels])
-    return [read_run(path, labels.get(path) or names[path]) for path in found]
+    named = _told_apart({path: labels.get(path) or names[path] for path in found})
+    return [read_run(path, name) for path, name in named.items()]
+
+
+def _told_apart(named: dict[Path, str]) -> dict[Path, str]:
+    """A name that two runs have, as rows of two studies may, gets the study's folder in front, or the whole path."""
+    for first in (lambda path: path.parent.parent.name, str):
+        often = Counter(named.values())
+        named = {path: name if often[name] == 1 else f"{first(path)}: {name}" for path, name in named.items()}
+    return named
 
 
 def _inside(place: Path) -> list[Path]:

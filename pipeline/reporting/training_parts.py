@@ -84,7 +84,8 @@ def _data(run: ReportedRun) -> str:
 
 def _teachers(run: ReportedRun) -> str:
     found = run.about.get("teachers") or (run.about.get("student") or {}).get("teachers") or {}
-    names = [each[0] if isinstance(each, list) and each else each for each in found]  # pairs, or names
+    told = found if isinstance(found, list | Mapping) else []
+    names = [each[0] if isinstance(each, list) and each else each for each in told]  # pairs, or names
     return ", ".join(f"{name} RANDOM" if name in run.random else str(name) for name in names) or "none"
 
 

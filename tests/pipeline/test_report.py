@@ -12,7 +12,7 @@ import yaml
 from pipeline.report import ReportConfig, write_report
 from pipeline.reporting.charts import Line, heat_map, line_chart, radar
 from pipeline.reporting.html import escape, picture, table
-from sak.errors import UsageError
+from sak.errors import SakError, UsageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SESSION = {"started": "2026-01-01T00:00:00+0000", "ended": "2026-01-01T00:01:00+0000", "stopped": False,
@@ -123,6 +123,8 @@ def test_places_that_are_no_runs_and_pages_that_are_there_are_refused(tmp_path, 
     (tmp_path / "r.html").write_text("mine")
     with pytest.raises(UsageError, match="replace it with --overwrite"):
         ReportConfig((distilled,), tmp_path / "r.html")
+    with pytest.raises(SakError, match=r"r\.html"):
+        write_report(ReportConfig((distilled,), tmp_path / "r.html" / "page.html"), print)
 
 
 def test_a_studys_runs_are_called_by_row_and_seed_and_its_table_is_shown(report, tmp_path):
@@ -135,6 +137,47 @@ def test_a_studys_runs_are_called_by_row_and_seed_and_its_table_is_shown(report,
     assert "DINOv2, seed 3, finetune" in text
     assert "left-over" not in text
     assert "20.5 ± 0.25" in text
+
+
+def test_rows_of_two_studies_with_one_name_are_two_runs(report, tmp_path):
+    studies = [tmp_path / place / "study" for place in ("one", "two")] + [tmp_path / "other"]
+    for number, study in enumerate(studies):
+        fine_tuned(study / "runs" / "finetune-0123", shift=number)
+        (study / "runs.csv").write_text("row,seed,run finetune\nDINOv2,0,runs/finetune-0123\n")
+    text = report(*studies)
+    table = text[text.index("demo-nyud: metrics") :]
+    assert all(f">{20 + number}<" in table.replace("strong>", "b>") for number in range(3))
+    assert "other: DINOv2, seed 0, finetune" in text
+    assert f"{studies[0]}/runs/finetune-0123: study: DINOv2, seed 0, finetune" in text
+
+
+def test_a_study_of_many_rows_says_how_many_are_shown_and_a_damaged_one_is_said(report, tmp_path):
+    run, study = fine_tuned(tmp_path / "run"), tmp_path / "study"
+    fine_tuned(study / "run")
+    lines = "".join(f"row {number},0.5,{number},0.5,yes\n" for number in range(201))
+    (study / "results.csv").write_text("row,semseg,bytes_per_image,rep_sim,random\n" + lines)
+    text = report(run, study)
+    assert "Shown are 200 of 201 rows" in text
+    assert "row 199 RANDOM" in text
+    (study / "results.csv").write_bytes(b"row\n\xff\n")
+    assert "results.csv cannot be read" in report(run, study)
+
+
+def test_numbers_that_are_none_and_parts_that_are_strange_leave_the_page(report, tmp_path):
+    whole, place = fine_tuned(tmp_path / "whole", kind="multi-task"), fine_tuned(tmp_path / "run")
+    stored = json.loads((place / "evaluation-val.json").read_text())
+    tasks = stored["evaluation"]["tasks"]
+    for value in (float("nan"), float("inf"), "x", [], None):
+        tasks["semseg"]["value"] = value
+        (place / "evaluation-val.json").write_text(json.dumps(stored))
+        text = report(place, whole, fine_tuned(tmp_path / f"more {value}", shift=1.0))
+        assert "<strong>21</strong>" in text
+        assert "as shares of the best" in text
+    for part in ({"tasks": None}, {"tasks": {"semseg": 3}}, 3):
+        for gates in ({"images": "x"}, {"weights": {"1": {}}}, {"weights": {"1": {"semseg": [0.5]}}}):
+            changed = {**stored, "evaluation": part, "gates": {**stored["gates"], **gates}}
+            (place / "evaluation-val.json").write_text(json.dumps(changed))
+            assert "Left out: no run with routers" in report(place)
 
 
 def test_charts_survive_what_measurements_may_be():

@@ -65,7 +65,7 @@ class AblateReport:
             return 0
         if self.outcome.signal is not None:
             return 128 + self.outcome.signal
-        return 1 if self.outcome.failed else 0
+        return 1 if self.outcome.failed or (self.results is not None and self.results.failures) else 0
 
     def to_text(self, width: int) -> str:
         """For the screen: the plan of a dry run; else the table, and what failed."""
@@ -73,6 +73,7 @@ class AblateReport:
             return self.plan.to_text()
         parts = [results_text(self.results, width)]
         parts += [f"{name} failed: {reason}" for name, reason in self.outcome.failed.items()]
+        parts += dict.fromkeys(each.failure or "" for each in self.results.failures if each.damaged)
         if self.outcome.signal is not None:
             parts.append(f"Stopped with {len(self.outcome.left)} left; call it again to go on")
         elif not self.outcome.done and not self.outcome.failed:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from io import StringIO
 from math import isfinite
 
-from pipeline.ablation.results import BALANCE, BYTES, GAIN, HOURS, SPEED, Results, RowResult, Spread
+from pipeline.ablation.results import BALANCE, GAIN, Results, RowResult, Spread
+from pipeline.ablation.run_results import BYTES, HOURS, REP_SIM, SPEED
 from pipeline.paper import paper_table
 from pipeline.tables import text_table
 
 HEADINGS = {
-    "rep_sim": "rep_sim",
+    REP_SIM: "rep_sim",
     BYTES: "bytes/image",
     SPEED: "images/s",
     HOURS: "hours",

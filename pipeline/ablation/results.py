@@ -1,44 +1,22 @@
-"""What a study found: every run's numbers from its directory, and mean and spread over the seeds."""
+"""What a study found: mean and spread of every row over its seeds, gains over the baseline, oracles."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
-from pathlib import Path
 from statistics import fmean, pstdev, stdev
-from typing import Any
 
-from pipeline.ablation.estimate import run_speed
-from pipeline.ablation.folders import State, StudyFolder, about
-from pipeline.ablation.jobs import Run, TrainJob, Work
+from pipeline.ablation.folders import StudyFolder
+from pipeline.ablation.jobs import TrainJob, Work
 from pipeline.ablation.plan import StudyPlan
+from pipeline.ablation.run_results import BYTES, HOURS, REP_SIM, SPEED, RunResult, read_result, tasks_of
 from pipeline.ablation.study import Study
 from pipeline.finetune import FinetuneConfig
-from pipeline.training.run import RunDirectory
 from sak.errors import UsageError, nearest
 from sak.metrics.delta_m import delta_m
 from sak.tasks import Dataset
 
-BYTES = "bytes_per_image"
-SPEED = "images_per_second"
-HOURS = "hours"
 GAIN = "delta_m"
-REP_SIM = "rep_sim"
 BALANCE = "mu_over_sigma"
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """One row under one seed. `keys` are the columns it read, `failure` why it has no numbers."""
-
-    row: str
-    seed: int
-    values: Mapping[str, float]
-    keys: tuple[str, ...]
-    runs: Mapping[str, str]
-    failure: str | None = None
-    random: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +63,7 @@ class Results:
 
 def check_columns(study: Study, work: Work, source: str) -> None:
     """UsageError, before anything runs, where the table or the picture is to show what no run can have."""
-    tasks = [task for job in work.jobs.values() if isinstance(job, TrainJob) for task in _tasks(job)]
+    tasks = [task for job in work.jobs.values() if isinstance(job, TrainJob) for task in tasks_of(job)]
     known = list(dict.fromkeys((REP_SIM, *tasks, GAIN, BALANCE, BYTES, SPEED, HOURS)))
     asked = [(name, "columns", known) for name in study.columns or ()]
     if study.plot is not None and study.plot not in study.axes:
@@ -97,7 +75,7 @@ def check_columns(study: Study, work: Work, source: str) -> None:
 
 def collect(plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str], title: str) -> Results:
     """Read every run of a plan as it is now; `failed` says why jobs of this call did not end."""
-    results = [_run_result(run, plan, folder, failed) for run in plan.work.runs]
+    results = [read_result(run, plan, folder, failed) for run in plan.work.runs]
     dataset = _dataset(plan)
     notes: list[str] = []
     if dataset is not None and plan.study.baseline is not None:
@@ -117,77 +95,6 @@ def collect(plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str], tit
     if lacking:
         notes.append(f"No run has {', '.join(lacking)}")
     return Results(title, rows, tuple(results), columns, dataset, plan.study.paper, plan.study.plot, tuple(notes))
-
-
-def _run_result(run: Run, plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str]) -> RunResult:
-    values: dict[str, float] = {}
-    keys: dict[str, None] = {}
-    failure, random = None, False
-    for stage, name in run.jobs.items():
-        directory = folder.run(name)
-        told = about(directory)
-        reads = told.get("reads") or {}
-        keys |= dict.fromkeys(_key(each) for each in reads.get("columns", ()))
-        random = random or bool(reads.get("random"))
-        job = plan.work.jobs[name]
-        if isinstance(job, TrainJob) and folder.state(job) is not State.DONE:
-            failure = failure or failed.get(name) or f"{name} has not run to its end"
-            continue
-        if isinstance(job, TrainJob) and job.stage == "evaluate":
-            values |= _evaluated(folder.evaluation(job))
-            continue
-        values |= _numbers(directory, told, _tasks(job) if isinstance(job, TrainJob) else ())
-        if stage == "distill":
-            values[BYTES] = _read_bytes(plan, name, tuple(keys))
-    runs = {stage: str(folder.run(name).root) for stage, name in run.jobs.items()}
-    return RunResult(run.row.name, run.seed, {} if failure else values, tuple(keys), runs, failure, random)
-
-
-def _key(path: str) -> str:
-    """`columns/<teacher>-<key>/<data>` by its name."""
-    return path.split("/")[1] if path.count("/") else path
-
-
-def _read_bytes(plan: StudyPlan, name: str, keys: Sequence[str]) -> float:
-    """Bytes on disk of one view of an image, of the columns that were read: none where all teachers ran live."""
-    columns = {column.name: column.bytes_per_image for column in plan.jobs[name].columns if column.name}
-    return sum(columns.get(key, 0.0) for key in keys)
-
-
-def _numbers(directory: RunDirectory, told: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, float]:
-    """rep_sim or the tasks' last measurements of a training, its speed, and the hours of its sessions."""
-    measured = [line for line in directory.metrics() if line.get("evaluation")]
-    last = measured[-1] if measured else {}
-    values = {name: last[name] for name in last if name.partition("/")[0] == "rep_sim" and "level" not in name}
-    values |= {task: last[f"metric/{task}"] for task in tasks if f"metric/{task}" in last}
-    speed, hours = run_speed(directory.root), _hours(told)
-    return {**values, **({SPEED: speed} if speed else {}), **({HOURS: hours} if hours is not None else {})}
-
-
-def _tasks(job: TrainJob) -> tuple[str, ...]:
-    settings = job.settings.checked
-    return settings.rows.names if isinstance(settings, FinetuneConfig) else ()
-
-
-def _evaluated(path: Path) -> dict[str, float]:
-    """Task -> metric of a stored evaluation; nothing where the file is damaged."""
-    try:
-        tasks = json.loads(path.read_text())["evaluation"]["tasks"]
-        return {name: float(task["value"]) for name, task in tasks.items() if task["value"] is not None}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _hours(told: Mapping[str, Any]) -> float | None:
-    """Of all sessions that ended; None where the record does not say."""
-    seconds = 0.0
-    for session in told.get("sessions", ()):
-        try:
-            start, end = (datetime.strptime(session[name], "%Y-%m-%dT%H:%M:%S%z") for name in ("started", "ended"))
-        except (KeyError, ValueError, TypeError):
-            continue
-        seconds += (end - start).total_seconds()
-    return seconds / 3600 if seconds else None
 
 
 def _dataset(plan: StudyPlan) -> Dataset | None:
@@ -221,7 +128,7 @@ def _with_gain(result: RunResult, dataset: Dataset, baseline: Mapping[str, float
     spread_of_tasks = pstdev(gained.per_task.values())
     if spread_of_tasks > 0:
         found[BALANCE] = gained.value / spread_of_tasks
-    return RunResult(**{**vars(result), "values": {**result.values, **found}})
+    return replace(result, values={**result.values, **found})
 
 
 def _row(name: str, plan: StudyPlan, results: Sequence[RunResult]) -> RowResult:
@@ -274,6 +181,6 @@ def _columns(rows: Sequence[RowResult], dataset: Dataset | None) -> tuple[str, .
     """rep_sim, of all and by teacher; the tasks in the data set's order; delta_m; what it cost."""
     have = dict.fromkeys(name for row in rows for name in row.values)
     tasks = [task.name for task in dataset or ()]
-    similar = [name for name in have if name.partition("/")[0] == "rep_sim"]
+    similar = [name for name in have if name.partition("/")[0] == REP_SIM]
     cost = [BYTES, SPEED, HOURS]
     return tuple(name for name in (*similar, *tasks, GAIN, *cost) if name in have)

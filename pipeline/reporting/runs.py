@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline.training.gates import MeanGates
-from pipeline.training.run import ABOUT, CONFIG, RunDirectory
+from pipeline.training.run import ABOUT, CONFIG, RunDirectory, random_teachers
 from sak.errors import UsageError
 
 EVALUATIONS = "evaluation-*.json"
@@ -60,11 +60,7 @@ class ReportedRun:
     @property
     def random(self) -> tuple[str, ...]:
         """Teachers with random weights."""
-        live = self.reads.get("live")
-        alive = [name for name, each in live.items() if isinstance(each, Mapping) and each.get("random")] \
-            if isinstance(live, Mapping) else []  # fmt: skip
-        said = self.reads.get("random")
-        return tuple(dict.fromkeys([*(map(str, said) if isinstance(said, list) else []), *alive]))
+        return random_teachers(self.about)
 
     @property
     def dataset(self) -> str | None:

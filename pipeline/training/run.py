@@ -198,6 +198,24 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
     return found
 
 
+def random_teachers(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """Teachers with random weights, by what `run.json` says was read, ran live, was learnt from or is probed."""
+    reads, probe = _mapping(about.get("reads")), _mapping(about.get("probe"))
+    said, live = reads.get("random"), _mapping(reads.get("live"))
+    sources = [*_mapping(about.get("teachers")).items(), ("probe", probe.get("teacher"))]
+    known = [(str(_mapping(each).get("name", name)), _mapping(each).get("weights")) for name, each in sources]
+    found = [
+        *(map(str, said) if isinstance(said, list) else ()),
+        *(str(name) for name, each in live.items() if _mapping(each).get("random")),
+        *(name for name, weights in known if str(weights).startswith("random")),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _json(document: Any) -> str:
     return json.dumps(document, indent=2, default=str)
 

@@ -11,7 +11,8 @@ from pipeline.ablation.jobs import make_work
 from pipeline.ablation.plan import make_plan
 from pipeline.ablation.result_plot import plot_svg
 from pipeline.ablation.result_tables import best_row, latex, markdown, rows_csv
-from pipeline.ablation.results import Results, RowResult, RunResult, collect, over_seeds, spread
+from pipeline.ablation.results import Results, RowResult, collect, over_seeds, spread
+from pipeline.ablation.run_results import RunResult
 from pipeline.ablation.study import Study
 
 SESSION = {"started": "2026-01-01T00:00:00+0000", "ended": "2026-01-01T01:00:00+0000", "stopped": False}
@@ -23,7 +24,7 @@ MULTI = {"finetune": {"baseline": "multi-task"}}
 def results(tmp_path):
     """`results(measured, **study)` of a study of fine-tunings; `measured` gives a row's numbers under a seed."""
 
-    def go(measured, **changes):
+    def go(measured, damage=lambda: None, **changes):
         base = {"init": "imagenet", "dataset": "demo-nyud", "data": "nowhere"}
         study = Study(**{"finetune": base, "rows": {"a": {}, "b": MULTI}, "baseline": "b", **changes})
         work, folder = make_work(study, "study"), StudyFolder(tmp_path / "out")
@@ -33,6 +34,7 @@ def results(tmp_path):
             scores = {f"metric/{task}": value for task, value in measured(run.row.name, run.seed).items()}
             (root / "run.json").write_text(json.dumps({"sessions": [SESSION]}))
             (root / "metrics.jsonl").write_text(json.dumps({"step": 1, "evaluation": True, **scores}) + "\n")
+        damage()
         return collect(make_plan(study, work, folder), folder, {}, "title")
 
     return go
@@ -43,6 +45,17 @@ def test_a_baseline_of_zero_leaves_delta_m_out_and_the_table_stands(results):
     assert "delta_m" not in found.columns
     assert any("delta_m is left out" in note for note in found.notes)
     assert found.rows[0].values["depth"].mean == 0.8
+
+
+def test_damaged_numbers_are_a_failure_with_a_way_out_and_the_others_stand(results, tmp_path):
+    results(lambda row, seed: SCORES)
+    damaged = sorted((tmp_path / "out" / "runs").glob("*/metrics.jsonl"))[0]
+    text = damaged.read_text()
+    found = results(lambda row, seed: SCORES, damage=lambda: damaged.write_text('{"step": }\n' + text))
+    (failure,) = found.failures
+    assert failure.failure.startswith(f"{damaged.parent} is damaged")
+    assert failure.damaged
+    assert sorted(row.runs for row in found.rows) == [0, 1]
 
 
 def test_seeds_that_reach_no_stage_of_a_row_are_one_run_without_a_spread(results):

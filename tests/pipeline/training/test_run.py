@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.training.run import RunDirectory, differences
+from pipeline.training.run import RunDirectory, differences, random_teachers
 from sak.errors import SakError, UsageError
 
 CONFIG = {"recipe": {"training": {"steps": 3, "rate": 0.1}}, "cache": "c"}
@@ -132,3 +132,13 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(SakError, match=r"metrics.jsonl: no space left; free some") as told:
         run.record({"step": 1})
     assert "\n" not in str(told.value)
+
+
+def test_random_teachers_are_known_wherever_a_run_names_them():
+    about = {
+        "reads": {"random": ["a"], "live": {"b": {"random": True}, "c": {"random": False}}},
+        "teachers": {"d": {"name": "d", "weights": "random:0"}, "c": {"name": "c", "weights": "pretrained"}},
+        "probe": {"teacher": {"name": "e", "weights": "random:1"}},
+    }
+    assert random_teachers(about) == ("a", "b", "d", "e")
+    assert random_teachers({"reads": 3, "teachers": ["a"], "probe": None}) == ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pipeline.cache.column import Column
 from pipeline.cache.folder import Cache, split_overlay
@@ -125,9 +126,15 @@ def _of(need: CacheNeed, column: Column) -> bool:
     if need.data is None:
         return True
     try:
-        return column.index.data == find_images(need.data).data
+        return column.index.data == _data_key(need.data)
     except (SakError, OSError):  # the images are elsewhere now; what was extracted from them still is what it is
         return True
+
+
+@lru_cache(maxsize=64)
+def _data_key(data: str) -> str:
+    """Which images these are; a million files are listed once in a process, not for each row and column."""
+    return find_images(data).data
 
 
 def _wanted(need: CacheNeed, columns: Sequence[Column]) -> int | None:

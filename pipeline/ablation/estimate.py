@@ -10,9 +10,13 @@ from typing import Any
 from pipeline.ablation.columns import ColumnState
 from pipeline.ablation.folders import StudyFolder
 from pipeline.ablation.jobs import ExtractJob, TrainJob
+from pipeline.ablation.stages import EvaluateSettings
 from pipeline.ablation.study import Rates
 from pipeline.cache.folder import split_overlay
+from pipeline.data.datasets import open_dataset
+from pipeline.finetune import FinetuneConfig
 from pipeline.training.config import TrainingConfig
+from sak.errors import SakError
 
 _TAIL_BYTES = 1 << 16
 
@@ -72,6 +76,15 @@ def training_images(job: TrainJob, states: Iterable[ColumnState]) -> int | None:
     samples = [state.wanted for state in states if state.wanted is not None]
     views = job.reads.views if job.reads is not None else 1
     return None if not samples or training.epochs is None else round(training.epochs * max(samples) / views)
+
+
+def evaluation_images(asked: EvaluateSettings, trained: FinetuneConfig) -> int | None:
+    """Images that an evaluation looks at; None where the data is not at hand."""
+    try:
+        count = len(open_dataset(trained.dataset, trained.data, asked.split, trained.rows.names))
+    except (SakError, OSError):
+        return None
+    return count if asked.limit is None else min(asked.limit, count)
 
 
 def seconds(images: int | None, rate: Rate | None) -> float | None:

@@ -4,10 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.ablation.columns import ColumnState, column_states, free_space
-from pipeline.ablation.estimate import Rate, extraction_rate, seconds, training_images, training_rate
+from pipeline.ablation.estimate import (
+    Rate,
+    evaluation_images,
+    extraction_rate,
+    seconds,
+    training_images,
+    training_rate,
+)
 from pipeline.ablation.folders import State, StudyFolder
 from pipeline.ablation.jobs import ExtractJob, Job, TrainJob, Work
-from pipeline.ablation.study import TRAINED, Study
+from pipeline.ablation.stages import EvaluateSettings
+from pipeline.ablation.study import STAGES, TRAINED, Study
+from pipeline.finetune import FinetuneConfig
 from pipeline.progress import duration
 from pipeline.tables import SCREEN, human_bytes, text_table
 
@@ -16,7 +25,7 @@ _ROOM = 1.05  # of a disk that is to take the columns
 
 @dataclass(frozen=True)
 class JobPlan:
-    """One job: how far it is, its columns, how long what is left takes (None: not known) and what that rests on."""
+    """One job: how far it is, its columns, how long all of it takes (None: not known) and what that rests on."""
 
     job: Job
     state: State
@@ -80,7 +89,7 @@ class StudyPlan:
         return f"{heading}\n{text_table(rows, width=SCREEN + 40, repeat=2)}"
 
     def _stages(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(stage for run in self.work.runs for stage in run.jobs))
+        return tuple(stage for stage in STAGES if any(stage in run.jobs for run in self.work.runs))
 
     def _stage(self, name: str | None) -> str:
         if name is None:
@@ -136,12 +145,12 @@ class StudyPlan:
 def make_plan(study: Study, work: Work, folder: StudyFolder) -> StudyPlan:
     """Compare what a study wants with what its caches and its folder hold. Nothing is written."""
     jobs: dict[str, JobPlan] = {}
-    speeds = {stage: training_rate(stage, folder, study.rates) for stage in TRAINED}
+    speeds = {stage: training_rate(stage, folder, study.rates) for stage in (*TRAINED, "evaluate")}
     for name, job in work.jobs.items():
         if isinstance(job, ExtractJob):
             jobs[name] = _extraction(job, study)
         else:
-            jobs[name] = _training(job, folder, speeds.get(job.stage))
+            jobs[name] = _training(job, folder, speeds[job.stage], work)
     return StudyPlan(work, jobs, study)
 
 
@@ -157,13 +166,21 @@ def _extraction(job: ExtractJob, study: Study) -> JobPlan:
     return JobPlan(job, State.STARTED if begun else State.NEW, columns, needed, rate.basis if rate and needed else None)
 
 
-def _training(job: TrainJob, folder: StudyFolder, rate: Rate | None) -> JobPlan:
+def _training(job: TrainJob, folder: StudyFolder, rate: Rate | None, work: Work) -> JobPlan:
     columns = tuple(column_states(job.reads)) if job.reads is not None else ()
     state = folder.state(job)
     if state is State.DONE:
         return JobPlan(job, state, columns, 0.0, None)
-    needed = seconds(training_images(job, columns), rate)
+    needed = seconds(_images(job, columns, work), rate)
     return JobPlan(job, state, columns, needed, rate.basis if rate and needed else None)
+
+
+def _images(job: TrainJob, columns: tuple[ColumnState, ...], work: Work) -> int | None:
+    asked, of = job.settings.checked, work.jobs.get(job.start or "")
+    trained = of.settings.checked if isinstance(of, TrainJob) else None
+    if isinstance(asked, EvaluateSettings) and isinstance(trained, FinetuneConfig):
+        return evaluation_images(asked, trained)
+    return training_images(job, columns)
 
 
 def _called(column: ColumnState) -> str:

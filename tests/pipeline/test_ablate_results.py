@@ -17,6 +17,7 @@ from pipeline.ablation.study import Study
 
 SESSION = {"started": "2026-01-01T00:00:00+0000", "ended": "2026-01-01T01:00:00+0000", "stopped": False}
 SCORES = {"semseg": 20.0, "depth": 0.8, "normals": 30.0, "edge": 40.0}
+TEN_STEPS = {"steps": 10, "batch_size": 2}
 MULTI = {"finetune": {"baseline": "multi-task"}}
 
 
@@ -72,6 +73,14 @@ def test_what_one_distillation_gives_to_all_fine_tunings_has_no_spread():
     ]
     assert over_seeds(runs, "rep_sim").deviation is None
     assert over_seeds(runs, "semseg").deviation == pytest.approx(0.5**0.5)
+
+
+def test_a_plan_counts_the_images_of_evaluations(tmp_path, scenes):
+    tuned = {"dataset": "demo-nyud", "data": str(scenes), "init": "imagenet", "recipe.training": TEN_STEPS}
+    rates = {"finetune": 1, "evaluate": 1}
+    study = Study(finetune=tuned, evaluate={}, rows={"some": {"evaluate.limit": 2}, "all": {}}, rates=rates)
+    plan = make_plan(study, make_work(study, "study"), StudyFolder(tmp_path / "out"))
+    assert [each.seconds for each in plan.jobs.values()] == [20, 2, 3]
 
 
 def row(name, value, *, labels=None, series="", random=False):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-PROGRAM = (sys.executable, "-m", "cli")
+PROGRAM = (sys.executable, "-P", "-m", "cli")  # -P: not a cli.py of the folder that the user is in
 _PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 8192
 

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import subprocess
 from io import StringIO
 
 import pytest
 
+from pipeline.ablation.child import PROGRAM
 from pipeline.ablation.folders import StudyFolder
 from pipeline.ablation.jobs import make_work
 from pipeline.ablation.plan import make_plan
@@ -14,6 +16,7 @@ from pipeline.ablation.result_tables import best_row, latex, markdown, rows_csv
 from pipeline.ablation.results import Results, RowResult, collect, over_seeds, spread
 from pipeline.ablation.run_results import RunResult
 from pipeline.ablation.study import Study
+from sak import __version__
 
 SESSION = {"started": "2026-01-01T00:00:00+0000", "ended": "2026-01-01T01:00:00+0000", "stopped": False}
 SCORES = {"semseg": 20.0, "depth": 0.8, "normals": 30.0, "edge": 40.0}
@@ -81,6 +84,12 @@ def test_a_plan_counts_the_images_of_evaluations(tmp_path, scenes):
     study = Study(finetune=tuned, evaluate={}, rows={"some": {"evaluate.limit": 2}, "all": {}}, rates=rates)
     plan = make_plan(study, make_work(study, "study"), StudyFolder(tmp_path / "out"))
     assert [each.seconds for each in plan.jobs.values()] == [20, 2, 3]
+
+
+def test_stages_are_run_by_this_program_wherever_the_user_is(tmp_path):
+    (tmp_path / "cli.py").write_text("print('another program')\n")
+    said = subprocess.run([*PROGRAM, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == f"sak-cli {__version__}"
 
 
 def row(name, value, *, labels=None, series="", random=False):

@@ -38,6 +38,10 @@ def results(tmp_path):
             scores = {f"metric/{task}": value for task, value in measured(run.row.name, run.seed).items()}
             (root / "run.json").write_text(json.dumps({"sessions": [SESSION]}))
             (root / "metrics.jsonl").write_text(json.dumps({"step": 1, "evaluation": True, **scores}) + "\n")
+            if "evaluate" in run.jobs:
+                stored = {"tasks": {task: {"value": 1 + value} for task, value in measured(run.row.name, 0).items()}}
+                job = work.jobs[run.jobs["evaluate"]]
+                folder.evaluation(job).write_text(json.dumps({"evaluation": stored}))
         damage()
         return collect(make_plan(study, work, folder), folder, {}, "title")
 
@@ -49,6 +53,16 @@ def test_a_baseline_of_zero_leaves_delta_m_out_and_the_table_stands(results):
     assert "delta_m" not in found.columns
     assert any("delta_m is left out" in note for note in found.notes)
     assert found.rows[0].values["depth"].mean == 0.8
+
+
+def test_an_evaluation_goes_before_what_was_measured_in_training_and_damaged_it_is_no_result(results, tmp_path):
+    found = results(lambda row, seed: SCORES, evaluate={})
+    assert found.rows[0].values["depth"].mean == 1.8
+    assert found.rows[0].values["hours"].mean == 1
+    stored = sorted((tmp_path / "out" / "runs").glob("*/evaluation-val.json"))[0]
+    found = results(lambda row, seed: SCORES, evaluate={}, damage=lambda: stored.write_text("{"))
+    (failure,) = found.failures
+    assert failure.failure.startswith(f"{stored} is damaged")
 
 
 def test_damaged_numbers_are_a_failure_with_a_way_out_and_the_others_stand(results, tmp_path):

@@ -39,7 +39,8 @@ class ColumnState:
     """One teacher's column in one cache, against what is wanted of it.
 
     `name` is its folder's, None where it is not begun. `wanted` and `there` count samples over all views, None where
-    the number of images is not known. `bytes_per_image` is of one view.
+    the number of images is not known. `bytes_per_image` is of one view; `views` is how many are
+    wanted, or there.
     """
 
     cache: str
@@ -50,6 +51,7 @@ class ColumnState:
     wanted: int | None
     there: int
     bytes_per_image: float
+    views: int
 
     @property
     def complete(self) -> bool:
@@ -118,6 +120,7 @@ def _state(need: CacheNeed, teacher: str, columns: Sequence[Column], size: float
         wanted=_wanted(need, mine),
         there=sum(_attempted(column, need) for column in mine),
         bytes_per_image=size,
+        views=need.views,
     )
 
 
@@ -172,6 +175,7 @@ def _as_it_is(column: Column) -> ColumnState:
         wanted=there,
         there=there,
         bytes_per_image=nbytes / there if there else 0.0,
+        views=column.views,
     )
 
 

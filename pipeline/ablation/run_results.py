@@ -67,8 +67,10 @@ def _key(path: str) -> str:
 
 
 def _read_bytes(plan: StudyPlan, name: str, keys: Sequence[str]) -> float:
-    """Bytes on disk of one view of an image, of the columns that were read: none where all teachers ran live."""
-    columns = {column.name: column.bytes_per_image for column in plan.jobs[name].columns if column.name}
+    """Bytes on disk of an image, of all views and columns that were read: none where all teachers ran live."""
+    planned = plan.jobs[name]
+    asked = planned.job.settings.flags.get("views") if isinstance(planned.job, TrainJob) else None
+    columns = {each.name: each.bytes_per_image * (asked or each.views) for each in planned.columns if each.name}
     return sum(columns.get(key, 0.0) for key in keys)
 
 

@@ -4,17 +4,20 @@ import csv
 import json
 import subprocess
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.ablation.child import PROGRAM
+from pipeline.ablation.columns import ColumnState
 from pipeline.ablation.folders import StudyFolder
-from pipeline.ablation.jobs import make_work
+from pipeline.ablation.jobs import TrainJob, make_work
 from pipeline.ablation.plan import make_plan
 from pipeline.ablation.result_plot import plot_svg
 from pipeline.ablation.result_tables import best_row, latex, markdown, rows_csv
 from pipeline.ablation.results import Results, RowResult, collect, over_seeds, spread
-from pipeline.ablation.run_results import RunResult
+from pipeline.ablation.run_results import RunResult, _read_bytes
+from pipeline.ablation.stages import StageSettings
 from pipeline.ablation.study import Study
 from sak import __version__
 
@@ -144,3 +147,14 @@ def test_a_picture_over_an_axis_has_a_line_for_all_else_that_differs():
     ]
     drawn = plot_svg(table_of(*rows, plot="share"))
     assert all(f"{series}, {cosine}" in drawn for series in "abcd" for cosine in ("map", "token"))
+
+
+@pytest.mark.parametrize(("flags", "read"), [({}, 4), ({"views": 3}, 3)])
+def test_bytes_of_an_image_are_those_of_all_views_that_a_run_reads(flags, read):
+    column = ColumnState(
+        "cache", "dino", "int8", random=False, name="k", wanted=8, there=8, bytes_per_image=5.0, views=4
+    )
+    job = TrainJob("distill-1", "distill", StageSettings("distill", flags, {}, None), ())
+    plan = SimpleNamespace(jobs={"distill-1": SimpleNamespace(job=job, columns=[column])})
+    assert _read_bytes(plan, "distill-1", ["k"]) == 5.0 * read
+    assert _read_bytes(plan, "distill-1", ["another"]) == 0

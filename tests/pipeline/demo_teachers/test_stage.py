@@ -83,10 +83,43 @@ def test_the_recipe_file_is_the_default(request):
 
 
 def test_a_model_may_have_a_part_of_the_scenes():
-    settings = ("pool.scenes=256", "clip.scenes=128", "clip.steps=1", "sam.scenes=512", "sam.steps=1")
+    settings = (
+        "pool.scenes=256",
+        "pool.held_out=64",
+        "clip.scenes=128",
+        "clip.steps=1",
+        "sam.scenes=512",
+        "sam.steps=1",
+    )
     recipe = load_recipe(DemoTeachersRecipe, None, settings)
     assert [recipe.scenes(name).scenes for name in ("dino", "clip", "sam")] == [256, 128, 256]
     assert recipe.scenes("clip").spec().key == recipe.pool.spec().key
+
+
+def test_what_is_not_overridden_stays_as_the_shipped_models_were_trained():
+    shipped = DemoTeachersRecipe()
+    recipe = load_recipe(DemoTeachersRecipe, None, ("clip.batch_size=8", "sam.schedule.warmup_steps=2"))
+    assert recipe.clip == shipped.clip.model_copy(update={"batch_size": 8})
+    assert recipe.sam.schedule == shipped.sam.schedule.model_copy(update={"warmup_steps": 2})
+    assert (recipe.dino, recipe.stem) == (shipped.dino, shipped.stem)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("pool.scenes=384",), "dino has 384 scenes, 384 held out: none is left to train on"),
+        (("clip.scenes=128",), "clip has 128 scenes, 384 held out"),
+        (("pool.scenes=1000",), "a pool holds a multiple of 64 scenes, got 1000"),
+        (("stem.accumulate=2",), "leave epochs, accumulate and ema out"),
+        (("stem.ema=0.9",), "leave epochs, accumulate and ema out"),
+        (("stem.steps=null", "stem.epochs=2"), "leave epochs, accumulate and ema out"),
+        (("stem=3",), "stem: "),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_is_refused_before_anything_is_rendered(settings, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        run_demo_teachers(tmp_path, overrides=settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_components_show_what_differs_between_places():

@@ -1,6 +1,6 @@
 """A pool of scenes to train the demo's own teachers on: rendered once into a scratch folder, read by every training.
 
-pool-<key>/chunk-0003.npy   scenes 192 to 255, one structured record each; mapped, never read whole
+pool-<seed>-<size>px/chunk-0003.npy   scenes 192 to 255, one structured record each; mapped, never read whole
 
 The scenes come from the stream `training`, which no demo data ever uses.
 """
@@ -147,7 +147,7 @@ class ScenePool:
 def _mapped(path: Path, spec: PoolSpec) -> NDArray[np.void]:
     try:
         records: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise SakError(f"{path} is no chunk of a scene pool ({error}); remove it and run the command again") from error
     if records.dtype != spec.record or records.shape != (CHUNK,):
         raise SakError(f"{path} holds another kind of pool; remove its folder and run the command again")

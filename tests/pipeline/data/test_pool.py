@@ -72,6 +72,9 @@ def test_a_damaged_chunk_is_refused(root, tiny, tmp_path):
     target.write_bytes((root / tiny.key / chunk_name(0)).read_bytes()[:5000])
     with pytest.raises(SakError, match=r"chunk-0000\.npy is no chunk of a scene pool"):
         ScenePool.open(tmp_path, tiny)
+    target.write_bytes(b"")
+    with pytest.raises(SakError, match=r"chunk-0000\.npy is no chunk of a scene pool"):
+        ScenePool.open(tmp_path, tiny)
     np.save(target, np.zeros(3))
     with pytest.raises(SakError, match="another kind of pool"):
         ScenePool.open(tmp_path, tiny)

@@ -3,7 +3,8 @@
 Departures from DINOv2, for a training of half an hour: prototypes learn nothing in so few steps, so everything is told
 apart by contrast (InfoNCE) with the moving average's answers - crops from the batch's other scenes; patches, and hidden
 patches, from all other patches, where the same place of a scene, seen in the other crop, is the right answer. Hidden
-patches are also repainted, and the others from every level; see `repaint`. The heads are thrown away.
+patches are also painted, and crops of which nothing is hidden are repainted from every level; see `repaint`. The heads
+are thrown away.
 """
 
 from collections.abc import Mapping

@@ -98,6 +98,17 @@ def test_every_second_crop_has_hidden_patches():
     assert ((hidden[1::2] > 0.25) & (hidden[1::2] < 0.65)).all()
 
 
+def test_only_crops_of_which_nothing_is_hidden_are_repainted():
+    model = OBJECTIVES["dino"](0)
+    levels = tuple(torch.randn(4, 1 + 9, 96, requires_grad=True) for _ in range(4))
+    model._repaint(levels, torch.rand(4, 3, 42, 42)).backward()
+    hidden = _masks(4, 9, CPU).any(1)
+    for level in levels:
+        told = level.grad[:, 1:].flatten(1).abs().amax(1) > 0
+        assert told.tolist() == (~hidden).tolist()
+        assert not level.grad[:, 0].any()
+
+
 def test_boundaries_that_are_drawn_right_have_an_f_of_one_and_a_pixel_of_slack():
     ids = torch.zeros(1, 32, 32, dtype=torch.long)
     ids[:, 8:20, 8:20] = 1

@@ -4,7 +4,8 @@
     python benchmarks/demo_teachers.py --work ./demo/probes --table # what there is so far, as Markdown
 
 A row is one probe and its evaluation. Rows are done one after another, the first seed of everything first, and each is
-in `rows.json` once it is done. Two of these with another `--only` each may work in one folder.
+in `rows.json` once it is done. Two of these with another `--only` each may work in one folder, once its data is there;
+other weights of the demo's teachers need another folder.
 """
 
 import argparse

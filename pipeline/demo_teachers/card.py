@@ -10,6 +10,7 @@ from safetensors.torch import save
 from pipeline.data.demo.pool import FREE
 from pipeline.demo_teachers.recipe import DemoTeachersRecipe
 from pipeline.demo_teachers.trained import Trained
+from pipeline.storage.local import replace_durably
 from pipeline.training.run import RunDirectory
 from sak.demo.shipped import LICENCE, demo_model
 from sak.errors import SakError
@@ -22,11 +23,9 @@ def write_model(root: Path, name: str, model: Trained, recipe: DemoTeachersRecip
     if beyond:
         raise SakError(f"{name}: {', '.join(beyond[:3])} cannot be kept as float16; train it again with a lower rate")
     data = save({key: tensor.contiguous() for key, tensor in tensors.items()}, {"format": "pt"})
-    (root / f"{name}.md").write_text(card(name, model, recipe, run, data))
+    replace_durably(root / f"{name}.md", card(name, model, recipe, run, data).encode())
     target = root / f"{name}.safetensors"
-    scratch = target.with_name(f".{target.name}.part")
-    scratch.write_bytes(data)
-    scratch.replace(target)
+    replace_durably(target, data)
     return target
 
 

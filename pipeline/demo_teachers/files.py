@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
+
+from pipeline.training.checkpoint import read_tensors
 
 NAME = "model.safetensors"
 
@@ -17,5 +19,5 @@ def save_weights(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put them back."""
-    model.load_state_dict(load_file(folder / NAME))
+    """Put them back; CheckpointError where they cannot be read."""
+    model.load_state_dict(read_tensors(folder / NAME))

@@ -1,6 +1,6 @@
 """Train the demo's own models, each by its own objective through the one training loop, and write their files.
 
-OUT/scenes/            the scenes, rendered once, 0.6 GB; may be removed when all is done
+OUT/scenes/            the scenes, rendered once, 1.1 GB; may be removed when all is done
 OUT/runs/<name>/       a run's directory each: configuration, measurements, curves, checkpoints
 OUT/<name>.safetensors, <name>.md   float16 weights and their card, as the package ships them
 """
@@ -31,8 +31,8 @@ from pipeline.demo_teachers.trained import Trained
 from pipeline.progress import Update
 from pipeline.training.devices import make_accelerator
 from pipeline.training.loop import Batch, Fit, FitResult, Hooks, StepResult
-from pipeline.training.recipe import load_recipe
-from pipeline.training.run import RunDirectory
+from pipeline.training.recipe import load_recipe, read_recipe
+from pipeline.training.run import CONFIG, RunDirectory, differences
 from sak.errors import UsageError, nearest
 
 OBJECTIVES: Mapping[str, Callable[[int], Trained]] = {
@@ -59,21 +59,23 @@ def run_demo_teachers(
 ) -> Mapping[str, FitResult]:
     """`sak-cli demo-teachers`: scenes, then one training after the other; run again, it goes on where it stopped.
 
-    Returns how each ended; a model whose file is there is left out. UsageError for an unknown name in `only`.
+    Returns how each ended; a model whose file is there is left out, and said to be. UsageError for an unknown name in
+    `only`, or a device that is not there.
     """
     for name in only:
         if name not in OBJECTIVES:
             raise UsageError(f"--only: no demo model is called {name!r}{nearest(name, OBJECTIVES)}")
     recipe = load_recipe(DemoTeachersRecipe, None if config is None else Path(config), overrides)
-    root = Path(out)
+    root, found = Path(out), resolve_device(device)
     results: dict[str, FitResult] = {}
     for name in only or tuple(OBJECTIVES):
-        if (root / f"{name}.safetensors").is_file():
-            continue
+        done = root / f"{name}.safetensors"
         if say is not None:
-            say(f"demo/{name}")
+            say(f"demo/{name}: {done} is there, nothing is trained" if done.is_file() else f"demo/{name}")
+        if done.is_file():
+            continue
         pool = render_pool(root / "scenes", recipe.scenes(name).spec(), processes=processes, progress=progress)
-        results[name] = train(name, root, pool, recipe, resolve_device(device), say=say, progress=progress)
+        results[name] = train(name, root, pool, recipe, found, say=say, progress=progress)
         if results[name].stopped:
             break
     return results
@@ -128,9 +130,18 @@ def train(
 
 
 def _open_run(root: Path, settings: Mapping[str, Any]) -> RunDirectory:
+    """A model's run, new or to go on with; UsageError where it was begun with other settings."""
     if (root / "checkpoints" / "last").is_symlink():
+        _check_settings(root, settings)
         return RunDirectory.resume(root, settings)
-    return RunDirectory.create(root, settings, overwrite=(root / "config.yaml").is_file())
+    return RunDirectory.create(root, settings, overwrite=True)
+
+
+def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
+    changed = differences(read_recipe(root / CONFIG), settings)
+    if changed:
+        listed = "; ".join(f"{name}: was {old!r}, now {new!r}" for name, old, new in changed)
+        raise UsageError(f"{root} was begun with other settings: {listed}; put them back, or remove it to begin again")
 
 
 def _step(model: nn.Module, batch: Batch) -> StepResult:

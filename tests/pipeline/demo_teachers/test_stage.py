@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from pipeline.demo_teachers import run_demo_teachers, show_teachers
 from pipeline.demo_teachers.recipe import DemoTeachersRecipe
 from pipeline.demo_teachers.show import components
+from pipeline.training.checkpoint import CheckpointError
 from pipeline.training.recipe import load_recipe
 from sak.errors import UsageError
 from sak.teachers import build_teacher
@@ -63,6 +64,14 @@ def test_a_run_that_breaks_off_goes_on_and_ends_with_the_same_weights(out, tmp_p
 
     with pytest.raises(RuntimeError, match="power cut"):
         train(out, "stem", 4, progress=break_off)
+    with pytest.raises(UsageError, match=r"begun with other settings: training\.steps: was 4, now 5; put them back"):
+        train(out, "stem", 5)
+    weights = (out / "runs" / "stem" / "checkpoints" / "last").resolve() / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
+        train(out, "stem", 4)
+    weights.write_bytes(whole)
     assert train(out, "stem", 4)["stem"].step == 4
     assert train(out, "stem", 4) == {}  # done: nothing left to do
     unbroken = tmp_path_factory.mktemp("unbroken")
@@ -70,6 +79,29 @@ def test_a_run_that_breaks_off_goes_on_and_ends_with_the_same_weights(out, tmp_p
     train(unbroken, "stem", 4)
     assert (out / "stem.safetensors").read_bytes() == (unbroken / "stem.safetensors").read_bytes()
     assert "2 session(s)" in (out / "stem.md").read_text()
+
+
+def test_a_model_that_is_there_is_left_alone_and_said_to_be(tmp_path):
+    (tmp_path / "stem.safetensors").write_bytes(b"mine")
+    said = []
+    assert run_demo_teachers(tmp_path, only=["stem"], say=said.append) == {}
+    assert said == [f"demo/stem: {tmp_path}/stem.safetensors is there, nothing is trained"]
+    assert (tmp_path / "stem.safetensors").read_bytes() == b"mine"
+
+
+def test_a_folder_that_is_no_run_is_not_taken(out):
+    mine = out / "runs" / "stem" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    with pytest.raises(UsageError, match=r"runs/stem is not a run's directory"):
+        train(out, "stem")
+    assert mine.read_text() == "keep"
+
+
+def test_an_unknown_device_is_refused_before_anything_is_rendered(tmp_path):
+    with pytest.raises(UsageError, match="device 'tpu'"):
+        run_demo_teachers(tmp_path, device="tpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_model_names_the_nearest(out):
@@ -83,14 +115,7 @@ def test_the_recipe_file_is_the_default(request):
 
 
 def test_a_model_may_have_a_part_of_the_scenes():
-    settings = (
-        "pool.scenes=256",
-        "pool.held_out=64",
-        "clip.scenes=128",
-        "clip.steps=1",
-        "sam.scenes=512",
-        "sam.steps=1",
-    )
+    settings = ("pool.scenes=256", "pool.held_out=64", "clip.scenes=128", "sam.scenes=512")
     recipe = load_recipe(DemoTeachersRecipe, None, settings)
     assert [recipe.scenes(name).scenes for name in ("dino", "clip", "sam")] == [256, 128, 256]
     assert recipe.scenes("clip").spec().key == recipe.pool.spec().key

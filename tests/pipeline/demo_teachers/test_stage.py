@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import re
 
 import pytest
@@ -9,8 +10,10 @@ from safetensors.torch import load_file
 from pipeline.demo_teachers import run_demo_teachers, show_teachers
 from pipeline.demo_teachers.recipe import DemoTeachersRecipe
 from pipeline.demo_teachers.show import components
+from pipeline.demo_teachers.stage import OBJECTIVES
 from pipeline.training.checkpoint import CheckpointError
 from pipeline.training.recipe import load_recipe
+from sak.demo.shipped import PLACE
 from sak.errors import UsageError
 from sak.teachers import build_teacher
 
@@ -102,6 +105,28 @@ def test_an_unknown_device_is_refused_before_anything_is_rendered(tmp_path):
     with pytest.raises(UsageError, match="device 'tpu'"):
         run_demo_teachers(tmp_path, device="tpu")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_shipped_card_says_what_the_code_and_the_recipe_say(name):
+    card, recipe, model = (PLACE / f"{name}.md").read_text(), DemoTeachersRecipe(), OBJECTIVES[name]
+    training, pool = recipe.training(name), recipe.scenes(name)
+    assert f"| objective | {model.says} |" in card
+    assert f"| {pool.scenes:,} procedural scenes of {pool.size} px, stream `training`, seed {pool.seed}, " in card
+    assert f"| training | {training.steps:,} steps of {training.batch_size} scenes (" in card
+    assert f"AdamW, rate {training.optimiser.rate:g}, seed {training.seed} |" in card
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_benchmarks_page_has_the_numbers_of_the_shipped_cards(name, request):
+    page = (request.config.rootpath / "docs" / "benchmarks.md").read_text()
+    first, *rest = re.split(rf"^\| demo/{name} \|", page, flags=re.M)[1].splitlines()
+    row = [first, *itertools.takewhile(lambda line: line.startswith("| |"), rest)]
+    told = [cell.strip() for line in row for cell in line.split("|")]
+    card = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", (PLACE / f"{name}.md").read_text(), flags=re.M))
+    assert card["cost"].split()[0] in told
+    for when in ("measured on held-out scenes", "the same before training"):
+        assert {value.split()[1] for value in card[when].split(", ")} <= set(told)
 
 
 def test_an_unknown_model_names_the_nearest(out):

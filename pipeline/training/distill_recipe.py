@@ -22,13 +22,15 @@ class StudentRecipe(Frozen):
 
     `stem` is a timm ViT or Swin, or a size (`width`, `depth`, `heads`; a Swin's `embed`, `depths`, `heads`, `window`),
     `weights` where it starts from: `pretrained`, a file
-    or `random:SEED`. `adapters: false` is the many-to-one student, which has linear aligners alone.
+    or `random:SEED`. `adapters: false` is the many-to-one student, which has linear aligners alone. `aligners` are a
+    linear map per teacher and level behind the paths; null: where a teacher's width is another, as in the paper.
     """
 
     stem: str | dict[str, int | bool | tuple[int, ...]] = "vit_base_patch16_384.augreg_in21k_ft_in1k"
     weights: str = "pretrained"
     adapters: bool = True
     down_ratio: int = Field(default=4, ge=1)
+    aligners: bool | None = None
     freeze: Literal["none", "stem"] = "none"
     gradient_checkpointing: bool = False
 
@@ -127,7 +129,7 @@ def student_config(
         teachers={name: teacher.width for name, teacher in teachers.items()},
         levels=_paired_levels(teachers, depth),
         adapters=recipe.adapters,
-        aligners=None if recipe.adapters else True,
+        aligners=True if recipe.aligners is None and not recipe.adapters else recipe.aligners,
         fusion="mor" if recipe.adapters else "none",
         down_ratio=recipe.down_ratio,
         freeze=recipe.freeze,

@@ -157,3 +157,19 @@ def test_teachers_with_other_levels_are_refused():
     teachers = {"a": TaughtBy(8, (1, 2, 3, 4), (2, 4)), "b": TaughtBy(8, (1, 2, 3, 4), (1, 4))}
     with pytest.raises(UsageError, match=r"b is wanted at levels \(1, 4\).*paired by position, name --levels"):
         student_config(StudentRecipe(stem={"width": 8, "depth": 4, "heads": 2}), teachers, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("asked", "width", "aligned"),
+    [({}, 8, False), ({}, 6, True), ({"aligners": True}, 8, True), ({"adapters": False}, 8, True)],
+)
+def test_aligners_stand_where_widths_differ_and_where_they_are_asked_for(asked, width, aligned):
+    recipe = StudentRecipe(stem={"width": 8, "depth": 4, "heads": 2}, **asked)
+    taught = {"a": TaughtBy(width, (1, 2, 3, 4), (1, 2, 3, 4))}
+    assert student_config(recipe, taught, (32, 32)).aligned is aligned
+
+
+def test_a_student_without_adapters_and_aligners_is_refused():
+    recipe = StudentRecipe(stem={"width": 8, "depth": 4, "heads": 2}, adapters=False, aligners=False)
+    with pytest.raises(UsageError, match="a student without adapters has linear aligners alone"):
+        student_config(recipe, {"a": TaughtBy(8, (1, 2, 3, 4), (1, 2, 3, 4))}, (32, 32))

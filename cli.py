@@ -165,15 +165,20 @@ def teachers(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo_teachers(
-    out: Annotated[Path, typer.Option(help="Folder for scenes, runs, weights and cards; run again, it goes on.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for scenes, runs, weights and cards; run again, it goes on.")
+    ] = None,
     only: Annotated[str | None, typer.Option(help="Some of dino, clip, sam, stem, separated by commas.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe, as in recipes/demo_teachers/.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Override: dino.steps=2000.")] = None,
     device: Device = "auto",
     processes: Annotated[int | None, typer.Option(help="Processes that render scenes; all cores by default.")] = None,
-    show: Annotated[Path | None, typer.Option(help="Train nothing: draw what the teachers see into this PNG.")] = None,
+    show: Annotated[
+        Path | None,
+        typer.Option(help="Train nothing: draw what the teachers (shipped, or in --out) see into this PNG."),
+    ] = None,
 ) -> None:
-    """Train the demo's own teachers and stem on procedural scenes, or show what the shipped ones see.
+    """Train the demo's own teachers and stem on procedural scenes, or show what trained ones see.
 
     Example: [cyan]sak-cli demo-teachers --out ./demo/teachers --only dino,clip[/cyan]
     """
@@ -181,8 +186,10 @@ def demo_teachers(
     from pipeline.progress import progress_bar
 
     if show is not None:
-        typer.echo(show_teachers(show, weights=out))
+        typer.echo(f"Wrote {show_teachers(show, weights=out, say=typer.echo)}")
         return
+    if out is None:
+        raise UsageError("--out is missing: the folder for scenes, runs, weights and cards; --show alone needs none")
     with progress_bar("steps") as progress:
         results = run_demo_teachers(
             out,

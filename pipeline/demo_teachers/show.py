@@ -1,5 +1,6 @@
 """What the teachers see: the first three principal components of their maps as colours, scene by scene."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.data.demo.compose import render_scene
 from pipeline.data.demo.pool import STREAM
 from pipeline.pictures.panel import Tile, as_png, panel
 from sak.demo.shipped import DEMO_MODELS, shipped_file
+from sak.errors import UsageError
 from sak.teachers import Teacher, build_teacher
 
 TEACHERS = ("dino", "clip", "sam")
@@ -21,15 +23,29 @@ SEED = 1
 
 
 @torch.no_grad()
-def show_teachers(target: Path, *, weights: Path | None = None, scenes: int = 4, level: int = 12) -> Path:
+def show_teachers(
+    target: Path,
+    *,
+    weights: Path | None = None,
+    scenes: int = 4,
+    level: int = 12,
+    say: Callable[[str], object] = print,
+) -> Path:
     """Draw `scenes` scenes that no training saw and each teacher's map of them at `level`; returns the picture's path.
 
-    `weights` is a folder of trained files; what it lacks is taken from the package. Colours are the principal
-    components over all scenes of one teacher, each from its 2nd to its 98th percentile.
+    `weights` is a folder of trained files; what it lacks is taken from the package, and `say` says so. A folder with
+    none of them is a UsageError. Colours are the principal components over all scenes of one teacher, each from its
+    2nd to its 98th percentile.
     """
+    trained = [name for name in TEACHERS if weights is not None and _trained(weights, name).is_file()]
+    if weights is not None and not trained:
+        names = ", ".join(_trained(weights, name).name for name in TEACHERS)
+        raise UsageError(f"{weights} has none of {names}: leave --out away to show the shipped teachers")
+    if trained and len(trained) < len(TEACHERS):
+        say(f"{weights} has {', '.join(trained)}; the others are the shipped ones")
     shown = [render_scene(SEED, VIEW, stream=STREAM, index=index) for index in range(scenes)]
     images = torch.from_numpy(np.stack([scene.rgb for scene in shown])).permute(0, 3, 1, 2).float() / 255
-    drawn = {name: components(_teacher(name, weights)(images)[level]) for name in TEACHERS}
+    drawn = {name: components(_teacher(name, weights if name in trained else None)(images)[level]) for name in TEACHERS}
     tiles: list[Tile | None] = []
     for place, scene in enumerate(shown):
         tiles.append(Tile(scene.rgb, scene.kind, smooth=True))
@@ -54,9 +70,12 @@ def components(maps: Tensor) -> NDArray[np.uint8]:
 
 
 def _teacher(name: str, weights: Path | None) -> Teacher:
-    own = None if weights is None else weights / f"{name}.safetensors"
-    source = own if own is not None and own.is_file() else shipped_file(name).fetch(f"demo/{name}")
+    source = shipped_file(name).fetch(f"demo/{name}") if weights is None else _trained(weights, name)
     square = DEMO_MODELS[name].window is not None
     return build_teacher(
         f"demo/{name}", weights=source, image_size=VIEW, input_size=2 * VIEW if square else None, device="cpu"
     )
+
+
+def _trained(weights: Path, name: str) -> Path:
+    return weights / f"{name}.safetensors"

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import re
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from pipeline.demo_teachers.show import components
 from pipeline.demo_teachers.stage import OBJECTIVES
 from pipeline.training.checkpoint import CheckpointError
 from pipeline.training.recipe import load_recipe
-from sak.demo.shipped import PLACE
+from sak.demo.shipped import PLACE, shipped_file
 from sak.errors import UsageError
 from sak.teachers import build_teacher
 
@@ -185,3 +186,12 @@ def test_components_show_what_differs_between_places():
 def test_what_the_shipped_teachers_see_is_drawn(tmp_path):
     target = show_teachers(tmp_path / "seen.png", scenes=1)
     assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_which_teachers_were_drawn_is_said(tmp_path):
+    shutil.copy(shipped_file("sam").fetch("demo/sam"), tmp_path / "sam.safetensors")
+    said = []
+    show_teachers(tmp_path / "seen.png", weights=tmp_path, scenes=1, say=said.append)
+    assert said == [f"{tmp_path} has sam; the others are the shipped ones"]
+    with pytest.raises(UsageError, match=r"has none of dino.safetensors, clip.safetensors, sam.safetensors"):
+        show_teachers(tmp_path / "seen.png", weights=tmp_path / "elsewhere")

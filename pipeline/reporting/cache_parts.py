@@ -1,13 +1,18 @@
 """The caches that runs read: what they weigh, how faithful they are, and what they save."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.cache.folder import split_overlay
 from pipeline.cache.inventory import ls, stats
 from pipeline.reporting.html import Markup, missing, number, section, table
 from pipeline.reporting.runs import ReportedRun
 from pipeline.tables import human_bytes
 from sak.errors import SakError
+
+_EXTRACTIONS = 8
+_HEADS = ("extraction of", "teachers", "ended", "images", "seconds", "images/s", "written")
 
 
 def caches(runs: Sequence[ReportedRun]) -> Markup:
@@ -21,7 +26,9 @@ def caches(runs: Sequence[ReportedRun]) -> Markup:
     }
     parts: list[Markup | str] = [
         "A teacher looks at every image once; its features are kept, and every run reads them instead of running it. "
-        "Fidelity is the cosine and the relative error of what is read back against what the teacher gave."
+        "A column is one teacher's features in one encoding, at some levels (blocks of its network). Fidelity is the "
+        "cosine of an image's whole map as it is read back with what the teacher gave (the mean and the lowest of all "
+        "images), and the relative error; token norm is the mean length of a patch's feature."
     ]
     for place in places:
         try:
@@ -46,6 +53,7 @@ def _cache(place: str, read: set[str]) -> list[Markup | str]:
         }
         for each in columns
     ]
+    total = sum(each.nbytes for each in columns)
     names = {each.name for each in columns}
     fidelity = [
         {
@@ -61,9 +69,36 @@ def _cache(place: str, read: set[str]) -> list[Markup | str]:
         if each.name in names and each.summary.get("samples")
     ]
     return [
-        table(sizes, caption=f"{Path(place).name}: columns that the runs read", left=("model", "encoding")),
+        _extractions(place),
+        table(
+            sizes,
+            caption=f"{Path(place).name}: columns that the runs read, {human_bytes(total)} in all",
+            left=("model", "encoding"),
+        ),
         table(fidelity, caption=f"{Path(place).name}: fidelity by column and level", left=("encoding",)),
     ]
+
+
+def _extractions(place: str) -> Markup:
+    """What it took to fill the cache, by the reports that extractions left there; nothing for one that is remote."""
+    rows = []
+    for path in sorted((Path(split_overlay(place)[0]) / "reports").glob("*.json"))[-_EXTRACTIONS:]:
+        try:
+            found = json.loads(path.read_text())
+            rows.append(
+                {
+                    "extraction of": found["started"][:16].replace("T", " "),
+                    "teachers": ", ".join(sorted({name for block in found["blocks"] for name in block["teachers"]})),
+                    "ended": found["status"],
+                    "images": f"{found['images']:,}",
+                    "seconds": f"{found['seconds']:,.0f}",
+                    "images/s": number(found["images"] / found["seconds"], 3) if found["seconds"] else "-",
+                    "written": human_bytes(sum(found["nbytes"].values())),
+                }
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            rows.append({**dict.fromkeys(_HEADS, "-"), "extraction of": f"{path.name} cannot be read"})
+    return table(rows, caption=f"{Path(place).name}: what its extractions took", left=("teachers", "ended"))
 
 
 def _cost(runs: Sequence[ReportedRun]) -> Markup:
@@ -74,14 +109,17 @@ def _cost(runs: Sequence[ReportedRun]) -> Markup:
             line["images_per_second"] for line in run.training if isinstance(line.get("images_per_second"), float)
         ]
         waits = [line["data_wait"] for line in run.training if isinstance(line.get("data_wait"), float)]
-        if run.stage == "distill" and speeds:
+        if speeds:
             live = run.reads.get("live")
             rows.append(
                 {
                     "run": run.name,
+                    "stage": run.stage,
                     "teachers run live": ", ".join(live) if live else "none",
                     "images/s": number(sum(speeds) / len(speeds), 3),
-                    "waits for data": f"{100 * sum(waits) / len(waits):.0f} %" if waits else "-",
+                    "time spent waiting for data": f"{100 * sum(waits) / len(waits):.0f} %" if waits else "-",
                 }
             )
-    return table(rows, caption="What distillation costs with what it read", left=("teachers run live",))
+    return table(
+        rows, caption="What training took, with the teachers that ran beside it", left=("stage", "teachers run live")
+    )

@@ -34,7 +34,7 @@ class _Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        step = _round_step((self.high - self.low) / 5)
+        step = _round_step((self.high - self.low) / 6)
         first = floor(self.low / step)
         found = [(first + number) * step for number in range(12)]
         return [tick for tick in found if self.low - 1e-12 <= tick <= self.high + 1e-12]
@@ -141,7 +141,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
                 f'<rect x="{x + 1}" y="{top + 1}" width="{cell_w - 2}" height="{cell_h - 2}" rx="3" class="cell" '
                 f'fill-opacity="{0.08 + 0.82 * share:.3f}"/>'
                 f'<text x="{x + cell_w / 2}" y="{top + 20}" text-anchor="middle" '
-                f'class="{"over" if share > 0.55 else "under"}">{value:.2f}</text>'
+                f'class="{"over" if share > 0.78 else "under"}">{value:.2f}</text>'
             )
     return Markup(_svg("".join(parts), title, width, height))
 

@@ -25,7 +25,7 @@ def number(value: float | None, digits: int = 4) -> str:
     """A number for a table; a dash where there is none."""
     if value is None or isnan(value):
         return "-"
-    return f"{value:,.{digits}g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return f"{value:#,.{digits}g}".rstrip(".") if 0 < abs(value) < 1e5 else f"{value:,.0f}"
 
 
 def table(
@@ -51,7 +51,7 @@ def table(
         body.append(f"<tr>{''.join(cells)}</tr>")
     return Markup(
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption>"
+        f"<caption><span>{escape(caption)}</span></caption>"
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 

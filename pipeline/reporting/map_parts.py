@@ -19,8 +19,8 @@ def maps(runs: Sequence[ReportedRun], *, wanted: bool) -> Markup:
         return section("maps", title, missing(f"Left out: {reason}."))
     parts: list[Markup | str] = [
         "Each patch of a feature map is drawn as a colour: the first three principal components of the teacher's map, "
-        "and below it the student's map in the same ones, each stretched to its own range. The same pattern in the "
-        "same colours is what distillation is after; the number is the cosine of the two maps as they are."
+        "and below it the student's map in the same ones, each stretched to its own range: compare patterns, and "
+        "hues only roughly. The number is the cosine of the two maps as they are, 1 where they are the same."
     ]
     for run in mine[:RUNS]:
         try:

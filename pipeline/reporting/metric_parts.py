@@ -20,11 +20,19 @@ _PAPER = {
              "SAK (paper, L)": ("table6", "SAK")},
 }  # fmt: skip
 _LARGEST_PICTURE = 8 << 20
+_METRICS = {
+    "mIoU": "mIoU is the mean over classes of intersection over union, in %.",
+    "parts mIoU": "parts mIoU is mIoU over the parts of persons.",
+    "maxF": "maxF is the best F-measure over thresholds, in %.",
+    "RMSE": "RMSE is the root mean squared error, in metres.",
+    "mErr": "mErr is the mean angle between normals, in degrees.",
+    "odsF": "odsF is the F-measure of boundaries at the one best threshold for all images, in %.",
+}
 
 
 def metrics(runs: Sequence[ReportedRun]) -> Markup:
     """A table and a radar a data set."""
-    title = "What the tasks gain"
+    title = "How well the tasks are solved"
     mine = [run for run in runs if run.metrics and run.dataset is not None]
     if not mine:
         return section("metrics", title, missing("Left out: no fine-tuned run was evaluated (sak-cli evaluate RUN)."))
@@ -43,7 +51,7 @@ def metrics(runs: Sequence[ReportedRun]) -> Markup:
 
 
 def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str]:
-    scores: dict[str, Mapping[str, float]] = {f"{run.name} ({run.kind})": run.metrics for run in runs}
+    scores: dict[str, Mapping[str, float]] = {_called(run): run.metrics for run in runs}
     trivial = {f"{run.name}: looks at no image": run.trivial for run in runs[:1] if run.trivial}
     paper = {
         name: TABLES[place].rows[row] for name, (place, row) in _PAPER.get(dataset.name, {}).items()
@@ -54,11 +62,17 @@ def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str
     best = _best(list(scores.values()), dataset)
     over = "There is no baseline among the runs, so no delta_m."
     if baseline is not None:
-        over = f"The multi-task gain, delta_m, is over {baseline.name} ({baseline.kind})."
-    note = f"Higher is better where the heading has ↑, lower where ↓. {over}"
+        over = f"The multi-task gain, delta_m, is the mean of the tasks' relative gains over {_called(baseline)}."
+        over += "".join(f" {_outcome(run, dataset, baseline)}" for run in runs if run is not baseline)
+    note = f"Higher is better where the heading has ↑, lower where ↓; the best run is bold. {over}"
     if not paper:
-        note += f" {dataset.name} is no set of the paper, so its numbers are not set beside these."
-    parts: list[Markup | str] = [note, table(shown, caption=f"{dataset.name}: metrics", best=best)]
+        note += f" The paper has no results on {dataset.name}, so none of its numbers stand here."
+    told = [_METRICS[task.metric] for task in dataset if task.metric in _METRICS]
+    parts: list[Markup | str] = [
+        note,
+        " ".join(dict.fromkeys(told)),
+        table(shown, caption=f"{dataset.name}: metrics{_images(runs)}", best=best),
+    ]
     complete = {
         name: values
         for name, values in {**scores, **paper}.items()
@@ -71,10 +85,38 @@ def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str
         )
         parts.append(
             figure(
-                chart, f"{dataset.name}: each task's metric as a share of the best run's (Figure 3); outside is better."
+                chart,
+                f"{dataset.name}: each task's metric as a share of the best run's (Figure 3), errors the other way "
+                "round; outside is better. The rings divide the range that is written below in four.",
             )
         )
     return parts
+
+
+def _called(run: ReportedRun) -> str:
+    """`name (kind)`, or the name where it says the kind."""
+    return run.name if run.name == run.kind else f"{run.name} ({run.kind})"
+
+
+def _outcome(run: ReportedRun, dataset: Dataset, baseline: ReportedRun) -> str:
+    """A run against the baseline in one sentence."""
+    gain = _gain(run.metrics, dataset, baseline)
+    if gain is None or not isfinite(gain):
+        return f"{_called(run)} was not measured on all of them."
+    better = sum(
+        (run.metrics[task.name] < baseline.metrics[task.name]) == task.lower_is_better
+        for task in dataset
+        if run.metrics[task.name] != baseline.metrics[task.name]
+    )
+    how = "ahead of" if gain > 0 else "behind"
+    return f"{_called(run)} is {abs(gain):.3g} % {how} it, better at {better} of {len(dataset)} tasks."
+
+
+def _images(runs: Sequence[ReportedRun]) -> str:
+    """`, on 24 held-out images`, where all say one number."""
+    counts = {str(((run.evaluation or {}).get("evaluation") or {}).get("images")) for run in runs}
+    count = counts.pop() if len(counts) == 1 else ""
+    return f", on {int(count):,} held-out images" if count.isdigit() else ""
 
 
 def _row(name: str, values: Mapping[str, float], dataset: Dataset, baseline: ReportedRun | None) -> dict[str, object]:

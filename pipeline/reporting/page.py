@@ -7,9 +7,9 @@ from pipeline.reporting.html import Markup, escape, joined
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b2430;--faint:#5a6675;--line:#d8dee6;--soft:#f3f5f8;--cell:#1d4ed8;
---over:#fff;--c0:#1d4ed8;--c1:#b91c1c;--c2:#15803d;--c3:#a16207;--c4:#7e22ce;--c5:#0e7490;--c6:#be185d;--c7:#475569}
+--over:#fff;--shade:#0004;--c0:#1d4ed8;--c1:#b91c1c;--c2:#15803d;--c3:#a16207;--c4:#7e22ce;--c5:#0e7490;--c6:#be185d;--c7:#475569}
 @media (prefers-color-scheme:dark){:root{--paper:#12161c;--ink:#e6ebf1;--faint:#9aa7b6;--line:#313a46;--soft:#1b212a;
---cell:#60a5fa;--over:#0b1220;--c0:#60a5fa;--c1:#f87171;--c2:#4ade80;--c3:#fbbf24;--c4:#c084fc;--c5:#22d3ee;--c6:#f472b6;
+--cell:#60a5fa;--over:#0b1220;--shade:#fff4;--c0:#60a5fa;--c1:#f87171;--c2:#4ade80;--c3:#fbbf24;--c4:#c084fc;--c5:#22d3ee;--c6:#f472b6;
 --c7:#94a3b8}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
@@ -23,9 +23,14 @@ nav ul{display:flex;flex-wrap:wrap;gap:.3rem 1rem;list-style:none;margin:1rem 0 
 a{color:var(--c0)}
 a:focus-visible,.scroll:focus-visible,summary:focus-visible{outline:3px solid var(--c0);outline-offset:2px}
 .missing{border-left:3px solid var(--line);padding-left:.8rem}
-.scroll{overflow-x:auto;margin:.8rem 0}
+.scroll{overflow-x:auto;margin:.8rem 0;
+background:linear-gradient(to right,var(--paper) 1rem,transparent) left/2rem 100% no-repeat local,
+linear-gradient(to left,var(--paper) 1rem,transparent) right/2rem 100% no-repeat local,
+linear-gradient(to right,var(--shade),transparent) left/.8rem 100% no-repeat scroll,
+linear-gradient(to left,var(--shade),transparent) right/.8rem 100% no-repeat scroll}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding-bottom:.35rem}
+caption span{display:inline-block;position:sticky;left:0;max-width:min(100%,calc(100vw - 2.3rem))}
 th,td{padding:.3rem .75rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th{font-weight:600}
 thead th{background:var(--soft)}

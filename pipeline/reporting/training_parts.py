@@ -1,6 +1,7 @@
 """What was run with what, its curves, rep_sim and the routers' gates."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,6 +20,7 @@ def overview(runs: Sequence[ReportedRun]) -> Markup:
             "run": run.name,
             "stage": run.stage,
             "kind": run.kind,
+            "starts from": _start(run, runs),
             "trained on": _data(run),
             "teachers": _teachers(run),
             "student": _student(run),
@@ -29,7 +31,7 @@ def overview(runs: Sequence[ReportedRun]) -> Markup:
         }
         for run in runs
     ]
-    left = ("stage", "kind", "trained on", "teachers", "student", "state", "hardware")
+    left = ("stage", "kind", "starts from", "trained on", "teachers", "student", "state", "hardware")
     parts: list[Markup | str] = [table(rows, caption="The runs of this report", left=left)]
     random = sorted({name for run in runs for name in run.random})
     if random:
@@ -72,6 +74,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
+def _start(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
+    """The run of this page whose weights it took; else what its settings say."""
+    init = run.config.get("init")
+    if not isinstance(init, str) or init == "imagenet":
+        recipe = run.config.get("recipe")
+        student = recipe.get("student") if isinstance(recipe, Mapping) else None
+        return str(student.get("weights") or "-") if isinstance(student, Mapping) else "-"
+    same = [each.name for each in runs if each is not run and _is_at(each, init)]
+    return same[0] if same else Path(init).name
+
+
+def _is_at(run: ReportedRun, place: str) -> bool:
+    return run.stage == "distill" and run.place.resolve().parts[-2:] == Path(place).parts[-2:]
+
+
 def _data(run: ReportedRun) -> str:
     if run.dataset is not None:
         count = run.reads.get("images")
@@ -86,7 +103,15 @@ def _teachers(run: ReportedRun) -> str:
     found = run.about.get("teachers") or (run.about.get("student") or {}).get("teachers") or {}
     told = found if isinstance(found, list | Mapping) else []
     names = [each[0] if isinstance(each, list) and each else each for each in told]  # pairs, or names
-    return ", ".join(f"{name} RANDOM" if name in run.random else str(name) for name in names) or "none"
+    return ", ".join(_teacher(run, str(name)) for name in names) or "none"
+
+
+def _teacher(run: ReportedRun, name: str) -> str:
+    """`clip (demo/clip)`, where the run knows the model, and RANDOM where its weights are."""
+    live = run.reads.get("live")
+    told = live.get(name) if isinstance(live, Mapping) else None
+    model = told.get("model") if isinstance(told, Mapping) else None
+    return f"{name}{f' ({model})' if model else ''}{' RANDOM' if name in run.random else ''}"
 
 
 def _student(run: ReportedRun) -> str:
@@ -139,11 +164,18 @@ def curves(runs: Sequence[ReportedRun]) -> Markup:
         lines = [Line(run.name, _points(run.training, "loss")) for run in mine]
         chart = line_chart(lines, title=f"Training loss of {stage}", x="step", y="loss")
         if chart.text:
-            parts.append(figure(chart, f"{stage}: the training loss over the steps, a line a run."))
+            parts.append(figure(chart, f"{stage}: the training loss over the steps, a line a run.{_what(mine)}"))
     parts += [each for run in runs for each in _parts_of_loss(run)]
     if not parts:
         parts.append(missing("No run has recorded a step yet."))
     return section("curves", "Training curves", Markup(f'<div class="grid">{joined(*_markup(parts)).text}</div>'))
+
+
+def _what(runs: Sequence[ReportedRun]) -> str:
+    """What stands in the way of comparing runs' losses: some of them hold a distillation loss, too."""
+    both = [run.name for run in runs if run.dataset is not None and "distillation" in run.training[-1]]
+    some = f"That of {', '.join(both)} has the distillation loss in it, the others' only that of the tasks."
+    return f" {some}" if both and len(both) < len(runs) else ""
 
 
 def _markup(parts: Sequence[Markup | str]) -> list[Markup]:
@@ -157,14 +189,16 @@ def _parts_of_loss(run: ReportedRun) -> list[Markup]:
     teachers = dict.fromkeys(name.split("/")[0] for name in run.training[-1] if "/level" in name)
     charts = []
     lines = [Line(teacher, _mean_points(run.training, f"{teacher}/level")) for teacher in teachers]
-    chart = line_chart(lines, title=f"Distillation loss by teacher, {run.name}", x="step", y="loss a level")
+    chart = line_chart(lines, title=f"Distillation loss by teacher, {run.name}", x="step", y="mean loss per level")
     if chart.text:
         charts.append(figure(chart, f"{run.name}: the distillation loss of each teacher, the mean over its levels."))
     tasks = [name for name in run.training[-1] if name.startswith("task/")]
     lines = [Line(name.split("/", 1)[1], _points(run.training, name)) for name in tasks]
-    chart = line_chart(lines, title=f"Loss by task, {run.name}", x="step", y="weighted loss")
+    chart = line_chart(lines, title=f"Loss by task, {run.name}", x="step", y="loss, unweighted")
     if chart.text:
-        charts.append(figure(chart, f"{run.name}: each task's loss."))
+        charts.append(
+            figure(chart, f"{run.name}: each task's own loss, before the weights with which they are added up.")
+        )
     return charts
 
 
@@ -235,9 +269,10 @@ def gates(runs: Sequence[ReportedRun]) -> Markup:
     if not mine:
         return section("gates", title, missing("Left out: no run with routers was evaluated (sak-cli evaluate)."))
     note = (
-        "A router mixes the shared stem (TAS) and the adapter path of each teacher, anew for every task and level. "
-        "Each row sums to 1; in the paper's Figure 4 the stem and SAM lead at the lowest level, the teachers at the "
-        "highest."
+        "Levels are blocks of the ViT, counted from the image. At each a router mixes, for every task anew, what the "
+        "shared stem (TAS) and the adapter path of each teacher give. A row sums to 1: the task hears the expert with "
+        "the largest number most. The paper's Figure 4, of its own teachers and data, has the stem and SAM in the lead "
+        "at the lowest level and the teachers at the highest; a short training may look otherwise."
     )
     pictures = []
     for run, found in mine:

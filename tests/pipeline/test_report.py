@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -73,13 +74,51 @@ def test_maps_of_teachers_and_student_stand_side_by_side(report, distilled):
 def test_metrics_stand_beside_the_baseline_with_delta_m(report, tmp_path):
     runs = (fine_tuned(tmp_path / "sak", shift=2.0), fine_tuned(tmp_path / "single", kind="single-task", gates=False))
     text = report(*runs)
-    assert "delta_m, is over single (single-task)" in text
-    assert "<strong>22</strong>" in text
+    assert "relative gains over single (single-task). sak is 3.75 % ahead of it, better at 2 of 4 tasks." in text
+    assert ">loss, unweighted<" in text
+    assert "<strong>22.00</strong>" in text
     gain = (2 / 20 + 2 / 40) / 4 * 100
-    assert f">{gain:.3g}<" in text
+    assert f">{gain:#.3g}<" in text
     assert "Gates of sak, level 1" in text
     assert "Metrics on demo-nyud as shares of the best" in text
-    assert "demo-nyud is no set of the paper" in text
+    assert "The paper has no results on demo-nyud" in text
+
+
+def test_a_run_says_what_it_starts_from_and_which_teachers_it_had(report, tmp_path, distilled):
+    place = fine_tuned(tmp_path / "sak")
+    told = json.loads((place / "run.json").read_text())
+    told |= {"teachers": ["clip"], "reads": {"images": 8, "live": {"clip": {"model": "demo/clip"}}}}
+    (place / "run.json").write_text(json.dumps(told))
+    (place / "config.yaml").write_text(yaml.safe_dump({"init": str(distilled), "device": "cpu"}))
+    text = report(place, distilled)
+    assert f'<td class="text">{distilled.name}</td>' in text
+    assert "clip (demo/clip)" in text
+    (place / "config.yaml").write_text(yaml.safe_dump({"init": "/gone/elsewhere"}))
+    assert '<td class="text">elsewhere</td>' in report(place, distilled)
+
+
+def test_losses_of_tasks_are_not_compared_with_those_that_hold_distillation(report, tmp_path):
+    runs = fine_tuned(tmp_path / "sak"), fine_tuned(tmp_path / "multi", kind="multi-task")
+    (runs[0] / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "distillation": 1.0}\n')
+    assert "That of sak has the distillation loss in it, the others&#x27; only that of the tasks." in report(*runs)
+
+
+def test_what_extraction_took_is_told(report, distilled):
+    cache = json.loads((distilled / "run.json").read_text())["reads"]["cache"]
+    reports = Path(cache) / "reports"
+    reports.mkdir(exist_ok=True)
+    whole = {"started": "2030-01-02T03:04:05+00:00", "status": "complete", "images": 600, "seconds": 60.0,
+             "nbytes": {"clip": 2000}, "blocks": [{"teachers": ["clip"]}]}  # fmt: skip
+    written = [reports / "2030.json", reports / "2031.json"]
+    try:
+        written[0].write_text(json.dumps(whole))
+        written[1].write_text("{}")
+        text = report(distilled)
+    finally:
+        for each in written:
+            each.unlink(missing_ok=True)
+    assert '2030-01-02 03:04</th><td class="text">clip</td><td class="text">complete</td><td>600</td>' in text
+    assert "2031.json cannot be read" in text
 
 
 def test_the_papers_numbers_stand_beside_its_own_data_sets(report, tmp_path):
@@ -136,7 +175,7 @@ def test_a_studys_runs_are_called_by_row_and_seed_and_its_table_is_shown(report,
     text = report(study)
     assert "DINOv2, seed 3, finetune" in text
     assert "left-over" not in text
-    assert "20.5 ± 0.25" in text
+    assert "20.50 ± 0.25" in text
 
 
 def test_rows_of_two_studies_with_one_name_are_two_runs(report, tmp_path):
@@ -146,7 +185,7 @@ def test_rows_of_two_studies_with_one_name_are_two_runs(report, tmp_path):
         (study / "runs.csv").write_text("row,seed,run finetune\nDINOv2,0,runs/finetune-0123\n")
     text = report(*studies)
     table = text[text.index("demo-nyud: metrics") :]
-    assert all(f">{20 + number}<" in table.replace("strong>", "b>") for number in range(3))
+    assert all(f">{20 + number}.00<" in table.replace("strong>", "b>") for number in range(3))
     assert "other: DINOv2, seed 0, finetune" in text
     assert f"{studies[0]}/runs/finetune-0123: study: DINOv2, seed 0, finetune" in text
 
@@ -171,7 +210,7 @@ def test_numbers_that_are_none_and_parts_that_are_strange_leave_the_page(report,
         tasks["semseg"]["value"] = value
         (place / "evaluation-val.json").write_text(json.dumps(stored))
         text = report(place, whole, fine_tuned(tmp_path / f"more {value}", shift=1.0))
-        assert "<strong>21</strong>" in text
+        assert "<strong>21.00</strong>" in text
         assert "as shares of the best" in text
     for part in ({"tasks": None}, {"tasks": {"semseg": 3}}, 3):
         for gates in ({"images": "x"}, {"weights": {"1": {}}}, {"weights": {"1": {"semseg": [0.5]}}}):

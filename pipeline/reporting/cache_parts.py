@@ -1,7 +1,7 @@
 """The caches that runs read: what they weigh, how faithful they are, and what they save."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.cache.folder import split_overlay
@@ -21,14 +21,19 @@ def caches(runs: Sequence[ReportedRun]) -> Markup:
     places = dict.fromkeys(str(run.reads["cache"]) for run in runs if run.reads.get("cache"))
     if not places:
         return section("cache", title, missing("Left out: no run of this report read a cache."))
+    columns = [run.reads.get("columns") for run in runs]
     read = {
-        str(column).split("/")[1] for run in runs for column in run.reads.get("columns", ()) if str(column).count("/")
+        str(column).split("/")[1]
+        for each in columns
+        for column in (each if isinstance(each, list) else ())
+        if str(column).count("/")
     }
     parts: list[Markup | str] = [
-        "A teacher looks at every image once; its features are kept, and every run reads them instead of running it. "
-        "A column is one teacher's features in one encoding, at some levels (blocks of its network). Fidelity is the "
-        "cosine of an image's whole map as it is read back with what the teacher gave (the mean and the lowest of all "
-        "images), and the relative error; token norm is the mean length of a patch's feature."
+        "A teacher looks at every view of an image once; its features are kept, and distillation reads them instead of "
+        "running it. A column is one teacher's features in one encoding, at some levels (blocks of its network). "
+        "Fidelity is the cosine of an image's whole map as it is read back with the one that was encoded (the mean and "
+        "the lowest of all images), and the relative error once all channels have one scale; what is lost where a map "
+        "is brought to a smaller grid is in neither. Token norm is the mean length of a patch's feature."
     ]
     for place in places:
         try:
@@ -82,7 +87,9 @@ def _cache(place: str, read: set[str]) -> list[Markup | str]:
 def _extractions(place: str) -> Markup:
     """What it took to fill the cache, by the reports that extractions left there; nothing for one that is remote."""
     rows = []
-    for path in sorted((Path(split_overlay(place)[0]) / "reports").glob("*.json"))[-_EXTRACTIONS:]:
+    layers = [Path(each) for each in split_overlay(place)]
+    paths = sorted((path for each in layers for path in (each / "reports").glob("*.json")), key=lambda path: path.name)
+    for path in paths[-_EXTRACTIONS:]:
         try:
             found = json.loads(path.read_text())
             rows.append(
@@ -96,9 +103,10 @@ def _extractions(place: str) -> Markup:
                     "written": human_bytes(sum(found["nbytes"].values())),
                 }
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             rows.append({**dict.fromkeys(_HEADS, "-"), "extraction of": f"{path.name} cannot be read"})
-    return table(rows, caption=f"{Path(place).name}: what its extractions took", left=("teachers", "ended"))
+    last = f", the last {_EXTRACTIONS} of {len(paths)}" if len(paths) > _EXTRACTIONS else ""
+    return table(rows, caption=f"{Path(place).name}: what its extractions took{last}", left=("teachers", "ended"))
 
 
 def _cost(runs: Sequence[ReportedRun]) -> Markup:
@@ -115,7 +123,7 @@ def _cost(runs: Sequence[ReportedRun]) -> Markup:
                 {
                     "run": run.name,
                     "stage": run.stage,
-                    "teachers run live": ", ".join(live) if live else "none",
+                    "teachers run live": ", ".join(map(str, live)) if isinstance(live, Mapping) and live else "none",
                     "images/s": number(sum(speeds) / len(speeds), 3),
                     "time spent waiting for data": f"{100 * sum(waits) / len(waits):.0f} %" if waits else "-",
                 }

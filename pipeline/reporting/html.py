@@ -21,11 +21,12 @@ def escape(value: object) -> str:
     return value.text if isinstance(value, Markup) else _escape(str(value), quote=True)
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number for a table; a dash where there is none."""
-    if value is None or isnan(value):
+def number(value: object, digits: int = 4) -> str:
+    """A number for a table, whole where its digits end before the point; a dash where there is none."""
+    if not isinstance(value, float | int) or isnan(value):
         return "-"
-    return f"{value:#,.{digits}g}".rstrip(".") if 0 < abs(value) < 1e5 else f"{value:,.0f}"
+    text = f"{value:#,.{digits}g}".rstrip(".") if value else "0"
+    return f"{value:,.0f}" if "e+" in text else text
 
 
 def table(

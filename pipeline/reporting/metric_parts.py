@@ -20,6 +20,7 @@ _PAPER = {
              "SAK (paper, L)": ("table6", "SAK")},
 }  # fmt: skip
 _LARGEST_PICTURE = 8 << 20
+_TOLD = 8  # runs that a sentence each is written for; the table has all
 _METRICS = {
     "mIoU": "mIoU is the mean over classes of intersection over union, in %.",
     "parts mIoU": "parts mIoU is mIoU over the parts of persons.",
@@ -56,14 +57,22 @@ def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str
     paper = {
         name: TABLES[place].rows[row] for name, (place, row) in _PAPER.get(dataset.name, {}).items()
     }  # the demo's sets are other images: the paper's numbers do not belong beside them
-    baseline = next((run for kind in ("single-task", "multi-task") for run in runs if run.kind == kind), None)
+    baselines = [run for kind in ("single-task", "multi-task") for run in runs if run.kind == kind]
+    baseline = next((run for run in baselines if all(_is_base(run.metrics.get(task.name)) for task in dataset)), None)
     everything = {**scores, **trivial, **paper}
-    shown = [_row(name, values, dataset, baseline) for name, values in everything.items()]
+    gains = {name: _gain(values, dataset, baseline) for name, values in {**scores, **trivial}.items()}
+    gains |= {name: values.get("delta_m") for name, values in paper.items()}
+    shown = [_row(name, values, dataset, gains[name]) for name, values in everything.items()]
     best = _best(list(scores.values()), dataset)
     over = "There is no baseline among the runs, so no delta_m."
     if baseline is not None:
+        others = [run for run in runs if run is not baseline]
         over = f"The multi-task gain, delta_m, is the mean of the tasks' relative gains over {_called(baseline)}."
-        over += "".join(f" {_outcome(run, dataset, baseline)}" for run in runs if run is not baseline)
+        over += "".join(f" {_outcome(run, dataset, baseline)}" for run in others if len(others) <= _TOLD)
+    elif baselines:
+        over = f"{_called(baselines[0])} has no metric, or 0, in some of the tasks, so there is no delta_m over it."
+    if paper:
+        over += " In the paper's rows it is the paper's own, over its single-task baseline."
     note = f"Higher is better where the heading has ↑, lower where ↓; the best run is bold. {over}"
     if not paper:
         note += f" The paper has no results on {dataset.name}, so none of its numbers stand here."
@@ -102,36 +111,39 @@ def _outcome(run: ReportedRun, dataset: Dataset, baseline: ReportedRun) -> str:
     """A run against the baseline in one sentence."""
     gain = _gain(run.metrics, dataset, baseline)
     if gain is None or not isfinite(gain):
-        return f"{_called(run)} was not measured on all of them."
+        return f"{_called(run)} was not measured on all tasks."
     better = sum(
         (run.metrics[task.name] < baseline.metrics[task.name]) == task.lower_is_better
         for task in dataset
         if run.metrics[task.name] != baseline.metrics[task.name]
     )
-    how = "ahead of" if gain > 0 else "behind"
-    return f"{_called(run)} is {abs(gain):.3g} % {how} it, better at {better} of {len(dataset)} tasks."
+    how = f"{number(abs(gain), 3)} % {'ahead of' if gain > 0 else 'behind'}" if gain else "level with"
+    return f"{_called(run)} is {how} it, better at {better} of {len(dataset)} tasks."
+
+
+def _is_base(value: float | None) -> bool:
+    """Whether a gain over it exists."""
+    return value is not None and isfinite(value) and value != 0
 
 
 def _images(runs: Sequence[ReportedRun]) -> str:
     """`, on 24 held-out images`, where all say one number."""
-    counts = {str(((run.evaluation or {}).get("evaluation") or {}).get("images")) for run in runs}
-    count = counts.pop() if len(counts) == 1 else ""
-    return f", on {int(count):,} held-out images" if count.isdigit() else ""
+    found = [(run.evaluation or {}).get("evaluation") for run in runs]
+    counts = [each.get("images") if isinstance(each, Mapping) else None for each in found]
+    count = counts[0] if all(each == counts[0] for each in counts) else None
+    return f", on {count:,} held-out images" if isinstance(count, int) else ""
 
 
-def _row(name: str, values: Mapping[str, float], dataset: Dataset, baseline: ReportedRun | None) -> dict[str, object]:
+def _row(name: str, values: Mapping[str, float], dataset: Dataset, gain: float | None) -> dict[str, object]:
     row: dict[str, object] = {"": name}
     for task in dataset:
         arrow = "↓" if task.lower_is_better else "↑"
         row[f"{task.name} {task.metric} {arrow}"] = number(values.get(task.name))
-    row["delta_m % ↑"] = number(_gain(values, dataset, baseline), 3)
+    row["delta_m % ↑"] = number(gain, 3)
     return row
 
 
 def _gain(values: Mapping[str, float], dataset: Dataset, baseline: ReportedRun | None) -> float | None:
-    """The paper's own where it is its row."""
-    if "delta_m" in values:
-        return values["delta_m"]
     try:
         return delta_m(dataset, values, baseline.metrics).value if baseline is not None else None
     except SakError:

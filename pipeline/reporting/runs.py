@@ -180,7 +180,7 @@ def read_run(place: Path, name: str) -> ReportedRun:
     about = _read(place / ABOUT, json.loads, problems)
     try:
         lines = tuple(line for line in RunDirectory(place).metrics() if isinstance(line, dict))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         lines = ()
         problems.append(f"metrics.jsonl cannot be read ({' '.join(str(error).split())})")
     stored = sorted(place.glob(EVALUATIONS), key=lambda path: (len(path.name), path.name))
@@ -191,7 +191,7 @@ def read_run(place: Path, name: str) -> ReportedRun:
 def _read(path: Path, parse: Any, problems: list[str]) -> dict[str, Any]:
     try:
         found = parse(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems.append(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})")
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,6 +11,8 @@ from pipeline.reporting.runs import ReportedRun
 from pipeline.training.run import differences
 
 _SHOWN_SETTINGS = 60
+_NAMED = 6
+IMAGENET, TEACHER, TEACHERS, RANDOM = "imagenet", "teacher:", "teachers:", "random:"  # what --init says of no run
 
 
 def overview(runs: Sequence[ReportedRun]) -> Markup:
@@ -77,16 +79,37 @@ def _short(value: Any) -> str:
 def _start(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
     """The run of this page whose weights it took; else what its settings say."""
     init = run.config.get("init")
-    if not isinstance(init, str) or init == "imagenet":
+    if not isinstance(init, str) or init == IMAGENET:
         recipe = run.config.get("recipe")
         student = recipe.get("student") if isinstance(recipe, Mapping) else None
         return str(student.get("weights") or "-") if isinstance(student, Mapping) else "-"
-    same = [each.name for each in runs if each is not run and _is_at(each, init)]
-    return same[0] if same else Path(init).name
+    if init.startswith((TEACHER, TEACHERS, RANDOM)):
+        return init
+    path = Path(init)
+    path = path.parents[1] if path.parent.name == "checkpoints" else path
+    others = [each for each in runs if each is not run and each.stage == "distill"]
+    beside = [each for each in others if each.place.resolve().parent == run.place.resolve().parent]
+    for some, moved in ((others, False), (beside, True)):
+        same = [each.name for each in some if _is_at(each, path, moved=moved)]
+        if len(same) == 1:
+            return same[0]
+    return path.name or init
 
 
-def _is_at(run: ReportedRun, place: str) -> bool:
-    return run.stage == "distill" and run.place.resolve().parts[-2:] == Path(place).parts[-2:]
+def _is_at(run: ReportedRun, path: Path, *, moved: bool) -> bool:
+    """Whether a run is the one at `path`; `moved`: it may lie elsewhere by now, with the run that names it."""
+    place = run.place.resolve().parts
+    if path.is_absolute() and (not moved or _is_there(path)):
+        return place == path.parts
+    last = path.parts[-2:] if moved else path.parts
+    return len(last) >= (1 if moved else 2) and place[-len(last) :] == last
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _data(run: ReportedRun) -> str:
@@ -100,7 +123,8 @@ def _data(run: ReportedRun) -> str:
 
 
 def _teachers(run: ReportedRun) -> str:
-    found = run.about.get("teachers") or (run.about.get("student") or {}).get("teachers") or {}
+    student = run.about.get("student")
+    found = run.about.get("teachers") or (student.get("teachers") if isinstance(student, Mapping) else None)
     told = found if isinstance(found, list | Mapping) else []
     names = [each[0] if isinstance(each, list) and each else each for each in told]  # pairs, or names
     return ", ".join(_teacher(run, str(name)) for name in names) or "none"
@@ -108,9 +132,9 @@ def _teachers(run: ReportedRun) -> str:
 
 def _teacher(run: ReportedRun, name: str) -> str:
     """`clip (demo/clip)`, where the run knows the model, and RANDOM where its weights are."""
-    live = run.reads.get("live")
-    told = live.get(name) if isinstance(live, Mapping) else None
-    model = told.get("model") if isinstance(told, Mapping) else None
+    places = (run.reads.get("live"), run.about.get("teachers"))
+    told = [each.get(name) for each in places if isinstance(each, Mapping)]
+    model = next((each["model"] for each in told if isinstance(each, Mapping) and each.get("model")), None)
     return f"{name}{f' ({model})' if model else ''}{' RANDOM' if name in run.random else ''}"
 
 
@@ -174,7 +198,8 @@ def curves(runs: Sequence[ReportedRun]) -> Markup:
 def _what(runs: Sequence[ReportedRun]) -> str:
     """What stands in the way of comparing runs' losses: some of them hold a distillation loss, too."""
     both = [run.name for run in runs if run.dataset is not None and "distillation" in run.training[-1]]
-    some = f"That of {', '.join(both)} has the distillation loss in it, the others' only that of the tasks."
+    names = ", ".join(both) if len(both) <= _NAMED else f"{len(both)} of the {len(runs)} runs"
+    some = f"That of {names} has the distillation loss in it, the others' only that of the tasks."
     return f" {some}" if both and len(both) < len(runs) else ""
 
 

@@ -12,7 +12,9 @@ import yaml
 
 from pipeline.report import ReportConfig, write_report
 from pipeline.reporting.charts import Line, heat_map, line_chart, radar
-from pipeline.reporting.html import escape, picture, table
+from pipeline.reporting.html import escape, number, picture, table
+from pipeline.reporting.runs import ReportedRun
+from pipeline.reporting.training_parts import _start
 from sak.errors import SakError, UsageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -97,6 +99,26 @@ def test_a_run_says_what_it_starts_from_and_which_teachers_it_had(report, tmp_pa
     assert '<td class="text">elsewhere</td>' in report(place, distilled)
 
 
+def test_the_start_is_a_run_of_the_page_only_where_it_is_that_one(tmp_path):
+    def run(place, stage="distill", **config):
+        return ReportedRun(str(place.relative_to(tmp_path)), place, config, {"stage": stage}, ())
+
+    distilled = [run(tmp_path / place / "runs" / "distill") for place in ("a", "b")]
+
+    def start(init, place="b/runs/sak"):
+        tuned = run(tmp_path / place, "finetune", init=init)
+        return _start(tuned, [tuned, *distilled])
+
+    assert start("runs/distill") == start("somewhere/runs/distill/checkpoints/best") == "b/runs/distill"
+    assert start(str(tmp_path / "a" / "runs" / "distill")) == "a/runs/distill"
+    assert start("a/runs/distill") == start("a/runs/distill", "c/sak") == "a/runs/distill"
+    assert start("runs/distill", "c/sak") == "distill"  # either may be meant
+    (tmp_path / "gone" / "runs" / "distill").mkdir(parents=True)
+    assert start(str(tmp_path / "gone" / "runs" / "distill")) == "distill"
+    assert start("teacher:demo/dino") == "teacher:demo/dino"
+    assert start("/") == "/"
+
+
 def test_losses_of_tasks_are_not_compared_with_those_that_hold_distillation(report, tmp_path):
     runs = fine_tuned(tmp_path / "sak"), fine_tuned(tmp_path / "multi", kind="multi-task")
     (runs[0] / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "distillation": 1.0}\n')
@@ -109,22 +131,25 @@ def test_what_extraction_took_is_told(report, distilled):
     reports.mkdir(exist_ok=True)
     whole = {"started": "2030-01-02T03:04:05+00:00", "status": "complete", "images": 600, "seconds": 60.0,
              "nbytes": {"clip": 2000}, "blocks": [{"teachers": ["clip"]}]}  # fmt: skip
-    written = [reports / "2030.json", reports / "2031.json"]
+    written = [reports / "2030.json", reports / "2031.json", reports / "2032.json"]
     try:
         written[0].write_text(json.dumps(whole))
         written[1].write_text("{}")
+        written[2].write_text(json.dumps({**whole, "images": 10**400}))
         text = report(distilled)
     finally:
         for each in written:
             each.unlink(missing_ok=True)
     assert '2030-01-02 03:04</th><td class="text">clip</td><td class="text">complete</td><td>600</td>' in text
     assert "2031.json cannot be read" in text
+    assert "2032.json cannot be read" in text
 
 
 def test_the_papers_numbers_stand_beside_its_own_data_sets(report, tmp_path):
     text = report(fine_tuned(tmp_path / "sak", name="nyud"))
     assert "SAK (paper, L)" in text
     assert ">14.1<" in text
+    assert "In the paper&#x27;s rows it is the paper&#x27;s own, over its single-task baseline." in text
 
 
 def test_nothing_of_a_run_is_taken_for_html(report, tmp_path):
@@ -180,12 +205,12 @@ def test_a_studys_runs_are_called_by_row_and_seed_and_its_table_is_shown(report,
 
 def test_rows_of_two_studies_with_one_name_are_two_runs(report, tmp_path):
     studies = [tmp_path / place / "study" for place in ("one", "two")] + [tmp_path / "other"]
-    for number, study in enumerate(studies):
-        fine_tuned(study / "runs" / "finetune-0123", shift=number)
+    for place, study in enumerate(studies):
+        fine_tuned(study / "runs" / "finetune-0123", shift=place)
         (study / "runs.csv").write_text("row,seed,run finetune\nDINOv2,0,runs/finetune-0123\n")
     text = report(*studies)
     table = text[text.index("demo-nyud: metrics") :]
-    assert all(f">{20 + number}.00<" in table.replace("strong>", "b>") for number in range(3))
+    assert all(f">{20 + place}.00<" in table.replace("strong>", "b>") for place in range(3))
     assert "other: DINOv2, seed 0, finetune" in text
     assert f"{studies[0]}/runs/finetune-0123: study: DINOv2, seed 0, finetune" in text
 
@@ -217,6 +242,50 @@ def test_numbers_that_are_none_and_parts_that_are_strange_leave_the_page(report,
             changed = {**stored, "evaluation": part, "gates": {**stored["gates"], **gates}}
             (place / "evaluation-val.json").write_text(json.dumps(changed))
             assert "Left out: no run with routers" in report(place)
+
+
+def test_what_stands_against_a_baseline_is_true_of_odd_ones(report, tmp_path):
+    base, same = fine_tuned(tmp_path / "base", kind="multi-task"), fine_tuned(tmp_path / "same")
+    assert "same (sak) is level with it, better at 0 of 4 tasks." in report(base, same)
+    many = [fine_tuned(tmp_path / f"run{number}", shift=1.0) for number in range(9)]
+    assert "ahead of it" not in report(base, *many)
+    stored = json.loads((base / "evaluation-val.json").read_text())
+    stored["evaluation"]["tasks"]["semseg"]["value"] = 0
+    (base / "evaluation-val.json").write_text(json.dumps(stored))
+    text = report(base, same)
+    assert "base (multi-task) has no metric, or 0, in some of the tasks, so there is no delta_m over it." in text
+    assert "not measured on all" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("run.json", {"student": EVIL, "teachers": None}),
+        ("run.json", {"reads": {"live": 3, "cache": "/none", "columns": 3}}),
+        ("run.json", {"kind": "\ud800", "sessions": [[]]}),
+        ("config.yaml", {"init": "/" + "x" * 5000}),
+        ("config.yaml", {"init": "a\0b", "recipe": {"student": []}}),
+        ("evaluation-val.json", {"evaluation": {"images": "²", "tasks": {"delta_m": {"value": 3}}}}),
+        ("evaluation-val.json", {"evaluation": {"images": 3, "tasks": {"semseg": {"value": 10**400}}}}),
+        ("metrics.jsonl", {"step": 1, "evaluation": True, "rep_sim": "x", "rep_sim/clip": []}),
+        ("metrics.jsonl", {"step": 10**400, "loss": 1.0, "images_per_second": 1.0}),
+    ],
+)
+def test_files_that_say_other_things_than_they_should_leave_a_page(report, tmp_path, name, changed):
+    place, base = fine_tuned(tmp_path / "run"), fine_tuned(tmp_path / "base", kind="multi-task")
+    told = json.loads((place / name).read_text()) if name.endswith(".json") else {}
+    (place / name).write_text(json.dumps(told | changed) + "\n")
+    text = report(place, base)
+    assert "demo-nyud" in text
+    assert "<script" not in text
+
+
+def test_numbers_of_a_table_keep_their_digits():
+    values = (0, -0.0, 22.0, 3.75, 1234.5, 82592.75, 99999.96, 1e6, 1.5e-5, float("nan"), None, "x")
+    assert [number(value) for value in values] == [
+        "0", "0", "22.00", "3.750", "1,234", "82,593", "100,000", "1,000,000", "1.500e-05", "-", "-", "-",
+    ]  # fmt: skip
+    assert number(1234.5, 3) == "1,234"
 
 
 def test_charts_survive_what_measurements_may_be():

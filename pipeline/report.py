@@ -9,10 +9,11 @@ from pipeline.reporting.cache_parts import caches
 from pipeline.reporting.html import Markup, missing, section
 from pipeline.reporting.map_parts import maps
 from pipeline.reporting.metric_parts import metrics, predictions
+from pipeline.reporting.overview_parts import overview
 from pipeline.reporting.page import page
 from pipeline.reporting.runs import find_runs, find_studies
 from pipeline.reporting.study_parts import studies
-from pipeline.reporting.training_parts import curves, gates, overview, similarity
+from pipeline.reporting.training_parts import curves, gates, similarity
 from pipeline.storage.errors import explain
 from pipeline.storage.local import replace_durably
 from sak import __version__

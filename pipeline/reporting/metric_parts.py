@@ -82,6 +82,10 @@ def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str
         " ".join(dict.fromkeys(told)),
         table(shown, caption=f"{dataset.name}: metrics{_images(runs)}", best=best),
     ]
+    if len({_measured_on(run) for run in runs} - {None}) > 1:
+        parts.insert(
+            0, missing(f"{dataset.name}: runs were measured on different images; do not compare their numbers.")
+        )
     complete = {
         name: values
         for name, values in {**scores, **paper}.items()
@@ -124,6 +128,13 @@ def _outcome(run: ReportedRun, dataset: Dataset, baseline: ReportedRun) -> str:
 def _is_base(value: float | None) -> bool:
     """Whether a gain over it exists."""
     return value is not None and isfinite(value) and value != 0
+
+
+def _measured_on(run: ReportedRun) -> str | None:
+    """The images of its evaluation, by the digest of their names; None where it does not say."""
+    found = (run.evaluation or {}).get("of")
+    images = found.get("images") if isinstance(found, Mapping) else None
+    return images if isinstance(images, str) else None
 
 
 def _images(runs: Sequence[ReportedRun]) -> str:

@@ -13,8 +13,8 @@ import yaml
 from pipeline.report import ReportConfig, write_report
 from pipeline.reporting.charts import Line, heat_map, line_chart, radar
 from pipeline.reporting.html import escape, number, picture, table
+from pipeline.reporting.overview_parts import _start
 from pipeline.reporting.runs import ReportedRun
-from pipeline.reporting.training_parts import _start
 from sak.errors import SakError, UsageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -123,6 +123,15 @@ def test_losses_of_tasks_are_not_compared_with_those_that_hold_distillation(repo
     runs = fine_tuned(tmp_path / "sak"), fine_tuned(tmp_path / "multi", kind="multi-task")
     (runs[0] / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "distillation": 1.0}\n')
     assert "That of sak has the distillation loss in it, the others&#x27; only that of the tasks." in report(*runs)
+
+
+def test_runs_measured_on_different_images_are_not_to_be_compared(report, tmp_path):
+    runs = fine_tuned(tmp_path / "sak"), fine_tuned(tmp_path / "multi", kind="multi-task")
+    for run, images in zip(runs, ("aa", "bb"), strict=True):
+        stored = json.loads((run / "evaluation-val.json").read_text())
+        (run / "evaluation-val.json").write_text(json.dumps({**stored, "of": {"images": images}}))
+    assert "measured on different images; do not compare" in report(*runs)
+    assert "measured on different images" not in report(runs[0])
 
 
 def test_what_extraction_took_is_told(report, distilled):

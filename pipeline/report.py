@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.reporting.cache_parts import caches
-from pipeline.reporting.html import Markup, missing, section
 from pipeline.reporting.map_parts import maps
 from pipeline.reporting.metric_parts import metrics, predictions
 from pipeline.reporting.overview_parts import overview
@@ -48,18 +47,17 @@ def write_report(config: ReportConfig, say: Callable[[str], None]) -> Path:
     except OSError as error:
         raise explain(error, str(config.out.parent)) from error
     say(f"{len(runs)} runs: {', '.join(run.name for run in runs)}")
-    parts: list[tuple[str, str, Callable[[], Markup]]] = [
-        ("runs", "Runs", lambda: overview(runs)),
-        ("metrics", "Metrics", lambda: metrics(runs)),
-        ("studies", "Ablations", lambda: studies(find_studies(config.runs))),
-        ("rep-sim", "Similarity", lambda: similarity(runs)),
-        ("maps", "Feature maps", lambda: maps(runs, wanted=config.maps)),
-        ("predictions", "Predictions", lambda: predictions(runs)),
-        ("gates", "Gates", lambda: gates(runs)),
-        ("curves", "Curves", lambda: curves(runs)),
-        ("cache", "Cache", lambda: caches(runs)),
+    sections = [
+        ("runs", "Runs", overview(runs)),
+        ("metrics", "Metrics", metrics(runs)),
+        ("studies", "Ablations", studies(find_studies(config.runs))),
+        ("rep-sim", "Similarity", similarity(runs)),
+        ("maps", "Feature maps", maps(runs, wanted=config.maps)),
+        ("predictions", "Predictions", predictions(runs)),
+        ("gates", "Gates", gates(runs)),
+        ("curves", "Curves", curves(runs)),
+        ("cache", "Cache", caches(runs)),
     ]
-    sections = [(name, title, _made(name, title, make)) for name, title, make in parts]
     counts = Counter(run.stage for run in runs)
     trained = ", ".join(f"{count} {stage}" for stage, count in counts.items())
     summary = (
@@ -69,14 +67,3 @@ def write_report(config: ReportConfig, say: Callable[[str], None]) -> Path:
     text = page(config.title, summary, sections, __version__)
     replace_durably(config.out, text.encode(errors="replace"))  # JSON may hold halves of surrogate pairs
     return config.out
-
-
-def _made(name: str, title: str, make: Callable[[], Markup]) -> Markup:
-    """A part of the page; what foreign or damaged files break in it is said in its place."""
-    try:
-        return make()
-    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return section(
-            name, title, missing(f"Left out: a file of these runs is not as this version writes it ({told}).")
-        )

@@ -1,8 +1,10 @@
 """The caches that runs read: what they weigh, how faithful they are, and what they save."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from pipeline.cache.folder import split_overlay
 from pipeline.cache.inventory import ls, stats
@@ -13,6 +15,31 @@ from sak.errors import SakError
 
 _EXTRACTIONS = 8
 _HEADS = ("extraction of", "teachers", "ended", "images", "seconds", "images/s", "written")
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class _Block(BaseModel):
+    teachers: list[str]
+
+
+class _Extraction(BaseModel):
+    """What is shown of the report that an extraction left in its cache."""
+
+    started: str
+    status: str
+    images: _Count
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    nbytes: dict[str, _Count]
+    blocks: list[_Block]
+
+    def row(self) -> dict[str, object]:
+        """Of the table of extractions."""
+        teachers = sorted({name for block in self.blocks for name in block.teachers})
+        rate = number(self.images / self.seconds, 3) if self.seconds else "-"
+        told = (self.started[:16].replace("T", " "), ", ".join(teachers), self.status, f"{self.images:,}")
+        written = human_bytes(sum(self.nbytes.values()))
+        return dict(zip(_HEADS, (*told, f"{self.seconds:,.0f}", rate, written), strict=True))
 
 
 def caches(runs: Sequence[ReportedRun]) -> Markup:
@@ -38,7 +65,7 @@ def caches(runs: Sequence[ReportedRun]) -> Markup:
     for place in places:
         try:
             parts += _cache(place, read)
-        except (SakError, OSError) as error:
+        except (SakError, OSError, ValueError) as error:  # no path has a zero byte or half a character
             parts.append(missing(f"{place} is not here any more: {error}"))
     return section("cache", title, *parts, _cost(runs))
 
@@ -91,19 +118,8 @@ def _extractions(place: str) -> Markup:
     paths = sorted((path for each in layers for path in (each / "reports").glob("*.json")), key=lambda path: path.name)
     for path in paths[-_EXTRACTIONS:]:
         try:
-            found = json.loads(path.read_text())
-            rows.append(
-                {
-                    "extraction of": found["started"][:16].replace("T", " "),
-                    "teachers": ", ".join(sorted({name for block in found["blocks"] for name in block["teachers"]})),
-                    "ended": found["status"],
-                    "images": f"{found['images']:,}",
-                    "seconds": f"{found['seconds']:,.0f}",
-                    "images/s": number(found["images"] / found["seconds"], 3) if found["seconds"] else "-",
-                    "written": human_bytes(sum(found["nbytes"].values())),
-                }
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+            rows.append(_Extraction.model_validate_json(path.read_bytes()).row())
+        except (OSError, ValueError):  # a ValidationError is a ValueError
             rows.append({**dict.fromkeys(_HEADS, "-"), "extraction of": f"{path.name} cannot be read"})
     last = f", the last {_EXTRACTIONS} of {len(paths)}" if len(paths) > _EXTRACTIONS else ""
     return table(rows, caption=f"{Path(place).name}: what its extractions took{last}", left=("teachers", "ended"))
@@ -113,19 +129,15 @@ def _cost(runs: Sequence[ReportedRun]) -> Markup:
     """Images a second, with and without teachers."""
     rows = []
     for run in runs:
-        speeds = [
-            line["images_per_second"] for line in run.training if isinstance(line.get("images_per_second"), float)
-        ]
-        waits = [line["data_wait"] for line in run.training if isinstance(line.get("data_wait"), float)]
-        if speeds:
+        if run.images_per_second is not None:
             live = run.reads.get("live")
             rows.append(
                 {
                     "run": run.name,
                     "stage": run.stage,
                     "teachers run live": ", ".join(map(str, live)) if isinstance(live, Mapping) and live else "none",
-                    "images/s": number(sum(speeds) / len(speeds), 3),
-                    "time spent waiting for data": f"{100 * sum(waits) / len(waits):.0f} %" if waits else "-",
+                    "images/s": number(run.images_per_second, 3),
+                    "time spent waiting for data": "-" if run.data_wait is None else f"{100 * run.data_wait:.0f} %",
                 }
             )
     return table(

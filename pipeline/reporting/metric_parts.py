@@ -67,8 +67,9 @@ def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str
     over = "There is no baseline among the runs, so no delta_m."
     if baseline is not None:
         others = [run for run in runs if run is not baseline]
+        told = others if len(others) <= _TOLD else []
         over = f"The multi-task gain, delta_m, is the mean of the tasks' relative gains over {_called(baseline)}."
-        over += "".join(f" {_outcome(run, dataset, baseline)}" for run in others if len(others) <= _TOLD)
+        over += "".join(f" {_outcome(run, dataset, baseline)}" for run in told)
     elif baselines:
         over = f"{_called(baselines[0])} has no metric, or 0, in some of the tasks, so there is no delta_m over it."
     if paper:
@@ -76,10 +77,10 @@ def _dataset(dataset: Dataset, runs: Sequence[ReportedRun]) -> list[Markup | str
     note = f"Higher is better where the heading has ↑, lower where ↓; the best run is bold. {over}"
     if not paper:
         note += f" The paper has no results on {dataset.name}, so none of its numbers stand here."
-    told = [_METRICS[task.metric] for task in dataset if task.metric in _METRICS]
+    meanings = [_METRICS[task.metric] for task in dataset if task.metric in _METRICS]
     parts: list[Markup | str] = [
         note,
-        " ".join(dict.fromkeys(told)),
+        " ".join(dict.fromkeys(meanings)),
         table(shown, caption=f"{dataset.name}: metrics{_images(runs)}", best=best),
     ]
     if len({_measured_on(run) for run in runs} - {None}) > 1:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from pipeline.reporting.html import Markup, escape, joined, missing, number, section, table
@@ -20,13 +19,13 @@ def overview(runs: Sequence[ReportedRun]) -> Markup:
             "run": run.name,
             "stage": run.stage,
             "kind": run.kind,
-            "starts from": _start(run, runs),
+            "starts from": starts_from(run, runs),
             "trained on": _data(run),
             "teachers": _teachers(run),
             "student": _student(run),
             "steps": _steps(run),
             "state": _state(run),
-            "images/s": number(_speed(run), 3),
+            "images/s": number(run.images_per_second, 3),
             "hardware": _hardware(run),
         }
         for run in runs
@@ -74,7 +73,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _start(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
+def starts_from(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
     """The run of this page whose weights it took; else what its settings say."""
     init = run.config.get("init")
     if not isinstance(init, str) or init == IMAGENET:
@@ -162,11 +161,6 @@ def _state(run: ReportedRun) -> str:
         return "not ended"
     sitting = "" if len(sessions) == 1 else f", {len(sessions)} sessions"
     return ("stopped" if sessions[-1].get("stopped") else "done") + sitting
-
-
-def _speed(run: ReportedRun) -> float | None:
-    found = [line["images_per_second"] for line in run.training if isinstance(line.get("images_per_second"), float)]
-    return fmean(found) if found else None
 
 
 def _hardware(run: ReportedRun) -> str:

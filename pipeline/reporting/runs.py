@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -17,6 +18,7 @@ from sak.errors import UsageError
 EVALUATIONS = "evaluation-*.json"
 RESULTS, RUNS = "results.csv", "runs.csv"
 STAGES = ("distill", "finetune")
+_BITS = 63
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,20 @@ class ReportedRun:
     def measured(self) -> list[Mapping[str, Any]]:
         """Measurements on held-out images."""
         return [line for line in self.lines if line.get("evaluation")]
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Mean over the recorded steps."""
+        return self._mean("images_per_second")
+
+    @property
+    def data_wait(self) -> float | None:
+        """Mean share of the time, 0 to 1, that it waited for data."""
+        return self._mean("data_wait")
+
+    def _mean(self, name: str) -> float | None:
+        found = [line[name] for line in self.training if isinstance(line.get(name), float)]
+        return fmean(found) if found else None
 
     @property
     def reads(self) -> Mapping[str, Any]:
@@ -177,15 +193,28 @@ def read_run(place: Path, name: str) -> ReportedRun:
     """One run; a file that is damaged is left out and said."""
     problems: list[str] = []
     config = _read(place / CONFIG, yaml.safe_load, problems)
-    about = _read(place / ABOUT, json.loads, problems)
+    about = _read(place / ABOUT, _parsed, problems)
     try:
-        lines = tuple(line for line in RunDirectory(place).metrics() if isinstance(line, dict))
+        lines = tuple(line for line in _checked(RunDirectory(place).metrics()) if isinstance(line, dict))
     except (OSError, ValueError, RecursionError) as error:
         lines = ()
         problems.append(f"metrics.jsonl cannot be read ({' '.join(str(error).split())})")
     stored = sorted(place.glob(EVALUATIONS), key=lambda path: (len(path.name), path.name))
-    evaluation = _read(stored[0], json.loads, problems) if stored else None
+    evaluation = _read(stored[0], _parsed, problems) if stored else None
     return ReportedRun(name, place, config, about, lines, evaluation or None, tuple(problems))
+
+
+def _parsed(text: str) -> Any:
+    return _checked(json.loads(text))
+
+
+def _checked(found: Any) -> Any:
+    """What was read, without whole numbers that no float holds; ValueError where there is one."""
+    for value in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+        _checked(value)
+    if isinstance(found, int) and found.bit_length() > _BITS:
+        raise ValueError(f"a number of more than {_BITS} bits")
+    return found
 
 
 def _read(path: Path, parse: Any, problems: list[str]) -> dict[str, Any]:

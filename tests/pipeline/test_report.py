@@ -13,7 +13,7 @@ import yaml
 from pipeline.report import ReportConfig, write_report
 from pipeline.reporting.charts import Line, heat_map, line_chart, radar
 from pipeline.reporting.html import escape, number, picture, table
-from pipeline.reporting.overview_parts import _start
+from pipeline.reporting.overview_parts import starts_from
 from pipeline.reporting.runs import ReportedRun
 from sak.errors import SakError, UsageError
 
@@ -107,7 +107,7 @@ def test_the_start_is_a_run_of_the_page_only_where_it_is_that_one(tmp_path):
 
     def start(init, place="b/runs/sak"):
         tuned = run(tmp_path / place, "finetune", init=init)
-        return _start(tuned, [tuned, *distilled])
+        return starts_from(tuned, [tuned, *distilled])
 
     assert start("runs/distill") == start("somewhere/runs/distill/checkpoints/best") == "b/runs/distill"
     assert start(str(tmp_path / "a" / "runs" / "distill")) == "a/runs/distill"
@@ -271,6 +271,8 @@ def test_what_stands_against_a_baseline_is_true_of_odd_ones(report, tmp_path):
     [
         ("run.json", {"student": EVIL, "teachers": None}),
         ("run.json", {"reads": {"live": 3, "cache": "/none", "columns": 3}}),
+        ("run.json", {"reads": {"cache": "\ud800"}}),
+        ("run.json", {"reads": {"cache": "a\0b"}}),
         ("run.json", {"kind": "\ud800", "sessions": [[]]}),
         ("config.yaml", {"init": "/" + "x" * 5000}),
         ("config.yaml", {"init": "a\0b", "recipe": {"student": []}}),

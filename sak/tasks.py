@@ -124,93 +124,23 @@ NYUD_CLASSES = (
 
 PART_CLASSES = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
 
-_SEMSEG = Task(
-    name="semseg",
-    channels=len(VOC_CLASSES),
-    loss="cross_entropy",
-    weight=1.0,
-    metric="mIoU",
-    unit="%",
-    lower_is_better=False,
-    colouring="palette",
-    classes=VOC_CLASSES,
-    palette=voc_palette(len(VOC_CLASSES)),
-)
+_VOC, _PARTS = voc_palette(len(VOC_CLASSES)), voc_palette(len(PART_CLASSES))
+_SALIENT, _BLACK_AND_WHITE = ("background", "salient"), ((0, 0, 0), (255, 255, 255))
 
-_HUMAN_PARTS = Task(
-    name="human_parts",
-    channels=len(PART_CLASSES),
-    loss="cross_entropy",
-    weight=2.0,
-    metric="parts mIoU",
-    unit="%",
-    lower_is_better=False,
-    colouring="palette",
-    classes=PART_CLASSES,
-    palette=voc_palette(len(PART_CLASSES)),
-)
-
-_SALIENCY = Task(
-    name="sal",
-    channels=2,
-    loss="balanced_cross_entropy",
-    weight=5.0,
-    metric="maxF",
-    unit="%",
-    lower_is_better=False,
-    colouring="grey",
-    classes=("background", "salient"),
-    palette=((0, 0, 0), (255, 255, 255)),
-)
-
-_NORMALS = Task(
-    name="normals",
-    channels=3,
-    loss="normals_l1",
-    weight=10.0,
-    metric="mErr",
-    unit="degrees",
-    lower_is_better=True,
-    colouring="normals",
-)
-
-_EDGE = Task(
-    name="edge",
-    channels=1,
-    loss="balanced_bce",
-    weight=50.0,
-    metric="odsF",
-    unit="%",
-    lower_is_better=False,
-    colouring="grey",
-    boundary_tolerance=0.0075,
-)
-
-_DEPTH = Task(
-    name="depth",
-    channels=1,
-    loss="l1",
-    weight=1.0,
-    metric="RMSE",
-    unit="metres",
-    lower_is_better=True,
-    colouring="colormap",
+# name, channels, loss, weight, metric, unit, lower is better, colouring, classes, palette
+_SEMSEG = Task("semseg", 21, "cross_entropy", 1.0, "mIoU", "%", False, "palette", VOC_CLASSES, _VOC)
+_HUMAN_PARTS = Task("human_parts", 7, "cross_entropy", 2.0, "parts mIoU", "%", False, "palette", PART_CLASSES, _PARTS)
+_SALIENCY = Task("sal", 2, "balanced_cross_entropy", 5.0, "maxF", "%", False, "grey", _SALIENT, _BLACK_AND_WHITE)
+_NORMALS = Task("normals", 3, "normals_l1", 10.0, "mErr", "degrees", True, "normals")
+_EDGE = Task("edge", 1, "balanced_bce", 50.0, "odsF", "%", False, "grey", boundary_tolerance=0.0075)
+_DEPTH = Task("depth", 1, "l1", 1.0, "RMSE", "metres", True, "colormap")
+_SEMSEG_40 = replace(
+    _SEMSEG, channels=len(NYUD_CLASSES), classes=NYUD_CLASSES, palette=voc_palette(len(NYUD_CLASSES) + 1)[1:]
 )
 
 PASCAL_CONTEXT = Dataset("pascal-context", (512, 512), (_SEMSEG, _HUMAN_PARTS, _SALIENCY, _NORMALS, _EDGE))
 
-NYUD = Dataset(
-    "nyud",
-    (448, 576),
-    (
-        replace(
-            _SEMSEG, channels=len(NYUD_CLASSES), classes=NYUD_CLASSES, palette=voc_palette(len(NYUD_CLASSES) + 1)[1:]
-        ),
-        _DEPTH,
-        _NORMALS,
-        replace(_EDGE, boundary_tolerance=0.011),
-    ),
-)
+NYUD = Dataset("nyud", (448, 576), (_SEMSEG_40, _DEPTH, _NORMALS, replace(_EDGE, boundary_tolerance=0.011)))
 
 DATASETS: dict[str, Dataset] = {
     "pascal-context": PASCAL_CONTEXT,

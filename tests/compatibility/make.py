@@ -2,21 +2,27 @@
 
     python tests/compatibility/make.py [FOLDER]
 
-Everything is made by the command line alone, in the folder itself with relative paths, so that a copy of the folder is
+All but the maps in `said/` is made by the command line alone, in the folder itself with relative paths, so that a copy of the folder is
 used from within it as its first user did. Times of change of the images and labels are set to one that tests can set again.
 """
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from sak import __version__
 
@@ -71,12 +77,8 @@ STUDY = {
     "rows": {"DINOv2": {"distill.teachers": ["dinov2"]}, "SAM": {"distill.teachers": ["sam"]}},
 }
 EXTRACT = "extract --data data/imagenet --device cpu --workers 1 --batch-size 8 --ignore-space"
-DISTILL = (
-    "distill --cache caches/zarr --val-cache caches/held-out --views 1 --config recipes/distill.yaml --device cpu"
-)
-FINETUNE = (
-    "finetune --init runs/distill --dataset demo-pascal --data data --config recipes/finetune.yaml --device cpu"
-)
+DISTILL = "distill --cache caches/zarr --val-cache caches/held-out --views 1 --config recipes/distill.yaml --device cpu"
+FINETUNE = "finetune --init runs/distill --dataset demo-pascal --data data --config recipes/finetune.yaml --device cpu"
 EVALUATE = "--device cpu --workers 0 --batch-size 2 --pictures 0"
 
 
@@ -123,6 +125,29 @@ def make_caches() -> None:
     for name in ("zarr", "webdataset", "held-out"):
         for word in ("ls", "stats"):
             Path("said", f"{word}-{name}.json").write_text(sak(f"cache {word} caches/{name} --json"))
+        opened = documented("FeatureCache").open(f"caches/{name}", allow_partial=True)
+        save_file(read_maps(opened, range(3)), f"said/maps-{name}.safetensors")
+
+
+def documented(name: str) -> Any:
+    """The class or function that docs/api.md lists, wherever it lies by now."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    (path,) = {found for found in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE) if found.endswith(f".{name}")}
+    module, _, attribute = path.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+def read_maps(cache: Any, items: Iterable[int], view: int = 0) -> dict[str, torch.Tensor]:
+    """What a `FeatureCache` gives for some of its samples, as training sees it: `<teacher>.<level>` -> (B, C, H, W)."""
+    collated = torch.utils.data.default_collate(cache.items(list(items), view))
+    found = {}
+    for teacher, targets in cache.decode(collated["features"], collated["parts"]).items():
+        for level, target in zip(targets.levels, targets, strict=True):
+            projected = hasattr(target, "leftover")
+            found[f"{teacher}.{level}"] = (target.map if projected else target).contiguous()
+            if projected:
+                found[f"{teacher}.{level}.leftover"] = target.leftover
+    return found
 
 
 def make_runs() -> None:
@@ -137,7 +162,9 @@ def make_runs() -> None:
 def prune() -> None:
     """Leave out what nothing here goes on with: pictures, and the optimisers of the runs that are done."""
     done = ("runs/distill", "runs/finetune", "study")
-    optimisers = [path for run in done for name in ("training", "random-*") for path in Path(run).rglob(f"{name}.safetensors")]
+    optimisers = [
+        path for run in done for name in ("training", "random-*") for path in Path(run).rglob(f"{name}.safetensors")
+    ]
     pictures = [path for top in ("runs", "study") for path in Path(top).rglob("*.png")]
     for path in [*optimisers, *pictures, *Path().rglob(".lock"), Path("data/contact_sheet.png")]:
         path.unlink()
@@ -194,7 +221,7 @@ def describe() -> None:
         "| `runs/distill-stopped`, `runs/finetune-stopped` | the same, stopped by a signal; `run.json` says where |\n"
         "| `study/` | a finished study of two rows |\n"
         "| `export/` | `runs/distill` as safetensors |\n"
-        "| `said/` | what `cache ls`, `cache stats` and `evaluate` said with `--json`; the processor |\n\n"
+        "| `said/` | what `cache ls`, `cache stats` and `evaluate` said with `--json`; maps that the caches hold; the processor |\n\n"
         "Left out, to be small: pictures, NYUD-v2's layout, the optimisers of finished runs, the export's copy of our source.\n"
     )
 

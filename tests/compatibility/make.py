@@ -1,9 +1,9 @@
-"""Write `tests/compatibility/v<version>/`: a small cache, runs, a study and an export, as this version's commands leave them.
+"""Write `tests/compatibility/v<version>/`: a small cache, runs, a study and an export, as this version leaves them.
 
     python tests/compatibility/make.py [FOLDER]
 
-All but the maps in `said/` is made by the command line alone, in the folder itself with relative paths, so that a copy of the folder is
-used from within it as its first user did. Times of change of the images and labels are set to one that tests can set again.
+All but the maps in `said/` is made by the command line alone, in the folder itself with relative paths, so that a copy of
+it is used from within as its first user did. Images and labels get one time of change, which tests can set again.
 """
 
 import json
@@ -76,6 +76,26 @@ STUDY = {
     "seeds": [0],
     "rows": {"DINOv2": {"distill.teachers": ["dinov2"]}, "SAM": {"distill.teachers": ["sam"]}},
 }
+ABOUT = f"""# What version {{version}} wrote
+
+Made by `python tests/compatibility/make.py` from commit {{commit}}, by the command
+line alone, in this folder with relative paths; never edited since. `test_version_before.py` copies it and goes on with it.
+
+| here | is |
+|---|---|
+| `data/` | {IMAGES} images and six labelled scenes of `demo-data`, times of change {WHEN} |
+| `specs/`, `recipes/`, `study.yaml` | what was asked for: tiny teachers with RANDOM weights, tiny students |
+| `caches/zarr` | int8 and projected float16, zstd; its second view lacks the last of three blocks |
+| `caches/webdataset` | bfloat16, and int4 with PCA; the last of three blocks is missing |
+| `caches/held-out` | whole images, float16, to measure rep_sim on |
+| `runs/distill`, `runs/finetune` | {STEPS} steps, undisturbed; the latter is evaluated |
+| `runs/distill-stopped`, `runs/finetune-stopped` | the same, stopped by a signal; `run.json` says where |
+| `study/` | a finished study of two rows |
+| `export/` | `runs/distill` as safetensors |
+| `said/` | what `cache ls`, `cache stats` and `evaluate` said; maps that the caches hold; the processor |
+
+Left out, to be small: pictures, NYUD-v2's layout, optimisers of finished runs, the export's copy of our source.
+"""
 EXTRACT = "extract --data data/imagenet --device cpu --workers 1 --batch-size 8 --ignore-space"
 DISTILL = "distill --cache caches/zarr --val-cache caches/held-out --views 1 --config recipes/distill.yaml --device cpu"
 FINETUNE = "finetune --init runs/distill --dataset demo-pascal --data data --config recipes/finetune.yaml --device cpu"
@@ -207,23 +227,7 @@ def stopped(line: str, run: Path) -> None:
 
 def describe() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    Path("README.md").write_text(
-        f"# What version {__version__} wrote\n\n"
-        f"Made by `python tests/compatibility/make.py` from commit {commit.stdout.strip()}, by the command line alone, in\n"
-        "this folder with relative paths; never edited since. `test_version_before.py` copies it and goes on with it.\n\n"
-        "| here | is |\n|---|---|\n"
-        f"| `data/` | {IMAGES} images and six labelled scenes of `demo-data`, times of change {WHEN} |\n"
-        "| `specs/`, `recipes/`, `study.yaml` | what was asked for: tiny teachers with RANDOM weights, tiny students |\n"
-        "| `caches/zarr` | int8 and projected float16, zstd; its second view lacks the last of three blocks |\n"
-        "| `caches/webdataset` | bfloat16, and int4 with PCA; the last of three blocks is missing |\n"
-        "| `caches/held-out` | whole images, float16, to measure rep_sim on |\n"
-        f"| `runs/distill`, `runs/finetune` | {STEPS} steps, undisturbed; the latter is evaluated |\n"
-        "| `runs/distill-stopped`, `runs/finetune-stopped` | the same, stopped by a signal; `run.json` says where |\n"
-        "| `study/` | a finished study of two rows |\n"
-        "| `export/` | `runs/distill` as safetensors |\n"
-        "| `said/` | what `cache ls`, `cache stats` and `evaluate` said with `--json`; maps that the caches hold; the processor |\n\n"
-        "Left out, to be small: pictures, NYUD-v2's layout, the optimisers of finished runs, the export's copy of our source.\n"
-    )
+    Path("README.md").write_text(ABOUT.format(version=__version__, commit=commit.stdout.strip()))
 
 
 if __name__ == "__main__":

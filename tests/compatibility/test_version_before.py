@@ -1,6 +1,6 @@
 """A cache, runs, a study and an export that version 0.1 wrote still open and go on; see v0.1/README.md.
 
-Nothing is used but the command line and names that docs/api.md lists, so that these tests outlive every move of modules.
+Nothing is used but the command line and names that docs/api.md lists, so that these tests outlive moves of modules.
 Equal bits are asked for on the kind of processor that wrote them, numbers that are close on others.
 """
 

@@ -2,8 +2,8 @@
 
     python tests/compatibility/make.py [FOLDER]
 
-All but the maps in `said/` is made by the command line alone, in the folder itself with relative paths, so that a copy of
-it is used from within as its first user did. Images and labels get one time of change, which tests can set again.
+All but the maps in `said/` is made by the command line alone, in the folder itself with relative paths, so that a copy
+of it is used from within as its first user did. Images and labels get one time of change, which tests can set again.
 """
 
 import json
@@ -78,8 +78,8 @@ STUDY = {
 }
 ABOUT = f"""# What version {{version}} wrote
 
-Made by `python tests/compatibility/make.py` from commit {{commit}}, by the command
-line alone, in this folder with relative paths; never edited since. `test_version_before.py` copies it and goes on with it.
+Made by `python tests/compatibility/make.py` from commit {{commit}}, by the
+command line alone, in this folder with relative paths; never edited since. `test_version_before.py` goes on with a copy.
 
 | here | is |
 |---|---|

@@ -79,7 +79,7 @@ STUDY = {
 ABOUT = f"""# What version {{version}} wrote
 
 Made by `python tests/compatibility/make.py` from commit {{commit}}, by the
-command line alone, in this folder with relative paths; never edited since. `test_version_before.py` goes on with a copy.
+command line alone, in this folder with relative paths; never edited since. `test_version_before.py` goes on with it.
 
 | here | is |
 |---|---|

@@ -227,6 +227,8 @@ def test_a_report_shows_the_runs_and_their_numbers(folder, sak):
 @pytest.mark.slow
 def test_a_study_that_is_done_trains_nothing_again(folder, sak):
     """Its images moved, so extraction looks whether they are the same; the trainings are known by what they read."""
+    for path in Path("study/runs").glob("*/run.json"):  # says where its cache was, whose bytes are in the table
+        path.write_text(path.read_text().replace(WHERE_IT_WAS, str(folder)))
     before = hashes("study")
     table = Path("study/results.md").read_text()
     ended = sak("ablate study.yaml --out study --jobs 1")

@@ -227,15 +227,19 @@ def test_a_report_shows_the_runs_and_their_numbers(folder, sak):
 @pytest.mark.slow
 def test_a_study_that_is_done_trains_nothing_again(folder, sak):
     """Its images moved, so extraction looks whether they are the same; the trainings are known by what they read."""
-    for path in Path("study/runs").glob("*/run.json"):  # says where its cache was, whose bytes are in the table
-        path.write_text(path.read_text().replace(WHERE_IT_WAS, str(folder)))
     before = hashes("study")
-    table = Path("study/results.md").read_text()
+    table = results()
     ended = sak("ablate study.yaml --out study --jobs 1")
     assert ended.code == 0, ended.err
     assert not re.findall(r"distill-\w+: started", ended.out + ended.err)
     assert {path: hashes("study").get(path) for path in before} == before
-    assert Path("study/results.md").read_text() == table
+    assert results() == table
+
+
+def results():
+    """The table's rows without the bytes of an image, which are told only of images that lie where they were read."""
+    rows = [line.split("|") for line in Path("study/results.md").read_text().splitlines() if line.startswith("|")]
+    return [[*cells[:2], *cells[3:]] for cells in rows]
 
 
 def hashes(place):

@@ -13,7 +13,8 @@ def module_named(module: str, wanted_by: str) -> Any:
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, what it imports is not
-        raise SakError(f"{wanted_by} comes with the package {error.name}, which is not installed beside sak") from error
+        package = module.partition(".")[0]
+        raise SakError(f"{wanted_by} comes with the package {package}, which is not installed beside sak") from error
 
 
 def demo_weights(name: str) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import sak
+from pipeline.storage.local import fsync_folder
 from sak.errors import SakError, UsageError
 
 MANIFEST = "manifest.json"
@@ -177,11 +178,7 @@ def _swap(scratch: Path, target: Path) -> None:
             (old / target.name).rename(target)
             old.rmdir()
         raise
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_folder(target.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 

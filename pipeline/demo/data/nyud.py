@@ -17,8 +17,8 @@ def name_of(index: int) -> str:
     return f"{index + 1:04d}"
 
 
-def write_scene(root: Path, index: int, scene: RenderedScene) -> None:
-    """Write every file of one scene: segmentation 1..40 with 0 unlabelled, depth in metres."""
+def write_scene(root: Path, index: int, scene: RenderedScene) -> list[int]:
+    """Write every file of one scene: segmentation 1..40 with 0 unlabelled, depth in metres; no objects are listed."""
     name = name_of(index)
     segmentation = lookup("nyu40")[scene.semantic].astype(np.uint8)
     segmentation[too_small(scene.instances)] = 0
@@ -32,6 +32,7 @@ def write_scene(root: Path, index: int, scene: RenderedScene) -> None:
     }
     for path, content in files.items():
         (root / path).write_bytes(content)
+    return []
 
 
 def _ground_truth(scene: RenderedScene) -> np.ndarray:
@@ -41,7 +42,8 @@ def _ground_truth(scene: RenderedScene) -> np.ndarray:
     return cell
 
 
-def write_lists(root: Path, splits: Mapping[str, Sequence[int]]) -> None:
+def write_lists(root: Path, splits: Mapping[str, Sequence[int]], objects: Mapping[int, Sequence[int]]) -> None:
     """Write gt_sets; `splits` holds scene indices."""
+    del objects
     for split, indices in splits.items():
         (root / "gt_sets" / f"{split}.txt").write_text("".join(f"{name_of(index)}\n" for index in indices))

@@ -1,10 +1,11 @@
 """ImageNet-like shards: which picture goes where, and tars whose bytes depend on their members alone."""
 
 import tarfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -54,37 +55,15 @@ def shard_name(number: int) -> str:
     return f"train-{number:06d}.tar"
 
 
-class ShardWriter:
-    """Writes samples, in order, to shards of the planned sizes in `folder`; use it as a context."""
+def write_shards(folder: Path, sizes: Sequence[int], samples: Iterator[tuple[Picture, bytes]]) -> None:
+    """Write pictures with their JPEGs, in order, to shards of the planned sizes: `<key>.jpg` and `<key>.cls` each.
 
-    def __init__(self, folder: Path, sizes: tuple[int, ...]) -> None:
-        self.folder, self.sizes = folder, sizes
-        self.shard, self.left = -1, 0
-        self.tar: tarfile.TarFile | None = None
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.tar is not None:
-            self.tar.close()
-
-    def write(self, picture: Picture, jpeg: bytes) -> None:
-        """Append one sample: `<key>.jpg` and `<key>.cls` (the class number in digits)."""
-        if self.left == 0:
-            self._next_shard()
-        assert self.tar is not None
-        for suffix, content in (("jpg", jpeg), ("cls", str(picture.label).encode())):
-            member = tarfile.TarInfo(f"{picture.key}.{suffix}")
-            member.size, member.mode = len(content), 0o644
-            self.tar.addfile(member, BytesIO(content))
-        self.left -= 1
-
-    def _next_shard(self) -> None:
-        if self.tar is not None:
-            self.tar.close()
-        self.shard += 1
-        self.left = self.sizes[self.shard]
-        self.tar = tarfile.open(self.folder / shard_name(self.shard), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+    `.cls` is the class number in digits.
+    """
+    for number, size in enumerate(sizes):
+        with tarfile.open(folder / shard_name(number), "w", format=tarfile.USTAR_FORMAT) as tar:
+            for picture, jpeg in islice(samples, size):
+                for suffix, content in (("jpg", jpeg), ("cls", str(picture.label).encode())):
+                    member = tarfile.TarInfo(f"{picture.key}.{suffix}")
+                    member.size, member.mode = len(content), 0o644
+                    tar.addfile(member, BytesIO(content))

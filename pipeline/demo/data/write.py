@@ -1,10 +1,11 @@
 """Writing the demo: every image and scene, over any number of processes, into a folder that appears whole."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from pipeline.demo.data import encode, nyud, pascal
 from pipeline.demo.data.contact_sheet import ROWS, Row, contact_sheet, panels
 from pipeline.demo.data.folder import MANIFEST, DemoManifest, Split, whole_folder
-from pipeline.demo.data.shards import Picture, ShardWriter, plan_pictures, plan_shards, shard_name
+from pipeline.demo.data.shards import Picture, plan_pictures, plan_shards, shard_name, write_shards
 from pipeline.demo.data.workers import Progress, Workers, scene_workers
 from pipeline.demo.render.picture import RenderedScene
 from pipeline.demo.scenes.compose import LARGEST_SEED, generator, render_scene
@@ -21,6 +22,7 @@ from pipeline.demo.things.classes import CLASSES, SUBJECTS
 from sak.errors import UsageError
 
 FOLDERS = {"imagenet": "imagenet", "pascal-context": "PASCALContext", "nyud": "NYUDv2"}
+LAYOUTS = {"pascal-context": pascal, "nyud": nyud}
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,10 @@ def run_scene(settings: Settings, job: SceneJob) -> SceneDone:
     """Render one scene and write its files into its tree."""
     scene = demo_scene(job.dataset, settings.seed, settings.size, job.index)
     root = settings.root / FOLDERS[job.dataset]
-    objects: list[int] = []
-    if job.dataset == "pascal-context":
-        objects = pascal.write_scene(root, job.index, scene)
-        name = pascal.name_of(job.index)
-    else:
-        nyud.write_scene(root, job.index, scene)
-        name = nyud.name_of(job.index)
+    layout = LAYOUTS[job.dataset]
+    objects = layout.write_scene(root, job.index, scene)
     seen = tuple(CLASSES[number].name for number in np.unique(scene.semantic))
-    row = panels(scene, f"{job.dataset} {name}: {scene.kind}") if job.row else None
+    row = panels(scene, f"{job.dataset} {layout.name_of(job.index)}: {scene.kind}") if job.row else None
     return SceneDone(job.index, seen, tuple(objects), row)
 
 
@@ -120,16 +117,12 @@ def write_demo_data(
         pictures = plan_pictures(images, seed)
         shards = plan_shards(images, seed)
         strip = _write_shards(settings, pictures, shards, workers)
-        pascal_scenes = _write_scenes(settings, "pascal-context", scenes, workers)
-        nyud_scenes = _write_scenes(settings, "nyud", scenes, workers)
-        splits = {
-            "imagenet": {"train": Split(images, dict(sorted(Counter(p.subject for p in pictures).items())))},
-            "pascal-context": _finish_pascal(scratch / FOLDERS["pascal-context"], pascal_scenes),
-            "nyud": _finish_nyud(scratch / FOLDERS["nyud"], nyud_scenes),
-        }
+        trees = {dataset: _write_scenes(settings, dataset, scenes, workers) for dataset in LAYOUTS}
+        splits = {"imagenet": {"train": Split(images, dict(sorted(Counter(p.subject for p in pictures).items())))}}
+        splits |= {dataset: _finish(settings, dataset, done) for dataset, done in trees.items()}
         named = {shard_name(number): count for number, count in enumerate(shards)}
         manifest = DemoManifest(seed, images, scenes, size, splits, named, SUBJECTS, FOLDERS)
-        rows = [scene.row for scene in (*pascal_scenes, *nyud_scenes) if scene.row is not None]
+        rows = [scene.row for scene in chain(*trees.values()) if scene.row is not None]
         title = f"Demo data, seed {seed}: {images} images, {scenes} scenes in each tree, {size} px"
         sheet = np.asarray(contact_sheet(rows, strip, title), dtype=np.uint8)
         (scratch / "contact_sheet.png").write_bytes(encode.png(sheet))
@@ -150,32 +143,29 @@ def _write_shards(
     folder = settings.root / FOLDERS["imagenet"]
     folder.mkdir()
     strip: dict[str, bytes] = {}
-    with ShardWriter(folder, sizes) as shards:
-        jpegs = workers.in_order(partial(run_picture, settings), pictures)
-        for picture, jpeg in zip(pictures, jpegs, strict=True):
-            shards.write(picture, jpeg)
+
+    def samples() -> Iterator[tuple[Picture, bytes]]:
+        for picture, jpeg in zip(pictures, workers.in_order(partial(run_picture, settings), pictures), strict=True):
             strip.setdefault(picture.subject, jpeg)
+            yield picture, jpeg
+
+    write_shards(folder, sizes, samples())
     return {name: np.asarray(Image.open(BytesIO(strip[name]))) for name in sorted(strip)}
 
 
 def _write_scenes(settings: Settings, dataset: str, scenes: int, workers: Workers) -> list[SceneDone]:
     """Write the scenes of a tree, all but its lists."""
-    layout = pascal if dataset == "pascal-context" else nyud
-    for folder in layout.FOLDERS:
+    for folder in LAYOUTS[dataset].FOLDERS:
         (settings.root / FOLDERS[dataset] / folder).mkdir(parents=True)
     jobs = [SceneJob(dataset, index, row=index < ROWS) for index in range(scenes)]
     return list(workers.in_order(partial(run_scene, settings), jobs))
 
 
-def _finish_pascal(root: Path, scenes: Sequence[SceneDone]) -> dict[str, Split]:
+def _finish(settings: Settings, dataset: str, scenes: Sequence[SceneDone]) -> dict[str, Split]:
+    """Write the lists of a tree; returns what its splits hold."""
     splits = _split(len(scenes))
-    pascal.write_lists(root, splits, {scene.index: scene.objects for scene in scenes})
-    return {name: _count(scenes, indices) for name, indices in splits.items()}
-
-
-def _finish_nyud(root: Path, scenes: Sequence[SceneDone]) -> dict[str, Split]:
-    splits = _split(len(scenes))
-    nyud.write_lists(root, splits)
+    objects = {scene.index: scene.objects for scene in scenes}
+    LAYOUTS[dataset].write_lists(settings.root / FOLDERS[dataset], splits, objects)
     return {name: _count(scenes, indices) for name, indices in splits.items()}
 
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from pipeline.demo.render.packed import Packed
 from pipeline.demo.render.rays import Geometry, Hits, blocked
-from pipeline.demo.render.textures import PATTERN, Places, fractal, unroll
+from pipeline.demo.render.textures import PATTERNS, Places, fractal, unroll
 from pipeline.demo.scenes.scene import Light, Scene, Sky
 from pipeline.demo.things.shapes import dots
 
@@ -56,7 +56,7 @@ def _albedo(packed: Packed, seen: Hits, towards: Array, pixel: float) -> Array:
     )
     mix = np.zeros(len(shape))
     patterns = packed.pattern[shape]
-    for number, draw in enumerate(PATTERN.values()):
+    for number, draw in enumerate(PATTERNS.values()):
         rows = np.flatnonzero(patterns == number)
         if len(rows):
             mix[rows] = draw(Places(*(column[rows] for column in at)))

@@ -7,9 +7,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.demo.render.rays import Geometry
+from pipeline.demo.render.textures import PATTERNS
 from pipeline.demo.scenes.scene import Placed
 from pipeline.demo.things.classes import CLASS_ID
-from pipeline.demo.things.materials import PATTERNS
 from pipeline.demo.things.shapes import PLANE, Array, Shape, reaches, turn
 
 Indices = NDArray[np.int64]
@@ -115,6 +115,7 @@ def pack(placed: tuple[Placed, ...]) -> Packed:
     rotation = np.einsum("nij,njk->nik", turns, np.array([shape.rotation for shape in shapes]))
     size = np.array([shape.size for shape in shapes])
     semantic = np.array([CLASS_ID[item.thing.name] for item in placed])[owner]
+    pattern_number = {name: number for number, name in enumerate(PATTERNS)}
     materials = [shape.material for shape in shapes]
     kind = np.array([shape.kind for shape in shapes])
     return Packed(
@@ -124,7 +125,7 @@ def pack(placed: tuple[Placed, ...]) -> Packed:
         owner + 1,
         semantic,
         np.array([shape.part for shape in shapes]),
-        np.array([PATTERNS.index(material.pattern) for material in materials]),
+        np.array([pattern_number[material.pattern] for material in materials]),
         np.array([material.first for material in materials]),
         np.array([material.second for material in materials]),
         np.array([(material.scale, material.gloss, material.glow, material.key) for material in materials]),

@@ -163,7 +163,7 @@ def _painting(at: Places) -> Array:
     return np.floor((3.0 * bands) % 1.0 * 4.0) / 3.0
 
 
-PATTERN: dict[str, Callable[[Places], Array]] = {
+PATTERNS: dict[str, Callable[[Places], Array]] = {
     "plain": _plain,
     "checker": _checker,
     "stripes": _stripes,

@@ -7,28 +7,10 @@ import numpy as np
 
 Colour = tuple[float, float, float]
 
-PATTERNS = (
-    "plain",
-    "checker",
-    "stripes",
-    "plaid",
-    "dots",
-    "mottle",
-    "grain",
-    "planks",
-    "bricks",
-    "tiles",
-    "leaves",
-    "speckle",
-    "facade",
-    "painting",
-)
-"""What `textures.albedo` knows how to draw; a material names one of them."""
-
 
 @dataclass(frozen=True)
 class Material:
-    """`first` and `second` are linear colours in 0..1; `scale` is the pattern's period in metres.
+    """`pattern` is one of `textures.PATTERNS`, `scale` its period in metres; `first` and `second` are linear in 0..1.
 
     `gloss` is the strength of the highlight and `glow` the light it gives off itself. `key` moves the pattern, so
     that two things of one material differ.

@@ -153,9 +153,6 @@ def turn(*, pitch: float = 0.0, yaw: float = 0.0, roll: float = 0.0) -> Array:
     )
 
 
-Array = NDArray[np.float64]
-
-
 def turned(vectors: Array, rotation: Array) -> Array:
     """`rotation` (3, 3) applied to vectors (n, 3), without the linear algebra library, whose bits vary with threads."""
     result: Array = np.einsum("ij,nj->ni", rotation, vectors)

@@ -14,19 +14,17 @@ LICENCE = "cc0-1.0"
 class DemoModel:
     """One shipped model: a timm architecture at small size, trained for images of `side` pixels.
 
-    `sha256` is that of its file; empty where none is shipped.
+    `sha256` is that of its file; `window` is the side of SamViT's windows in patches.
     """
 
     name: str
     architecture: str
-    width: int
-    depth: int
-    heads: int
-    patch: int
     side: int
-    layer_norm_eps: float
-    window: int | None
     sha256: str
+    window: int | None = None
+    width: int = 96
+    depth: int = 12
+    heads: int = 3
 
     @property
     def overrides(self) -> dict[str, int]:
@@ -35,59 +33,19 @@ class DemoModel:
         return sizes if self.window is None else {**sizes, "window_size": self.window}
 
 
-DEMO_MODELS: dict[str, DemoModel] = {
-    model.name: model
-    for model in (
-        DemoModel(
-            "dino",
-            "vit_small_patch14_dinov2",
-            96,
-            12,
-            3,
-            14,
-            126,
-            1e-6,
-            None,
-            "3d26e0dd406e48265274b51de7e4302db466b2a9634a29024e5b52595b686b04",
-        ),
-        DemoModel(
-            "clip",
-            "vit_base_patch16_clip_224",
-            96,
-            12,
-            3,
-            16,
-            128,
-            1e-5,
-            None,
-            "e74941c32c5d58a1582d2b17a59e361c5e5325c05249b3e79070d89129ecb64c",
-        ),
-        DemoModel(
-            "sam",
-            "samvit_base_patch16",
-            96,
-            12,
-            3,
-            16,
-            192,
-            1e-5,
-            4,
-            "73d068fc8ff70665e15d7a097757d611834f277e5bd6cb2362eff6ce12a03f19",
-        ),
-        DemoModel(
-            "stem",
-            "vit_small_patch16_384",
-            96,
-            12,
-            3,
-            16,
-            128,
-            1e-6,
-            None,
-            "6f611a36492a2408a45757b9d659da835c219e32cc9d25817df0faa559c07943",
-        ),
-    )
-}
+_MODELS = (
+    DemoModel(
+        "dino", "vit_small_patch14_dinov2", 126, "3d26e0dd406e48265274b51de7e4302db466b2a9634a29024e5b52595b686b04"
+    ),
+    DemoModel(
+        "clip", "vit_base_patch16_clip_224", 128, "e74941c32c5d58a1582d2b17a59e361c5e5325c05249b3e79070d89129ecb64c"
+    ),
+    DemoModel(
+        "sam", "samvit_base_patch16", 192, "73d068fc8ff70665e15d7a097757d611834f277e5bd6cb2362eff6ce12a03f19", window=4
+    ),
+    DemoModel("stem", "vit_small_patch16_384", 128, "6f611a36492a2408a45757b9d659da835c219e32cc9d25817df0faa559c07943"),
+)
+DEMO_MODELS: dict[str, DemoModel] = {model.name: model for model in _MODELS}
 
 
 def demo_model(name: str) -> DemoModel:

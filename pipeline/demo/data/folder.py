@@ -7,14 +7,14 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import uuid4
 
-import sak
 from pipeline.storage.local import fsync_folder
+from sak import __version__
 from sak.errors import SakError, UsageError
 
 MANIFEST = "manifest.json"
@@ -49,7 +49,7 @@ class DemoManifest:
 
     def to_json(self) -> str:
         """The manifest as written to disk; it holds no time and no place."""
-        return json.dumps({"kind": KIND, "made_by": f"sak {sak.__version__}", **asdict(self)}, indent=1) + "\n"
+        return json.dumps({"kind": KIND, "made_by": f"sak {__version__}", **asdict(self)}, indent=1) + "\n"
 
 
 def is_demo_data(folder: Path) -> bool:
@@ -81,8 +81,7 @@ def whole_folder(out: Path, *, room: int, overwrite: bool) -> Iterator[Path]:
         made = _make_parents(target.parent)
         _remove_abandoned(target)
         _check_room(target, room)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
-        scratch.chmod(0o777 & ~_umask())
+        scratch = _new_beside(target, PARTIAL)
         lock = os.open(scratch, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield scratch
@@ -169,7 +168,7 @@ def _swap(scratch: Path, target: Path) -> None:
     """Put `scratch` where `target` is; the old folder goes only when the new one has its name."""
     old = None
     if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=OLD, dir=target.parent))
+        old = _new_beside(target, OLD)
         target.rename(old / target.name)
     try:
         scratch.rename(target)
@@ -183,10 +182,11 @@ def _swap(scratch: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _new_beside(target: Path, suffix: str) -> Path:
+    """A new hidden folder, with the permissions that the umask leaves."""
+    folder = target.with_name(f".{target.name}.{uuid4().hex}{suffix}")
+    folder.mkdir()
+    return folder
 
 
 def _in_one_line(out: Path, error: OSError) -> str:

@@ -58,8 +58,8 @@ def card(name: str, model: Objective, recipe: DemoTeachersRecipe, run: RunDirect
             f"{training.optimiser.rate:g}, seed {training.seed}",
         ),
         ("cost", f"{cost:,.0f} CPU seconds, {len(sessions)} session(s), torch {packages['torch']}"),
-        ("measured on held-out scenes", _told(measured[-1])),
-        ("the same before training", _told(measured[0])),
+        ("measured on held-out scenes", _listed(measured[-1])),
+        ("the same before training", _listed(measured[0])),
         ("licence", f"{LICENCE}: to the public domain"),
         ("SHA-256", hashlib.sha256(data).hexdigest()),
     ]
@@ -67,6 +67,6 @@ def card(name: str, model: Objective, recipe: DemoTeachersRecipe, run: RunDirect
     return f"# demo/{name}\n\nMade by `sak-cli demo-teachers --only {name}`.\n\n| | |\n|---|---|\n{table}\n"
 
 
-def _told(line: Mapping[str, float]) -> str:
+def _listed(line: Mapping[str, float]) -> str:
     values = {key: value for key, value in line.items() if key not in ("step", "evaluation", "time")}
     return ", ".join(f"{key} {value:.3f}" for key, value in values.items())

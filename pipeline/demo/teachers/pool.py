@@ -106,12 +106,12 @@ def render_pool(
     pending = [number for number in range(spec.scenes // CHUNK) if not (folder / chunk_name(number)).is_file()]
     total, done = spec.scenes // CHUNK, spec.scenes // CHUNK - len(pending)
 
-    def told(count: int, of: int) -> None:
+    def report(count: int, of: int) -> None:
         del of
         if progress is not None:
             progress((done + count) * CHUNK, total * CHUNK, "scenes to train on")
 
-    with scene_workers(processes, len(pending) * CHUNK, told) as workers:
+    with scene_workers(processes, len(pending) * CHUNK, report) as workers:
         for _ in workers.in_order(partial(render_chunk, folder, spec), pending):
             pass
     return ScenePool.open(root, spec)

@@ -68,7 +68,7 @@ demo: $(SETUP) ## everything on procedural data, from images to predictions, and
 	@echo "== 9 of 9, report: curves, gates, feature maps, predictions and numbers of these runs on one page"
 	$(BIN)/sak-cli report $(DEMO)/runs --out $(DEMO)/report.html --overwrite
 	@echo
-	@$(BIN)/python -m pipeline.demo_summary $(DEMO)
+	@$(BIN)/python -m pipeline.demo.summary $(DEMO)
 
 $(DEMO)/data/manifest.json: $(SETUP)
 	$(BIN)/sak-cli demo-data $(DEMO)/data --images $(DEMO_IMAGES) --overwrite

@@ -114,7 +114,7 @@ def demo_data(
 
     Example: [cyan]sak-cli demo-data ./demo/data --images 512 --scenes 96[/cyan]
     """
-    from pipeline.data.demo import write_demo_data
+    from pipeline.demo.data.write import write_demo_data
     from pipeline.progress import progress_bar
 
     with progress_bar("images") as progress:
@@ -182,7 +182,8 @@ def demo_teachers(
 
     Example: [cyan]sak-cli demo-teachers --out ./demo/teachers --only dino,clip[/cyan]
     """
-    from pipeline.demo_teachers import run_demo_teachers, show_teachers
+    from pipeline.demo.teachers.pictures import show_teachers
+    from pipeline.demo.teachers.stage import run_demo_teachers
     from pipeline.progress import progress_bar
 
     if show is not None:

@@ -22,7 +22,7 @@ from demo_probe import probe
 from report import machine, table, versions
 
 from pipeline.data.datasets import task_table
-from pipeline.data.demo import write_demo_data
+from pipeline.demo.data.write import write_demo_data
 from pipeline.storage.local import replace_durably
 
 FOLDERS = {"demo-pascal": "PASCALContext", "demo-nyud": "NYUDv2"}

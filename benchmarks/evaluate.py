@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from report import machine, table, versions
 
 from pipeline.data.datasets import open_dataset, task_table
-from pipeline.data.demo import write_demo_data
+from pipeline.demo.data.write import write_demo_data
 from pipeline.predict import PredictConfig, predict
 from pipeline.training.evaluation import evaluate_tasks
 from pipeline.training.task_model import TaskModel, describe, save_task_model

@@ -30,8 +30,8 @@ import yaml
 from report import machine, table, versions
 
 from pipeline.cache.spec import load_spec
-from pipeline.data.demo import write_demo_data
 from pipeline.data.task_batches import TaskBatch
+from pipeline.demo.data.write import write_demo_data
 from pipeline.finetune import FinetuneConfig, find_guides, make_batches
 from pipeline.training.config import make_optimiser
 from pipeline.training.devices import make_accelerator

@@ -43,10 +43,21 @@ def in_order(
 ) -> Iterator[Result]:
     """`job` of every item in the pool, in the items' order, `ahead` of them at most on their way."""
     rest = iter(items)
-    waiting: deque[Future[Result]] = deque(pool.submit(job, item) for item in islice(rest, ahead))
+    with _interrupts_wait():
+        waiting: deque[Future[Result]] = deque(pool.submit(job, item) for item in islice(rest, ahead))
     while waiting:
         yield waiting.popleft().result()
         waiting.extend(pool.submit(job, item) for item in islice(rest, 1))
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold SIGINT back for the block: a process started in it inherits that, so none is hit before it can ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

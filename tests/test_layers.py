@@ -31,6 +31,7 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "numcodecs in sak": ("sak/features.py", "import numcodecs"),
     "another stage uses the parts of extract": ("pipeline/distill.py", "import pipeline.extraction.plan"),
     "a stage reaches another by a helper": ("pipeline/planted.py", "import pipeline.extract", "pipeline/doctor.py"),
+    "the ablation uses the demo": ("pipeline/ablate.py", "def f():\n    from pipeline.demo.data import write"),
     "cluster imports training": ("pipeline/cluster.py", "import pipeline.training"),
     "tasks import a metric": ("sak/tasks.py", "import sak.metrics"),
     "typer below the command line": ("pipeline/images/planted.py", "import typer"),

@@ -7,8 +7,8 @@ import timm
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from sak.demo.shipped import shipped_file
 from sak.errors import SakError, UsageError
+from sak.named import demo_weights
 from sak.student.foreign import THEIA, renamed, theia_file
 from sak.student.lora import LORA_KEYS
 from sak.student.sizes import Size
@@ -17,7 +17,7 @@ from sak.student.swin import SwinStem
 from sak.weight_files import read_tensors
 
 DEMO = "demo/"
-"""What the names of the weights begin with that the package holds: `demo/stem`."""
+"""What the names of the weights begin with that `pipeline.demo` ships: `demo/stem`."""
 
 _UNUSED = ("norm.", "fc_norm.", "head.")
 
@@ -33,7 +33,7 @@ def load_stem_weights(stem: Stem | SwinStem, name: str | Size, weights: str) -> 
         file = theia_file(str(name))
         _fill(stem, read_tensors(file), source=str(file))
     elif weights.startswith(DEMO):
-        file = shipped_file(weights.removeprefix(DEMO)).fetch(weights)
+        file = demo_weights(weights.removeprefix(DEMO)).fetch(weights)
         _fill(stem, {key: tensor.float() for key, tensor in read_tensors(file).items()}, source=weights)
     elif weights == "pretrained":
         _fill(stem, _pretrained(name), source=f"pretrained {name}")

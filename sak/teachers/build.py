@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
+from sak.named import module_named
 from sak.teachers.base import PRECISIONS, TEACHER_REVISION, Teacher, TeacherFacts
 from sak.teachers.info import TeacherInfo
 from sak.teachers.names import ModelName, parse_model
@@ -22,7 +22,7 @@ _LIBRARIES = {  # module, function that finds a model in it
     "timm": ("sak.teachers.timm_teacher", "timm_blueprint"),
     "open_clip": ("sak.teachers.open_clip_teacher", "open_clip_blueprint"),
     "segment_anything": ("sak.teachers.segment_anything_teacher", "segment_anything_blueprint"),
-    "demo": ("sak.teachers.demo_teacher", "demo_blueprint"),
+    "demo": ("pipeline.demo.teachers.blueprint", "demo_blueprint"),
     "custom": ("sak.teachers.custom", "custom_blueprint"),
 }
 _MAY_BE_NONE = ("reg_tokens", "window_size")  # sizes of which 0 is one
@@ -108,7 +108,7 @@ def _request(
 
 def _blueprint(request: TowerRequest) -> Blueprint:
     module, function = _LIBRARIES[request.name.library]
-    library = import_module(module)
+    library = module_named(module, request.name.text)
     for key, value in request.overrides.items():
         if key not in library.OVERRIDES:
             raise UsageError(f"{request.name.text}: no size override {key!r}{nearest(key, library.OVERRIDES)}")

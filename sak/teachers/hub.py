@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from sak.demo.shipped import ShippedFile
 from sak.errors import SakError
 
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -18,6 +18,16 @@ SAM_URLS = {
     "vit_h": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
 }
 OFFLINE_HINT = "or pass weights=FILE, or weights='random:SEED' for a test"
+
+
+class PublishedFile(Protocol):
+    """Where weights are published: on the hub, behind a URL, in an installed package."""
+
+    def local(self) -> Path | None:
+        """The file if it is on this machine; never asks the network."""
+
+    def fetch(self, model: str) -> Path:
+        """The file, downloaded if need be; SakError, which names `model`, where it cannot be had."""
 
 
 @contextmanager
@@ -111,6 +121,3 @@ class UrlFile:
                 f"put the file there, {OFFLINE_HINT}"
             ) from error
         return self.place
-
-
-PublishedFile = HubFiles | UrlFile | ShippedFile

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sak.demo.shipped import shipped_file
+from sak.named import demo_weights
 from sak.teachers.hub import OPEN_CLIP_FILES, SAM_URLS, TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.names import parse_model
 
@@ -54,7 +54,7 @@ class TeacherInfo:
         """Where its weights are published."""
         parsed = parse_model(self.model)
         if parsed.library == "demo":
-            return shipped_file(parsed.architecture)
+            return demo_weights(parsed.architecture)
         if parsed.library == "segment_anything":
             return UrlFile(SAM_URLS[parsed.architecture])
         if parsed.library == "open_clip":

@@ -4,10 +4,10 @@ Licences are those of the weights as their publishers state them: OpenAI's repos
 where timm's table says apache-2.0 for its conversions.
 """
 
-from sak.demo.shipped import LICENCE
 from sak.teachers.info import TeacherInfo
 
 _APACHE, _MIT, _DINOV3, _CC_BY_NC, _APPLE = "apache-2.0", "mit", "dinov3-license", "cc-by-nc-4.0", "apple-ascl"
+_CC0 = "cc0-1.0"
 
 
 def _row(  # noqa: PLR0913 (a row of the table below)
@@ -206,11 +206,11 @@ ROWS = (
     _row(
         "siglip2-g", "timm/vit_giantopt_patch16_siglip_384.v2_webli", _APACHE, "g", (1536, 40, 16), 1_135_326_720, 1e-6
     ),
-    # The demo's own, shipped with the package, and the stem that its students start from
-    _row("demo-dino", "demo/dino", LICENCE, "demo", (96, 12, 14), 1_471_104, 1e-6),
-    _row("demo-clip", "demo/clip", LICENCE, "demo", (96, 12, 16), 1_471_488, 1e-5),
-    _row("demo-sam", "demo/sam", LICENCE, "demo", (96, 12, 16), 1_439_200, 1e-5, input_size=192),
-    _row("demo-stem", "demo/stem", LICENCE, "demo", (96, 12, 16), 1_471_392, 1e-6),
+    # The demo's own, which `pipeline.demo` ships, and the stem that its students start from
+    _row("demo-dino", "demo/dino", _CC0, "demo", (96, 12, 14), 1_471_104, 1e-6),
+    _row("demo-clip", "demo/clip", _CC0, "demo", (96, 12, 16), 1_471_488, 1e-5),
+    _row("demo-sam", "demo/sam", _CC0, "demo", (96, 12, 16), 1_439_200, 1e-5, input_size=192),
+    _row("demo-stem", "demo/stem", _CC0, "demo", (96, 12, 16), 1_471_392, 1e-6),
     # Supervised: ViT (AugReg, the student's own starting points) and DeiT III
     _row("vit-s", "timm/vit_small_patch16_384.augreg_in21k_ft_in1k", _APACHE, "S", (384, 12, 16), 21_810_816, 1e-6),
     _row("vit-b", "timm/vit_base_patch16_384.augreg_in21k_ft_in1k", _APACHE, "B", (768, 12, 16), 86_088_960, 1e-6),

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 import cli
-from pipeline.data.demo import write_demo_data
+from pipeline.demo.data.write import write_demo_data
 from tests.docs.pages import ROOT, code_blocks, page
 from tests.docs.test_commands import command_lines
 

@@ -125,7 +125,7 @@ def tiny_recipe():
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """The demo's PASCAL-Context and NYUD-v2 trees: 11 training and 3 validation images of 64 x 64."""
-    from pipeline.data.demo import write_demo_data
+    from pipeline.demo.data.write import write_demo_data
 
     root = tmp_path_factory.mktemp("scenes") / "demo"
     write_demo_data(root, images=1, scenes=14, size=64, processes=1)

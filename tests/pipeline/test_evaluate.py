@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.data.demo import write_demo_data
 from pipeline.data.sample import DataError
+from pipeline.demo.data.write import write_demo_data
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.predict import PredictConfig, predict
 from sak.checkpoints import import_checkpoint

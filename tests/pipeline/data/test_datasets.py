@@ -12,8 +12,8 @@ from scipy.io import loadmat, savemat
 from pipeline.data import mat
 from pipeline.data.augment import for_evaluation, for_training
 from pipeline.data.datasets import check_tree, describe, fraction_of, open_dataset, task_table
-from pipeline.data.demo import write_demo_data
 from pipeline.data.sample import DataError
+from pipeline.demo.data.write import write_demo_data
 from sak.errors import UsageError
 
 

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from pipeline.boundary import BoundaryConfig, evaluate_boundaries
 from pipeline.data.augment import for_evaluation
 from pipeline.data.datasets import open_dataset, task_table
-from pipeline.data.demo import write_demo_data
 from pipeline.data.sample import DataError, TaskSample
+from pipeline.demo.data.write import write_demo_data
 from pipeline.training.evaluation import Evaluation, evaluate_tasks
 from sak.errors import SakError, UsageError
 from sak.metrics.outputs import pixel_metric, read_output

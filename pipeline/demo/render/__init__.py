@@ -1,0 +1,1 @@
+"""From a scene to its picture and all its labels, by casting rays."""

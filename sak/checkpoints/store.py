@@ -1,9 +1,12 @@
-"""Our own checkpoints: a safetensors file whose header says which student it is, and the same as JSON beside it."""
+"""Our own checkpoints: safetensors files whose headers say which student or probe it is, and the same as JSON."""
 
 import json
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -11,10 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sak.checkpoints.position import position_prefix, resample_position
 from sak.errors import SakError
-from sak.student import Student, StudentConfig, parameter_counts
-from sak.student.swin import SwinStem
+from sak.student.build import make_student, parameter_counts, without_lora
+from sak.student.config import StudentConfig
+from sak.student.stem import position_prefix, resample_position
+from sak.student.student import Student
+from sak.variants.amalgam import Amalgam, AmalgamConfig
+from sak.variants.probe import Probe, ProbeConfig
+from sak.variants.swin import SwinStem
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
@@ -81,7 +88,7 @@ def student_from_tensors(
     `SakError` names keys and shapes that do not fit, as `tensors` calls them.
     """
     with torch.device("meta"):
-        student = Student(config)
+        student = make_student(config)
     wanted = {name(key): (key, tuple(tensor.shape)) for key, tensor in student.state_dict().items()}
     for word, keys in (("lacks", wanted.keys() - tensors.keys()), ("has unknown", tensors.keys() - wanted.keys())):
         if keys:
@@ -113,3 +120,75 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def deployable(student: Student) -> Student:
+    """A new student in eval mode that gives the same predictions: no aligners, LoRA merged, nothing frozen.
+
+    Its `teachers` are then the paths themselves, in the student's own widths; a many-to-one student keeps its stem and
+    heads alone. Tensors are shared with the given student where they are unchanged.
+    """
+    plain = without_lora(deepcopy(student)) if student.config.lora is not None else student
+    config = plain.config
+    stripped = replace(
+        config,
+        weights="checkpoint",
+        teachers=dict.fromkeys(config.teachers) if config.adapters else {},
+        aligners=False,
+        freeze="none",
+        gradient_checkpointing=False,
+    )
+    kept = {name: tensor for name, tensor in plain.state_dict().items() if not name.startswith("aligners.")}
+    return student_from_tensors(stripped, kept, origin="the student to export").eval()
+
+
+PROBE_WEIGHTS = "probe.safetensors"
+PROBE_DESCRIPTION = "probe.json"
+_PROBE_FORMAT = "sak-probe-1"
+
+
+def save_probe(probe: Probe, folder: Path) -> Path:
+    """Write `probe.safetensors` (the heads) and `probe.json` into the folder; returns the weights file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = probe.config.to_json()
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in probe.learnt.state_dict().items()}
+    header = {"format": _PROBE_FORMAT, "config": json.dumps(config)}
+    write_whole(folder / PROBE_WEIGHTS, lambda scratch: save_file(tensors, scratch, metadata=header))
+    text = json.dumps({"format": _PROBE_FORMAT, "config": config, "weights": PROBE_WEIGHTS}, indent=2)
+    write_whole(folder / PROBE_DESCRIPTION, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))
+    return folder / PROBE_WEIGHTS
+
+
+def load_probe(folder: Path, *, image_size: tuple[int, int] | None = None) -> Probe:
+    """The probe of a checkpoint folder, on the CPU; SakError where its teacher is missing or has other weights."""
+    file = folder / PROBE_WEIGHTS
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SakError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
+    if header.get("format") != _PROBE_FORMAT:
+        raise SakError(f"{file}: format {header.get('format')!r}, wanted {_PROBE_FORMAT!r}")
+    probe = _build(json.loads(header["config"]), image_size)
+    fill_heads(probe, folder)
+    return probe
+
+
+def _build(value: Mapping[str, Any], image_size: tuple[int, int] | None) -> Probe:
+    """A probe of one teacher, or an amalgamation of several, with fresh heads."""
+    if "teachers" in value:
+        several = AmalgamConfig.from_json(value)
+        several = several if image_size is None else several.at(image_size)
+        return Amalgam(several, several.build_teachers())
+    config = ProbeConfig.from_json(value)
+    config = config if image_size is None else config.at(image_size)
+    return Probe(config, config.build_teacher())
+
+
+@torch.no_grad()
+def fill_heads(probe: Probe, folder: Path) -> None:
+    """Put a checkpoint's heads onto a probe that is there; SakError where they are others."""
+    try:
+        probe.learnt.load_state_dict(load_file(folder / PROBE_WEIGHTS))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise SakError(f"{folder} holds the heads of another probe; put the recipe back, or start a new run") from error

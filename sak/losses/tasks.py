@@ -104,7 +104,15 @@ class TaskLosses:
 def task_losses(
     dataset: Dataset, predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor], *, average: Average = alone
 ) -> TaskLosses:
-    """The fine-tuning loss without its distillation part: the sum over the data set's tasks of weight * loss.
+    """The fine-tuning loss without its distillation part: the sum over the data set's tasks of weight * loss."""
+    losses = losses_by_task(dataset, predictions, labels, average=average)
+    return TaskLosses(torch.stack([dataset.weights[name] * loss for name, loss in losses.items()]).sum(), losses)
+
+
+def losses_by_task(
+    dataset: Dataset, predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor], *, average: Average = alone
+) -> dict[str, Tensor]:
+    """Each task's loss, before its weight.
 
     Predictions are (B, channels, H, W) at the labels' size, labels (B, 1 or 3, H, W) of any dtype with 255 where they
     do not count. UsageError where one is missing, or a size does not fit.
@@ -118,8 +126,7 @@ def task_losses(
         _check(task, prediction, label)
         with torch.autocast(prediction.device.type, enabled=False):
             losses[task.name] = LOSSES[task.loss](prediction, label, average)
-    weighted = [dataset.weights[name] * loss for name, loss in losses.items()]
-    return TaskLosses(torch.stack(weighted).sum(), losses)
+    return losses
 
 
 def _check(task: Task, prediction: Tensor, label: Tensor) -> None:

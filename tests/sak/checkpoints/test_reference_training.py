@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sak.checkpoints import from_reference_state_dict, reference_key
+from sak.checkpoints.reference import from_reference_state_dict, reference_key
 from sak.features import FeatureMaps
 from sak.losses.distillation import DistillationLoss
 from sak.losses.tasks import task_losses

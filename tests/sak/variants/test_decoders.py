@@ -8,11 +8,13 @@ import torch.nn.functional as F
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps
-from sak.student import Student, StudentConfig, build_student, multi_task_baseline, parameter_counts
-from sak.student.decoders import DECODERS, DecoderShape
-from sak.student.decoders.invpt import InvPTDecoder
-from sak.student.decoders.mlore import SIZES, WIDE, LowRankExperts, MLoREDecoder, MLoREModule, imbalance
+from sak.student.build import build_student, make_student, multi_task_baseline, parameter_counts
+from sak.student.config import StudentConfig
+from sak.student.heads import DecoderShape
 from sak.tasks import dataset
+from sak.variants.decoders import DECODERS
+from sak.variants.invpt import InvPTDecoder
+from sak.variants.mlore import SIZES, WIDE, LowRankExperts, MLoREDecoder, MLoREModule, imbalance
 
 TASKS = {"semseg": 5, "depth": 1}
 LARGE = "vit_large_patch16_384.augreg_in21k_ft_in1k"
@@ -156,7 +158,7 @@ def test_parameters_of_an_l_baseline_with_each_decoder(name, data, decoder, mill
     rows = dataset(data)
     config = StudentConfig(image_size=rows.input_size, stem=LARGE, tasks=rows.channels, fusion="none", decoder=decoder)
     with torch.device("meta"):
-        counted = parameter_counts(Student(multi_task_baseline(config)))["total"]
+        counted = parameter_counts(make_student(multi_task_baseline(config)))["total"]
     assert round(counted / 1e6, 2) == millions
 
 

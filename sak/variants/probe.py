@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
 from sak.features import FeatureMaps, bilinear_resize
-from sak.student.heads import SimpleHead
+from sak.student.heads import Decoded, SimpleHead
 from sak.teacher_source import TeacherSource, see
 from sak.teachers import Teacher
 
@@ -49,12 +49,11 @@ class ProbeConfig:
         return replace(self, image_size=image_size)
 
 
-@dataclass(frozen=True)
-class ProbeOutput:
-    """The teacher's maps, and task -> prediction (B, channels, H, W) at the input's size, before any activation."""
+@dataclass(frozen=True, kw_only=True)
+class ProbeOutput(Decoded):
+    """Task -> prediction (B, channels, H, W) at the input's size, before any activation; and the teacher's maps."""
 
     features: FeatureMaps
-    tasks: dict[str, Tensor]
 
 
 class Probe(nn.Module):
@@ -85,4 +84,5 @@ class Probe(nn.Module):
         wanted = self.wanted(tasks)
         features = see(self.teacher, images)
         size = (images.shape[-2], images.shape[-1])
-        return ProbeOutput(features, {task: bilinear_resize(self.heads[task](features), size) for task in wanted})
+        predictions = {task: bilinear_resize(self.heads[task](features), size) for task in wanted}
+        return ProbeOutput(predictions, features=features)

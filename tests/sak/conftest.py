@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sak.student import StemSize, StudentConfig
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 
 
 @pytest.fixture

@@ -7,24 +7,18 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from test_balance import Tasks, balance, part_of, task_step
-
-from pipeline.training.balance import Surgery
+from test_backward import Tasks, part_of, surgery, task_step
 
 out, method = Path(sys.argv[1]), sys.argv[2]
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(0)
 model = Tasks()
 wrapped = accelerator.prepare(model)
-chosen = balance(method)
-surgery = Surgery(model.parameters(), chosen, accelerator)
+backward = surgery(method, model, accelerator)
 optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
 for step in range(3):
     part = part_of(step, accelerator.process_index, accelerator.num_processes)
-    with accelerator.no_sync(wrapped):
-        result = task_step(wrapped, part)
-    surgery.add(result, 1)
-    surgery.finish(step)
+    backward(task_step, wrapped, [part], step)
     optimiser.step()
 save_file(model.state_dict(), out / f"{accelerator.num_processes}-{accelerator.process_index}.safetensors")
 if accelerator.num_processes > 1:

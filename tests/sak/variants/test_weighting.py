@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sak.errors import UsageError
-from sak.losses.weighting import make_weighting
+from sak.variants.weighting import make_weighting
 
 FIXED = {"semseg": 1.0, "edge": 50.0, "depth": 2.0}
 

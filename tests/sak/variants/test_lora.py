@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sak.errors import UsageError
-from sak.student import Lora, build_student, without_lora
-from sak.student.lora import LoraLinear
+from sak.student.build import build_student, without_lora
+from sak.student.config import Lora
+from sak.variants.lora import LoraLinear
 
 
 def trained(config):

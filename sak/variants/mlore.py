@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sak.features import FeatureMaps, bilinear_resize
-from sak.student.decoders.base import Decoded, Decoder, DecoderShape
-from sak.student.heads import quarter_size
+from sak.student.heads import Decoded, Decoder, DecoderShape, quarter_size
 
 CHOSEN = 9
 MODULES = 2  # stacked at each level

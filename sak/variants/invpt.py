@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sak.features import FeatureMaps, bilinear_resize, map_to_tokens, tokens_to_map
-from sak.student.decoders.base import Decoded, Decoder, DecoderShape
-from sak.student.heads import quarter_size
+from sak.student.heads import Decoded, Decoder, DecoderShape, quarter_size
 
 STAGES = 3
 HEADS = 2

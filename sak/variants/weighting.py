@@ -29,8 +29,12 @@ class Weighting(nn.Module):
         return {task: weights[task] * loss for task, loss in losses.items()}
 
     def weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Task -> weight, as it is now; for logs too."""
+        """Task -> weight, as it is now."""
         raise NotImplementedError
+
+    def logged(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights for the log, as they are before the losses are weighted."""
+        return {f"weight/{task}": weight for task, weight in self.weights(losses).items()}
 
 
 class Fixed(Weighting):
@@ -39,6 +43,15 @@ class Fixed(Weighting):
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
         self._weights = dict(weights)
+
+    def forward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See Weighting; plain numbers, which no device waits for."""
+        return {task: self._weights[task] * loss for task, loss in losses.items()}
+
+    def logged(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing: they do not change."""
+        del losses
+        return {}
 
     def weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See Weighting."""

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from sak.errors import SakError
-from sak.student import StemSize, Student, StudentConfig, build_student, multi_task_baseline, parameter_counts
-from sak.student.foreign import THEIA
-from sak.student.sizes import stem_size
+from sak.student.build import build_student, make_student, multi_task_baseline, parameter_counts
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize, stem_size
 from sak.tasks import dataset
+from sak.variants.foreign import THEIA
 
 RADIO_L = "vit_large_patch16_radio_v3.c_radio"
 
@@ -25,7 +26,7 @@ def radio_file(config, folder, side=5):
     """A file in RADIO's own layout, drawn at random, with a table of side x side positions."""
     width = config.size.width
     with torch.device("meta"):
-        blocks = {key: value for key, value in Student(config).stem.vit.state_dict().items() if "blocks." in key}
+        blocks = {key: value for key, value in make_student(config).stem.vit.state_dict().items() if "blocks." in key}
     state = {f"radio_model.model.{key.replace('.gamma', '.grandma')}": torch.randn(value.shape)
              for key, value in blocks.items()}  # fmt: skip
     state |= {
@@ -63,7 +64,7 @@ def test_radios_names_resolve_and_its_position_table_is_the_difference_from_the_
         rows = dataset(name)
         config = StudentConfig(image_size=rows.input_size, stem=RADIO_L, tasks=rows.channels, fusion="none")
         with torch.device("meta"):
-            student = Student(multi_task_baseline(config))
+            student = make_student(multi_task_baseline(config))
         counted = parameter_counts(student)["total"] - student.stem.vit.pos_embed.numel() + table
         assert round(counted / 1e6) == millions
 

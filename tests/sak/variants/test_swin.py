@@ -7,13 +7,13 @@ import pytest
 import timm
 import torch
 
-from sak.checkpoints import load_student, save_student
+from sak.checkpoints.store import load_student, save_student
 from sak.errors import SakError, UsageError
 from sak.features import FeatureMaps
 from sak.losses.distillation import DistillationLoss
-from sak.student import StudentConfig, SwinSize, build_student, many_to_one, parameter_counts
-from sak.student.student import Student
-from sak.student.swin import SwinPaths, SwinStem
+from sak.student.build import build_student, make_student, many_to_one, parameter_counts
+from sak.student.config import StudentConfig
+from sak.variants.swin import SwinPaths, SwinSize, SwinStem
 
 SMALL = "swin_small_patch4_window7_224.ms_in22k_ft_in1k"
 
@@ -76,7 +76,7 @@ def test_a_swin_small_path_is_under_five_percent_of_its_stem():
     config = StudentConfig(image_size=(224, 224), stem=SMALL, teachers=dict.fromkeys(("dinov2", "clip", "sam"), 768))
     assert config.size == SwinSize(embed=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24), window=7)
     with torch.device("meta"):
-        counts = parameter_counts(Student(config))
+        counts = parameter_counts(make_student(config))
         theirs = timm.create_model(SMALL, num_classes=0)
     assert counts["TAS"] == sum(p.numel() for name, p in theirs.named_parameters() if not name.startswith("norm."))
     assert counts["TSAP"] / 3 / counts["TAS"] < 0.05

@@ -1,6 +1,7 @@
 """A hierarchical stem: a timm Swin that hands out the tokens after every block, of four stages and as many grids."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -10,9 +11,62 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sak.errors import UsageError
 from sak.features import map_to_tokens, tokens_to_map
 from sak.student.adapter_path import Adapter, adapt_all, stack_weights
-from sak.student.swin_size import SWIN_PATCH, SwinSize
+
+SWIN_PATCH = 4
+
+
+@dataclass(frozen=True)
+class SwinSize:
+    """Channels of the first stage, blocks and attention heads by stage, and the side of the square window.
+
+    Each stage has twice the channels and half the grid of the one before; patch 4.
+    """
+
+    embed: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int = 7
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no Swin has."""
+        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "heads", tuple(self.heads))
+        whole = (self.embed, self.window, *self.depths, *self.heads)
+        if any(not isinstance(number, int) or number < 1 for number in whole) or len(self.depths) != len(self.heads):
+            raise UsageError(f"a Swin's sizes are whole numbers from 1, as many heads as depths, got {self}")
+        if any(self.width_at(stage) % heads for stage, heads in enumerate(self.heads, start=1)):
+            raise UsageError(f"a Swin stage's width must be a multiple of its heads, got {self}")
+
+    @property
+    def depth(self) -> int:
+        """Stages: what levels count."""
+        return len(self.depths)
+
+    @property
+    def width(self) -> int:
+        """Channels of the last stage, which are also the heads'."""
+        return self.width_at(self.depth)
+
+    @property
+    def prefix(self) -> int:
+        """Special tokens before the patches: none."""
+        return 0
+
+    @property
+    def multiple(self) -> int:
+        """Image sides are multiples of this."""
+        return self.stride_at(self.depth)
+
+    def width_at(self, level: int) -> int:
+        """Channels of a stage, counted from 1."""
+        return self.embed * 2 ** (level - 1)
+
+    def stride_at(self, level: int) -> int:
+        """Pixels from one token of a stage to the next."""
+        return SWIN_PATCH * 2 ** (level - 1)
 
 
 class SwinStem(nn.Module):
@@ -37,6 +91,7 @@ class SwinStem(nn.Module):
             always_partition=True,
         )
         self.swin.norm = nn.Identity()
+        self.image_size = image_size
         self._ends = tuple(accumulate(size.depths))
         self.gradient_checkpointing = gradient_checkpointing
 
@@ -48,6 +103,10 @@ class SwinStem(nn.Module):
     def index(self, level: int) -> int:
         """Which of `forward`'s tokens are those of a level."""
         return self._ends[level - 1]
+
+    def takes(self, size: tuple[int, int]) -> bool:
+        """Whether images of this (height, width) may come."""
+        return size == self.image_size
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Z_0 (patch embedding) and the tokens after each block: (B, 3, H, W) -> D+1 x (B, n, C), n and C by stage."""

@@ -9,16 +9,15 @@ from torch import Tensor, nn
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps, bilinear_resize, map_to_tokens, tokens_to_map
-from sak.probe import Probe, ProbeOutput
 from sak.student.aligner import linear_aligners, output_norms
 from sak.student.heads import SimpleHead
-from sak.student.router import Router, draw_noise, mix
-from sak.student.student import Gates
+from sak.student.router import Gates, Router, draw_noise, mix
+from sak.student.sizes import PATCH
 from sak.teacher_source import TeacherSource, see
 from sak.teachers import Teacher
+from sak.variants.probe import Probe, ProbeOutput
 
 Size = tuple[int, int]
-PATCH = 16
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class AmalgamConfig:
         return replace(self, image_size=image_size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AmalgamOutput(ProbeOutput):
     """A probe's output (the maps are the first teacher's), and level -> task -> the routers' weights (B, teachers)."""
 
@@ -132,7 +131,7 @@ class Amalgam(Probe):
             fused = FeatureMaps(levels, tuple(mix(gates[level][task], maps) for level, maps in experts.items()))
             predictions[task] = bilinear_resize(self.heads[task](fused), size)
         first = FeatureMaps(levels, tuple(maps[0] for maps in experts.values()))
-        return AmalgamOutput(first, predictions, gates)
+        return AmalgamOutput(predictions, features=first, gates=gates)
 
     def _experts(self, images: Tensor) -> list[list[Tensor]]:
         """By level, every teacher's map on the common grid, normalised and of one width."""

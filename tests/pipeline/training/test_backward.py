@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.training.balance import Balance, Surgery
+from pipeline.training.backward import GradientSurgery, PlainBackward
 from pipeline.training.config import TrainingConfig
-from pipeline.training.loop import Fit, Hooks, StepResult, make_accelerator
+from pipeline.training.devices import make_accelerator
+from pipeline.training.loop import Fit
+from pipeline.training.protocols import Hooks, StepResult
 from pipeline.training.run import RunDirectory
-from sak.losses.gradients import combination
-from sak.losses.weighting import make_weighting
+from sak.variants.gradients import combination
+from sak.variants.weighting import make_weighting
 
 NAMES = ("a", "b", "c")
 
@@ -35,9 +37,17 @@ class Tasks(nn.Module):
         return {name: head(hidden) for name, head in self.heads.items()}, self.aside(hidden)
 
 
-def balance(method, kind="fixed"):
-    weighting = make_weighting(kind, dict.fromkeys(NAMES, 1.0), steps=2, seed=1)
-    return Balance(weighting, None if method == "sum" else combination(method), seed=5)
+def weighting_of(kind="fixed"):
+    return make_weighting(kind, dict.fromkeys(NAMES, 1.0), steps=2, seed=1)
+
+
+def plain_sum(gram, generator):
+    return torch.ones(len(gram), dtype=torch.float64)
+
+
+def surgery(method, model, accelerator, weighting=None):
+    combine = plain_sum if method == "sum" else combination(method)
+    return GradientSurgery(accelerator, model, weighting or weighting_of(), combine, seed=5)
 
 
 def batch(step):
@@ -63,9 +73,8 @@ def task_step(model, batch, weighting=None):
 
 
 def combined(method, model):
-    surgery = Surgery(model.parameters(), balance(method), make_accelerator(TrainingConfig(steps=1), device="cpu"))
-    surgery.add(task_step(model, part_of(0, 0, 1)), 1)
-    surgery.finish(0)
+    accelerator = make_accelerator(TrainingConfig(steps=1), device="cpu")
+    surgery(method, model, accelerator)(task_step, model, [part_of(0, 0, 1)], 0)
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -122,7 +131,7 @@ def run_workers(processes, out, method):
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}:{Path(__file__).parent}"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    code = str(Path(__file__).with_name("balance_worker.py"))
+    code = str(Path(__file__).with_name("backward_worker.py"))
     subprocess.run([*command, code, str(out), method], check=True, env=environment, cwd=root, timeout=200)
 
 
@@ -162,11 +171,15 @@ def train(folder, kind, method, *, steps, resume=False, **settings):
                             optimiser={"rate": 0.05}, schedule={"kind": "constant"}, **settings)  # fmt: skip
     plain = {"training": 1}
     run = RunDirectory.resume(folder, plain) if resume else RunDirectory.create(folder, plain)
-    chosen = balance(method, kind)
+    weighting = weighting_of(kind)
     torch.manual_seed(0)
+    model, accelerator = Tasks(), make_accelerator(config, device="cpu")
+    backward = (
+        PlainBackward(accelerator, weighting) if method == "sum" else surgery(method, model, accelerator, weighting)
+    )
     hooks = Hooks(save_model=save, load_model=load)
-    fit = Fit(Tasks(), Source(), lambda model, part: task_step(model, part, chosen.weighting), config=config, run=run,
-              hooks=hooks, accelerator=make_accelerator(config, device="cpu"), balance=chosen)  # fmt: skip
+    fit = Fit(model, Source(), lambda model, part: task_step(model, part, weighting), config=config, run=run,
+              hooks=hooks, accelerator=accelerator, backward=backward)  # fmt: skip
     if resume:
         fit.resume()
     elif steps < 10:
@@ -181,14 +194,14 @@ def test_a_run_that_was_stopped_goes_on_exactly(kind, method, tmp_path):
     train(tmp_path / "parts", kind, method, steps=5)
     parts, again = train(tmp_path / "parts", kind, method, steps=10, resume=True)
     assert again == losses
-    state = whole.balance.weighting.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in parts.balance.weighting.state_dict().items())
+    state = whole.backward.companion.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in parts.backward.companion.state_dict().items())
 
 
 @pytest.mark.parametrize("method", ["sum", "pcgrad"])
 def test_uncertainties_train_beside_the_model_without_weight_decay(method, tmp_path):
     fit, _ = train(tmp_path / "run", "uncertainty", method, steps=10)
-    moved = [value.item() for value in fit.balance.weighting.log_variances.values()]
+    moved = [value.item() for value in fit.backward.companion.log_variances.values()]
     assert moved[0] < -0.05
     assert moved[2] > 0.05
     assert [group["weight_decay"] for group in fit.optimiser.param_groups] == [0.01, 0.0]

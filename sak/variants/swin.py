@@ -124,7 +124,7 @@ class SwinStem(nn.Module):
         for module in self.swin.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:
-                    module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                    setattr(module, name, torch.empty_like(buffer, device="cpu"))
             if hasattr(module, "init_non_persistent_buffers"):
                 module.init_non_persistent_buffers()
 

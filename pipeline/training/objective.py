@@ -10,7 +10,7 @@ from pipeline.data.task_batches import TaskBatch
 from pipeline.training.protocols import Step, StepResult
 from sak.losses.distillation import DistillationLoss
 from sak.losses.targets import Targets
-from sak.losses.tasks import Average, alone, losses_by_task
+from sak.losses.tasks import Average, alone, task_losses
 from sak.student.heads import Decoded
 from sak.student.student import Student, StudentOutput
 from sak.tasks import Dataset
@@ -82,7 +82,7 @@ def finetune_step(objective: Objective) -> Step[TaskBatch]:
             batch.targets
         )  # first: what the teachers need is free again before the network's activations are there
         output = model(batch.images, **({} if batch.noise is None else {"noise": batch.noise}))
-        tasks = losses_by_task(objective.rows, output.tasks, batch.labels, average=objective.average)
+        tasks = task_losses(objective.rows, output.tasks, batch.labels, average=objective.average)
         early = preliminary_losses(objective, output, batch.labels)
         both = {name: loss + early[name] if name in early else loss for name, loss in tasks.items()}
         parts = {f"task/{name}": loss for name, loss in tasks.items()} | objective.weighting.logged(both)
@@ -103,7 +103,7 @@ def preliminary_losses(objective: Objective, output: Decoded, labels: Mapping[st
     """Task -> the loss of the decoder's earlier guess; empty where there is none."""
     if not output.preliminary:
         return {}
-    return losses_by_task(objective.rows, output.preliminary, labels, average=objective.average)
+    return task_losses(objective.rows, output.preliminary, labels, average=objective.average)
 
 
 def without_unused(model: nn.Module, taught_by: Mapping[str, object]) -> nn.Module:

@@ -12,7 +12,7 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sak.errors import SakError
 from sak.student.build import make_student, parameter_counts, without_lora
@@ -35,14 +35,8 @@ def save_student(student: Student, folder: Path) -> Path:
     Each file appears whole or not at all. The weights file alone is the checkpoint: its header holds the
     configuration. The JSON file says the same to people and tools, and is written last.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    description = {"format": _FORMAT, "config": student.config.resolved().to_json()}
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()}
-    header = {"format": _FORMAT, "config": json.dumps(description["config"])}
-    write_whole(folder / WEIGHTS, lambda scratch: save_file(tensors, scratch, metadata=header))
-    text = json.dumps(description | {"weights": WEIGHTS, "parameters": parameter_counts(student)}, indent=2)
-    write_whole(folder / DESCRIPTION, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))
-    return folder / WEIGHTS
+    facts = {"format": _FORMAT, "config": student.config.resolved().to_json(), "weights": WEIGHTS}
+    return _save(student, folder, DESCRIPTION, facts | {"parameters": parameter_counts(student)})
 
 
 def load_student(path: Path, *, image_size: tuple[int, int] | None = None) -> Student:
@@ -67,17 +61,8 @@ def read_config(file: Path) -> StudentConfig:
     """The configuration in a weights file's header; `SakError` where the file is missing, cut off or not ours."""
     if not file.is_file():
         raise SakError(f"{file}: no checkpoint here; give a folder with {WEIGHTS}, or that file")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-    except SafetensorError as error:
-        raise SakError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
-    if header.get("format") != _FORMAT:
-        raise SakError(
-            f"{file}: format {header.get('format')!r}, wanted {_FORMAT!r}; the authors' files come in through "
-            "sak-cli import-checkpoint"
-        )
-    return StudentConfig.from_json(json.loads(header["config"]))
+    hint = "; the authors' files come in through sak-cli import-checkpoint"
+    return StudentConfig.from_json(_saved_config(file, _FORMAT, hint))
 
 
 def student_from_tensors(
@@ -149,27 +134,13 @@ _PROBE_FORMAT = "sak-probe-1"
 
 def save_probe(probe: Probe, folder: Path) -> Path:
     """Write `probe.safetensors` (the heads) and `probe.json` into the folder; returns the weights file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = probe.config.to_json()
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in probe.learnt.state_dict().items()}
-    header = {"format": _PROBE_FORMAT, "config": json.dumps(config)}
-    write_whole(folder / PROBE_WEIGHTS, lambda scratch: save_file(tensors, scratch, metadata=header))
-    text = json.dumps({"format": _PROBE_FORMAT, "config": config, "weights": PROBE_WEIGHTS}, indent=2)
-    write_whole(folder / PROBE_DESCRIPTION, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))
-    return folder / PROBE_WEIGHTS
+    facts = {"format": _PROBE_FORMAT, "config": probe.config.to_json(), "weights": PROBE_WEIGHTS}
+    return _save(probe.learnt, folder, PROBE_DESCRIPTION, facts)
 
 
 def load_probe(folder: Path, *, image_size: tuple[int, int] | None = None) -> Probe:
     """The probe of a checkpoint folder, on the CPU; SakError where its teacher is missing or has other weights."""
-    file = folder / PROBE_WEIGHTS
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise SakError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
-    if header.get("format") != _PROBE_FORMAT:
-        raise SakError(f"{file}: format {header.get('format')!r}, wanted {_PROBE_FORMAT!r}")
-    probe = _build(json.loads(header["config"]), image_size)
+    probe = _build(_saved_config(folder / PROBE_WEIGHTS, _PROBE_FORMAT), image_size)
     fill_heads(probe, folder)
     return probe
 
@@ -192,3 +163,27 @@ def fill_heads(probe: Probe, folder: Path) -> None:
         probe.learnt.load_state_dict(load_file(folder / PROBE_WEIGHTS))
     except (RuntimeError, SafetensorError, OSError) as error:
         raise SakError(f"{folder} holds the heads of another probe; put the recipe back, or start a new run") from error
+
+
+def _save(module: nn.Module, folder: Path, description: str, facts: Mapping[str, Any]) -> Path:
+    """The module's tensors with format and configuration in the header, then all facts as JSON; the weights file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / str(facts["weights"])
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    header = {"format": facts["format"], "config": json.dumps(facts["config"])}
+    write_whole(weights, lambda scratch: save_file(tensors, scratch, metadata=header))
+    text = json.dumps(facts, indent=2) + "\n"
+    write_whole(folder / description, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    return weights
+
+
+def _saved_config(file: Path, wanted: str, hint: str = "") -> Any:
+    """The configuration in a file's header, as JSON; SakError where the file is cut off or of another format."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SakError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
+    if header.get("format") != wanted:
+        raise SakError(f"{file}: format {header.get('format')!r}, wanted {wanted!r}{hint}")
+    return json.loads(header["config"])

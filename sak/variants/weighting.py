@@ -10,14 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sak.errors import UsageError
+from sak.losses.tasks import Average, alone
 
 Kind = Literal["fixed", "uncertainty", "dwa", "rlw"]
-Average = Callable[[Tensor], Tensor]
-
-
-def of_this_process(value: Tensor) -> Tensor:
-    """No other process shares the batch."""
-    return value
 
 
 class Weighting(nn.Module):
@@ -91,9 +86,7 @@ class Pace(Weighting):
     count: Tensor
     epochs: Tensor
 
-    def __init__(
-        self, tasks: Sequence[str], steps: int, *, temperature: float = 2.0, average: Average = of_this_process
-    ) -> None:
+    def __init__(self, tasks: Sequence[str], steps: int, *, temperature: float = 2.0, average: Average = alone) -> None:
         super().__init__()
         self._tasks, self._steps, self._temperature, self._average = tuple(tasks), steps, temperature, average
         for name in ("before_last", "last", "sums"):
@@ -162,7 +155,7 @@ def make_weighting(
     steps: int,
     seed: int,
     temperature: float = 2.0,
-    average: Average = of_this_process,
+    average: Average = alone,
 ) -> Weighting:
     """The weighting called `kind` for the tasks of `fixed`, whose weights `fixed` are; `steps` calls are an epoch."""
     tasks = tuple(fixed)

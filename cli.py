@@ -861,7 +861,7 @@ def import_checkpoint(
 
     Example: [cyan]sak-cli import-checkpoint sak_b.pth --out ./runs/authors-b --teachers dinov2,clip,sam[/cyan]
     """
-    from sak.checkpoints import import_checkpoint as bring_in
+    from sak.checkpoints.reference import import_checkpoint as bring_in
 
     written = bring_in(
         file,

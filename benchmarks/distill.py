@@ -47,7 +47,7 @@ from pipeline.training.distill_recipe import DistillRecipe, student_config
 from pipeline.training.recipe import load_recipe
 from pipeline.training.taught import TargetSource, open_targets
 from sak.losses.distillation import DistillationLoss
-from sak.student import build_student
+from sak.student.build import build_student
 
 ROOT = Path(__file__).resolve().parent.parent
 GB = 1e9

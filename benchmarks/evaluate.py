@@ -22,7 +22,9 @@ from pipeline.demo.data.write import write_demo_data
 from pipeline.predict import PredictConfig, predict
 from pipeline.training.evaluation import evaluate_tasks
 from pipeline.training.task_model import TaskModel, describe, save_task_model
-from sak.student import StemSize, StudentConfig, new_student
+from sak.student.build import new_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 
 
 def cpu_seconds() -> float:

@@ -38,9 +38,10 @@ from pipeline.training.devices import make_accelerator
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.guides import LiveGuides
 from pipeline.training.networks import find_origin, make_network
-from pipeline.training.objective import Objective, finetune_step
+from pipeline.training.objective import Distillation, Objective, finetune_step
 from pipeline.training.recipe import load_recipe
 from pipeline.training.task_data import open_task_data
+from sak.variants.weighting import Fixed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -138,7 +139,7 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
     assert guides is not None
     optimiser = make_optimiser(network, recipe.training.optimiser)
     model, prepared = accelerator.prepare(network, optimiser)
-    step = finetune_step(Objective(rows, recipe.distillation.loss()))
+    step = finetune_step(Objective(rows, Fixed(rows.weights), (Distillation(recipe.distillation.loss()),)))
 
     def train(batch: TaskBatch) -> None:
         with accelerator.autocast():

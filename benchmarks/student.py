@@ -20,9 +20,11 @@ import torch
 from report import machine, table, versions
 from torch import Tensor, nn
 
-from sak.student import STEMS, StemSize, Student, StudentConfig, new_student
 from sak.student.adapter_path import Adapter, AdapterPaths, StackedWeights, adapt_all, stack_weights
-from sak.student.sizes import plain_vit
+from sak.student.build import new_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import STEMS, StemSize, plain_vit
+from sak.student.student import Student
 
 SIZES = dict(zip("sbl", STEMS.values(), strict=True)) | {"tiny": StemSize(width=48, depth=4, heads=3)}
 TEACHERS = ("dinov2", "clip", "sam")

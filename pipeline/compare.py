@@ -10,7 +10,7 @@ from pipeline.data.datasets import task_table
 from pipeline.tables import text_table
 from pipeline.training.evaluation_store import StoredEvaluation
 from sak.errors import UsageError
-from sak.metrics.comparison import Improvement, Oracle, improvement, oracle
+from sak.metrics.delta_m import Improvement, Oracle, improvement, oracle
 from sak.tasks import Dataset
 
 STORED = "evaluation*.json"

@@ -3,32 +3,32 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.cache.order import ReadingOrder
 from pipeline.cluster import resolve_device
+from pipeline.data.distill_batch import DistillBatch
 from pipeline.data.distillation import CachedBatches
 from pipeline.progress import Update
-from pipeline.training.begin import ANEW, Start, open_run
 from pipeline.training.config import Frozen
 from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
 from pipeline.training.distill_recipe import DistillRecipe, LossRecipe, student_config
 from pipeline.training.figures import draw_distillation
-from pipeline.training.loop import Batch, Fit, FitResult, Hooks, Step, StepResult
+from pipeline.training.loop import Fit
+from pipeline.training.protocols import FitResult, Hooks, Step, StepResult
 from pipeline.training.recipe import load_recipe, parse_recipe
 from pipeline.training.rep_sim import mean_similarities
+from pipeline.training.run import ANEW, Start, open_run
 from pipeline.training.standardised import save_standardisers, standardisers
 from pipeline.training.student_files import load_weights, save_weights
 from pipeline.training.taught import TargetSource, open_held_out, open_targets
 from sak.errors import UsageError
 from sak.losses.distillation import DistillationLoss
 from sak.losses.standardise import Standardiser
-from sak.losses.targets import Targets
-from sak.student import build_student
+from sak.student.build import build_student
 
 
 class DistillConfig(Frozen):
@@ -174,27 +174,15 @@ def distill(
     return result
 
 
-@runtime_checkable
-class Lesson(Protocol):
-    """What the step needs of a batch: normalised images (B, 3, H, W), and each teacher's targets."""
-
-    @property
-    def inputs(self) -> Tensor:
-        """Images."""
-
-    @property
-    def targets(self) -> Mapping[str, Targets]:
-        """Teacher -> targets."""
-
-
-def distill_step(loss: DistillationLoss) -> Step:
+def distill_step(loss: DistillationLoss) -> Step[DistillBatch]:
     """Images through the student, its answer to each teacher compared with that teacher's targets."""
 
-    def step(model: nn.Module, batch: Batch) -> StepResult:
-        if not isinstance(batch, Lesson):
-            raise TypeError(f"a distillation batch, not {type(batch).__name__}")
+    def step(model: nn.Module, batch: DistillBatch) -> StepResult:
+        targets = (
+            batch.targets
+        )  # first: what live teachers need is free again before the student's activations are there
         output = model(batch.inputs, tasks=())
-        losses = loss(output.teachers, batch.targets)
+        losses = loss(output.teachers, targets)
         return StepResult(losses.total, losses.by_level())
 
     return step

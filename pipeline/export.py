@@ -14,11 +14,11 @@ from torch import Tensor
 from pipeline.exporting.card import write_card
 from pipeline.exporting.formats import FORMATS, Exported
 from pipeline.exporting.source import find_source
-from sak.checkpoints.deploy import deployable
+from sak.checkpoints.store import deployable
 from sak.errors import SakError, UsageError, nearest
-from sak.student import Student
 from sak.student.extractor import OUTPUTS, Deployed, Outputs
 from sak.student.stem import Stem
+from sak.student.student import Student
 
 TOLERANCE = 1e-4
 """Largest difference of an export's outputs from the student's, relative where outputs are larger than one."""

@@ -8,26 +8,28 @@ from pipeline.cache.spec import load_spec
 from pipeline.cluster import resolve_device
 from pipeline.progress import Update
 from pipeline.training.batch_norm import synchronise
-from pipeline.training.begin import ANEW, Start, open_run
 from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
 from pipeline.training.figures import draw_finetuning
 from pipeline.training.finetune_parts import (
     FinetuneConfig,
-    balance_of,
+    backward_of,
     find_data,
     find_guides,
     held_out,
     make_batches,
     make_objective,
+    weighting_of,
     what_is_best,
 )
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.finetune_record import facts, tell, what_is_read
 from pipeline.training.live_rep_sim import draw_live_rep_sim
-from pipeline.training.loop import Fit, FitResult, Hooks
+from pipeline.training.loop import Fit
 from pipeline.training.networks import find_origin, make_network, run_of
 from pipeline.training.objective import counts_of_all, finetune_step, without_unused
+from pipeline.training.protocols import FitResult, Hooks
 from pipeline.training.recipe import load_recipe
+from pipeline.training.run import ANEW, Start, open_run
 from pipeline.training.standardised import load_standardisers, save_standardisers
 from pipeline.training.task_model import STAGE, restore_task_model, save_task_model
 from sak.errors import UsageError, nearest
@@ -154,11 +156,12 @@ def finetune_one(config: FinetuneConfig, out: Path, session: Session) -> FitResu
     )
     average = counts_of_all(accelerator.num_processes)
     scales = load_standardisers(run_of(origin.place), accelerator.device) if guides else {}
-    balance = balance_of(recipe, rows, batches.steps_per_epoch, average)
+    weighting = weighting_of(recipe, rows, batches.steps_per_epoch, average)
     distillation = replace(recipe.distillation.loss(), standardisers=scales)
-    objective = make_objective(recipe, rows, distillation, average, balance)
+    objective = make_objective(recipe, rows, weighting, distillation, average)
     fit = Fit(network, batches, finetune_step(objective), config=recipe.training, run=run, hooks=hooks,
-              accelerator=accelerator, balance=balance, shares=recipe.student.shares())  # fmt: skip
+              accelerator=accelerator, backward=backward_of(recipe, network, weighting, accelerator),
+              shares=recipe.student.shares())  # fmt: skip
     if session.start.resume:
         fit.resume()
     if accelerator.is_main_process:

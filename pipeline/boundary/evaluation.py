@@ -11,7 +11,7 @@ from pipeline.data.sample import DataError
 from pipeline.processes import run
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary.score import MAX_DISTANCE, BoundaryCounts, Protocol, count, curve, score
-from sak.metrics.boundary.suppress import non_maximum_suppression
+from sak.metrics.boundary.thin import non_maximum_suppression
 
 Progress = Callable[[int, int], None]
 

@@ -10,7 +10,7 @@ from pipeline.data.mat import segmentations
 from pipeline.data.nyud import Nyud
 from pipeline.data.pascal_context import PascalContext
 from pipeline.data.sample import DataError
-from sak.metrics.boundary.ground_truth import from_segmentation
+from sak.metrics.boundary.score import from_segmentation
 
 Truths = tuple[NDArray[np.bool_], ...]
 

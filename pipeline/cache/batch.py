@@ -17,8 +17,7 @@ from pipeline.cache.teacher_reader import TeacherReader
 from pipeline.cache.universe import Numbers
 from sak.errors import SakError
 from sak.features import FeatureMaps
-from sak.losses.projection import ProjectedTarget
-from sak.losses.targets import Target, TargetMaps, Targets
+from sak.losses.targets import ProjectedTarget, Target, TargetMaps, Targets
 
 Features = Mapping[str, Mapping[str, Tensor]]
 Parts = Mapping[str, Numbers]

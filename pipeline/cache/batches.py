@@ -47,9 +47,9 @@ class FeatureBatches:
         if ahead < 1 or threads < 1:
             raise UsageError(f"ahead and threads must be positive, got {ahead} and {threads}")
         self.cache, self.order = cache, order
-        self._ahead, self._threads = max(ahead, threads), threads
+        self.ahead, self.threads = max(ahead, threads), threads
         recycle = recycle and get_worker_info() is None
-        limit = self._ahead + 1 + _SPARE
+        limit = self.ahead + 1 + _SPARE
         make = partial(make_buffers, cache.readers, order.part_size, pin=pin)
         self._pool = BufferPool(make, limit) if recycle else None
         self._state = BatchState()
@@ -110,6 +110,11 @@ class FeatureBatches:
         """Buffers for one batch; None where memory is fresh each time."""
         return None if self._pool is None else self._pool.take()
 
+    def give_up_buffers(self) -> None:
+        """One batch's buffers will not come back."""
+        if self._pool is not None:
+            self._pool.lose()
+
     def fill(self, epoch: int, number: int, filled: Filled | None) -> EncodedBatch:
         """`read`, with the buffers tied to the batch; they are given up where reading fails."""
         if filled is None or self._pool is None:
@@ -117,7 +122,7 @@ class FeatureBatches:
         try:
             return self._pool.lend(self.read(epoch, number, filled), filled.contents)
         except BaseException:
-            self._pool.lose()
+            self.give_up_buffers()
             raise
 
 
@@ -127,13 +132,13 @@ class _Prefetch:
     def __init__(self, batches: FeatureBatches, state: BatchState) -> None:
         self._batches, self._epoch = batches, state.epoch
         self._numbers = iter(range(state.batches, batches.batches_in(state.epoch)))
-        self._threads = ThreadPoolExecutor(batches._threads, thread_name_prefix="features")
+        self._threads = ThreadPoolExecutor(batches.threads, thread_name_prefix="features")
         self._reading: deque[Future[EncodedBatch]] = deque()
         batches.part(state.epoch, 0)  # the order is made here, once, not in every thread
 
     def next(self) -> EncodedBatch:
         """The next batch; what reading it raised is raised here."""
-        while len(self._reading) < self._batches._ahead and self._submit():
+        while len(self._reading) < self._batches.ahead and self._submit():
             pass
         batch = self._reading.popleft().result()
         self._submit()
@@ -153,5 +158,5 @@ class _Prefetch:
         for reading in self._reading:
             if not reading.cancelled() and reading.exception() is None:
                 reading.result().release()
-            elif reading.cancelled() and self._batches._pool is not None:
-                self._batches._pool.lose()
+            elif reading.cancelled():
+                self._batches.give_up_buffers()

@@ -16,8 +16,7 @@ from pipeline.cache.quantizers import QUANTIZERS
 from pipeline.cache.reduction import Reduction
 from pipeline.cache.spec import EncodingSpec
 from sak.features import FeatureMaps
-from sak.losses.projection import ProjectedTarget
-from sak.losses.targets import TargetMaps, Targets
+from sak.losses.targets import ProjectedTarget, TargetMaps, Targets
 
 Grid = tuple[int, int]
 

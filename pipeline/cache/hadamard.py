@@ -5,7 +5,7 @@ from hashlib import shake_256
 import torch
 from torch import Tensor, nn
 
-from sak.losses.hadamard import hadamard, orthonormal_hadamard
+from sak.losses.standardise import hadamard, orthonormal_hadamard
 
 
 class Rotation(nn.Module):

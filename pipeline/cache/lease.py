@@ -65,8 +65,8 @@ class Leases:
 
     def acquire(self, name: str) -> "Lease | None":
         """The lease called `name`; None where another living writer holds it."""
-        generations = self._generations(name)
-        if generations and (held := self._read(name, generations[-1])) and not held.is_free(time.time()):
+        generations = self.generations(name)
+        if generations and (held := self.read(name, generations[-1])) and not held.is_free(time.time()):
             return None
         generation = generations[-1] + 1 if generations else 1
         lease = Lease(self, name, generation)
@@ -78,7 +78,7 @@ class Leases:
         """Names of the leases that a living writer holds now."""
         now = time.time()
         names = sorted({name for name, _ in self._files()})
-        last = {name: self._read(name, self._generations(name)[-1]) for name in names if self._generations(name)}
+        last = {name: self.read(name, self.generations(name)[-1]) for name in names if self.generations(name)}
         return [name for name, held in last.items() if held and not held.is_free(now)]
 
     def _files(self) -> Iterable[tuple[str, int]]:
@@ -87,10 +87,12 @@ class Leases:
             if name and rest.isdecimal():
                 yield name, int(rest)
 
-    def _generations(self, name: str) -> list[int]:
+    def generations(self, name: str) -> list[int]:
+        """Numbers of the files that a lease of this name has had, oldest first."""
         return sorted(generation for each, generation in self._files() if each == name)
 
-    def _read(self, name: str, generation: int) -> _Held | None:
+    def read(self, name: str, generation: int) -> _Held | None:
+        """What a lease's file says; None where it is gone."""
         with suppress(MissingFileError):
             return _Held.from_bytes(self.location.read_bytes(_file(name, generation)))
         return None
@@ -104,7 +106,7 @@ class Lease:
     """A lease that was acquired; renew it, confirm it before publishing, release it. Usable as a context."""
 
     def __init__(self, leases: Leases, name: str, generation: int) -> None:
-        self._leases = leases
+        self.leases = leases
         self._lock = Lock()
         self._expires = 0.0
         self._lost = False
@@ -118,8 +120,8 @@ class Lease:
 
     def renewed(self) -> bytes:
         """What its file says from now on."""
-        self._expires = time.time() + self._leases.seconds
-        return _Held(self._leases.owner, self._expires).to_bytes()
+        self._expires = time.time() + self.leases.seconds
+        return _Held(self.leases.owner, self._expires).to_bytes()
 
     def confirm(self) -> None:
         """Renew; LeaseLostError where it is another's now or expired before it could be renewed."""
@@ -127,22 +129,22 @@ class Lease:
             if self._lost or time.time() >= self._expires or not self._is_ours():
                 self._lost = True
                 raise LeaseLostError(
-                    f"{self._leases.location.at(self.file)}: this lease went to another writer; its block is left to it"
+                    f"{self.leases.location.at(self.file)}: this lease went to another writer; its block is left to it"
                 )
-            self._leases.location.write_bytes(self.file, self.renewed())
+            self.leases.location.write_bytes(self.file, self.renewed())
 
     def _is_ours(self) -> bool:
-        if self._leases._generations(self.name)[-1:] != [self.generation]:
+        if self.leases.generations(self.name)[-1:] != [self.generation]:
             return False
-        held = self._leases._read(self.name, self.generation)
-        return held is not None and held.owner == self._leases.owner
+        held = self.leases.read(self.name, self.generation)
+        return held is not None and held.owner == self.leases.owner
 
     def release(self) -> None:
         """Give it back; nothing happens where it was lost."""
         with self._lock:
             if not self._lost and self._is_ours():
-                for generation in self._leases._generations(self.name):
-                    self._leases.location.delete(_file(self.name, generation))
+                for generation in self.leases.generations(self.name):
+                    self.leases.location.delete(_file(self.name, generation))
             self._lost = True
 
     def __enter__(self) -> "Lease":
@@ -162,7 +164,7 @@ class LeaseKeeper:
 
     def __init__(self, *leases: Lease) -> None:
         self._leases = leases
-        self._pause = min((lease._leases.seconds for lease in leases), default=SECONDS) / 4
+        self._pause = min((lease.leases.seconds for lease in leases), default=SECONDS) / 4
         self._stop = Event()
         self._thread = Thread(target=self._renew, name="lease-keeper", daemon=True)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sak.losses.projection import is_projectable, project
+from sak.losses.targets import is_projectable, project
 
 Grid = tuple[int, int]
 

@@ -14,8 +14,7 @@ from pipeline.cache.stored_views import StoredViews
 from pipeline.data.view_images import ViewImages, Wanted
 from pipeline.images.errors import ReplayError
 from sak.features import FeatureMaps
-from sak.losses.projection import ProjectedTarget
-from sak.losses.targets import Target, TargetMaps, Targets
+from sak.losses.targets import ProjectedTarget, Target, TargetMaps, Targets
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -23,6 +22,22 @@ STD = (0.229, 0.224, 0.225)
 
 Live = Callable[[Tensor], Mapping[str, Targets]]
 """(B, 3, H, W) in [0, 1] to teacher -> targets."""
+
+
+@dataclass(frozen=True)
+class DecodedRows:
+    """Some samples of a batch whose targets are decoded already."""
+
+    keys: Sequence[str]
+    targets: dict[str, Targets]
+
+    def decode(self, device: torch.device) -> dict[str, Targets]:
+        """The targets, which are on the batch's device."""
+        del device
+        return self.targets
+
+    def release(self) -> None:
+        """Nothing was lent."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,9 @@ class DistillBatch:
     that this counts as computing, not as waiting for data.
     """
 
-    def __init__(self, images: Tensor, encoded: EncodedBatch | SeenPixels, live: Live | None = None) -> None:
+    def __init__(
+        self, images: Tensor, encoded: EncodedBatch | SeenPixels | DecodedRows, live: Live | None = None
+    ) -> None:
         self.images, self.encoded, self.live = images, encoded, live
         self.keys: Sequence[str] = encoded.keys
 
@@ -79,41 +96,18 @@ class DistillBatch:
             found |= self.live(self.images.float() / 255)
         return found
 
-    def split(self, parts: int) -> "list[BatchSlice]":
-        """Equal parts, for gradient accumulation."""
-        return _slices(self, parts)
+    def split(self, parts: int) -> "list[DistillBatch]":
+        """Equal parts, for gradient accumulation; the whole batch holds the buffers."""
+        size = len(self.keys) // parts
+        return [self._rows(slice(part * size, (part + 1) * size)) for part in range(parts)]
+
+    def _rows(self, rows: slice) -> "DistillBatch":
+        targets = {teacher: take_rows(targets, rows) for teacher, targets in self.targets.items()}
+        return DistillBatch(self.images[rows], DecodedRows(self.keys[rows], targets))
 
     def release(self) -> None:
         """Give the buffers back."""
         self.encoded.release()
-
-
-class BatchSlice:
-    """Some rows of a batch, which holds the buffers."""
-
-    def __init__(self, whole: "DistillBatch | BatchSlice", rows: slice) -> None:
-        self.keys: Sequence[str] = whole.keys[rows]
-        self.images: Tensor = whole.images[rows]
-        self.targets: Mapping[str, Targets] = {
-            teacher: take_rows(targets, rows) for teacher, targets in whole.targets.items()
-        }
-
-    @property
-    def inputs(self) -> Tensor:
-        """(b, 3, H, W) float32, normalised."""
-        return normalise(self.images)
-
-    def split(self, parts: int) -> "list[BatchSlice]":
-        """Equal parts."""
-        return _slices(self, parts)
-
-    def release(self) -> None:
-        """Nothing: the whole batch is released."""
-
-
-def _slices(batch: DistillBatch | BatchSlice, parts: int) -> list[BatchSlice]:
-    size = len(batch.keys) // parts
-    return [BatchSlice(batch, slice(part * size, (part + 1) * size)) for part in range(parts)]
 
 
 def take_rows(targets: Targets, rows: slice) -> Targets:

@@ -22,7 +22,7 @@ from pipeline.data.pascal_context import decode_normals, plane
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak import tasks as table
 from sak.errors import UsageError, nearest
-from sak.metrics.boundary.ground_truth import from_boundary_map
+from sak.metrics.boundary.score import from_boundary_map
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST_CLASSES = 2

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.augment import generator
-from sak.amalgam import Amalgam
-from sak.student import Student
 from sak.student.router import noise_shape
+from sak.student.student import Student
+from sak.variants.amalgam import Amalgam
 
 
 class GateNoise:

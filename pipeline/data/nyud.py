@@ -10,7 +10,7 @@ from pipeline.data import mat
 from pipeline.data.files import finite_depth, read_array, read_lines, read_mask, read_png, read_rgb
 from pipeline.data.pascal_context import dataset_folder, decode_normals, plane
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
-from sak.metrics.boundary.ground_truth import from_boundary_map
+from sak.metrics.boundary.score import from_boundary_map
 from sak.tasks import IGNORE, NYUD_CLASSES
 
 TASKS = ("semseg", "normals", "edge", "depth")

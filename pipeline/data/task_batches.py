@@ -97,31 +97,19 @@ class TaskBatch:
         device = self.images.device
         return {level: {task: noise.to(device) for task, noise in tasks.items()} for level, tasks in drawn.items()}
 
-    def split(self, parts: int) -> "list[TaskBatchPart]":
+    def split(self, parts: int) -> "list[TaskBatch]":
         """Equal parts, for gradient accumulation; the teachers run once, on the whole."""
         size = len(self.keys) // parts
-        return [TaskBatchPart(self, slice(part * size, (part + 1) * size)) for part in range(parts)]
+        return [self._rows(slice(part * size, (part + 1) * size)) for part in range(parts)]
 
-    def release(self) -> None:
-        """Nothing was lent."""
-
-
-class TaskBatchPart:
-    """Some rows of a batch."""
-
-    def __init__(self, whole: TaskBatch, rows: slice) -> None:
-        self.keys: Sequence[str] = whole.keys[rows]
-        self.images = whole.images[rows]
-        self.labels = {task: label[rows] for task, label in whole.labels.items()}
-        self.targets: Mapping[str, Targets] = {name: take_rows(each, rows) for name, each in whole.targets.items()}
-        noise = whole.noise
-        self.noise: Noise | None = noise and {
-            level: {task: each[rows] for task, each in tasks.items()} for level, tasks in noise.items()
-        }
-
-    def split(self, parts: int) -> "list[TaskBatchPart]":
-        """A part is split no further."""
-        raise NotImplementedError
+    def _rows(self, rows: slice) -> "TaskBatch":
+        labels = {task: label[rows] for task, label in self.labels.items()}
+        images = AugmentedImages(self._epoch, tuple(self.keys[rows]), self.images[rows], labels)
+        targets = {name: take_rows(maps, rows) for name, maps in self.targets.items()}
+        if self.noise is None:
+            return TaskBatch(images, self.images.device, lambda _: targets)
+        noise = {level: {task: drawn[rows] for task, drawn in tasks.items()} for level, tasks in self.noise.items()}
+        return TaskBatch(images, self.images.device, lambda _: targets, lambda *_: noise)
 
     def release(self) -> None:
         """Nothing was lent."""

@@ -10,7 +10,7 @@ from pipeline.exporting.source import Source
 from pipeline.tables import text_table
 from sak import __version__
 from sak.errors import SakError
-from sak.student import parameter_counts
+from sak.student.build import parameter_counts
 from sak.student.extractor import IMAGENET_MEAN, IMAGENET_STD, Deployed
 from sak.teachers.registry import find_teacher
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import sak
 from pipeline.exporting.reader import copy_reader
-from sak.checkpoints import load_student, save_student
+from sak.checkpoints.store import load_student, save_student
 from sak.errors import UsageError
 from sak.student.extractor import Deployed
 from sak.student.sizes import PATCH

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sak.checkpoints import load_student
-from sak.checkpoints.store import WEIGHTS
+from sak.checkpoints.store import WEIGHTS, load_student
 from sak.errors import SakError, UsageError
-from sak.student import Student
+from sak.student.student import Student
 
 _EMA = "ema"
 

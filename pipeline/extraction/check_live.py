@@ -20,7 +20,7 @@ from pipeline.extraction.teachers import build_from_manifest
 from pipeline.images.access import ImageAccess
 from pipeline.images.decode import decode_rgb
 from pipeline.images.views import replay
-from sak.losses.projection import ProjectedTarget
+from sak.losses.targets import ProjectedTarget
 from sak.teachers import Teacher
 
 SLACK = 1.5

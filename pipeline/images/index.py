@@ -44,7 +44,7 @@ class ShardIndex:
     ) -> None:
         self.columns, self.data, self.kind, self.root = columns, data, kind, root
         self.shards, self.stamps, self.suffixes = shards, stamps, suffixes
-        self._file: tuple[str, int] | None = None
+        self.saved: tuple[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -137,12 +137,12 @@ class ShardIndex:
             header.stamps,
             header.suffixes,
         )
-        opened._file = (str(path), checksum)
+        opened.saved = (str(path), checksum)
         return opened
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self._file is not None:
-            return _reopen, self._file
+        if self.saved is not None:
+            return _reopen, self.saved
         names = (self.data, self.kind, self.root, self.shards, self.stamps, self.suffixes)
         return ShardIndex, (self.columns, *names)
 
@@ -188,6 +188,6 @@ class ShardIndex:
 
 def _reopen(path: str, checksum: int) -> ShardIndex:
     index = ShardIndex.open(path)
-    if index._file != (path, checksum):
+    if index.saved != (path, checksum):
         raise StaleIndexError(f"{path}: another index took its place while it was in use; start again")
     return index

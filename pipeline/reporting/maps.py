@@ -21,8 +21,7 @@ from pipeline.data.view_images import ViewDataset, Wanted
 from pipeline.reporting.runs import ReportedRun
 from sak.checkpoints.store import load_student
 from sak.features import bilinear_resize
-from sak.losses.projection import ProjectedTarget
-from sak.losses.targets import Target
+from sak.losses.targets import ProjectedTarget, Target
 
 SIDE = 132
 _COMPONENTS = 3

@@ -10,8 +10,7 @@ from pipeline.data.view_images import PhotometricJitter
 from pipeline.training.config import Frozen, TrainingConfig
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
-from sak.student import StudentConfig
-from sak.student.config import size_from_json
+from sak.student.config import StudentConfig, size_from_json
 from sak.student.sizes import stem_size
 
 EPOCHS = 30

@@ -13,7 +13,7 @@ from pipeline.data.fitted import Fitted, fit, own_labels, valid_pixels
 from pipeline.data.sample import DataError, TaskDataset
 from pipeline.pictures.files import Stored, write_prediction
 from sak.metrics.boundary.score import BoundaryCounts, count
-from sak.metrics.boundary.suppress import non_maximum_suppression
+from sak.metrics.boundary.thin import non_maximum_suppression
 from sak.tasks import Dataset
 
 

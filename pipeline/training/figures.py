@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from pipeline.storage.errors import explain
 from pipeline.training.run import RunDirectory
-from pipeline.training.window import WAIT_WORTH_TELLING
+from pipeline.training.step_log import WAIT_WORTH_TELLING
 
 Lines = Sequence[Mapping[str, Any]]
 COLOURS = ("#1d4ed8", "#b91c1c", "#15803d", "#a16207", "#7e22ce", "#0e7490", "#be185d")

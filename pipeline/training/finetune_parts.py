@@ -9,22 +9,22 @@ from torch import nn
 from pipeline.data.datasets import task_table
 from pipeline.data.gate_noise import gate_noise
 from pipeline.data.task_batches import TaskBatches
-from pipeline.training.balance import Balance
+from pipeline.training.backward import Backward, GradientSurgery, PlainBackward
 from pipeline.training.config import Frozen
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.guides import LiveGuides, build_guides
 from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge
 from pipeline.training.networks import Baseline, Origin
-from pipeline.training.objective import Objective
+from pipeline.training.objective import Balancing, Distillation, Objective
 from pipeline.training.task_data import TaskData, open_task_data
 from pipeline.training.task_model import describe
 from sak.errors import UsageError
 from sak.losses.distillation import DistillationLoss
-from sak.losses.gradients import combination
 from sak.losses.tasks import Average
-from sak.losses.weighting import make_weighting
-from sak.student import Student
+from sak.student.student import Student
 from sak.tasks import Dataset
+from sak.variants.gradients import combination
+from sak.variants.weighting import Weighting, make_weighting
 
 
 class FinetuneConfig(Frozen):
@@ -69,18 +69,11 @@ def find_data(config: FinetuneConfig, rows: Dataset) -> TaskData:
 
 
 def make_objective(
-    recipe: FinetuneRecipe, rows: Dataset, distillation: DistillationLoss, average: Average, balance: Balance | None
+    recipe: FinetuneRecipe, rows: Dataset, weighting: Weighting, distillation: DistillationLoss, average: Average
 ) -> Objective:
     """What the step minimises."""
-    return Objective(
-        rows,
-        distillation,
-        recipe.distillation.gamma,
-        average,
-        recipe.tasks.balancing,
-        weighting=balance.weighting if balance is not None and recipe.tasks.weighting != "fixed" else None,
-        apart=balance is not None and balance.combine is not None,
-    )
+    terms = (Distillation(distillation, recipe.distillation.gamma), Balancing(recipe.tasks.balancing))
+    return Objective(rows, weighting, terms, average)
 
 
 def find_guides(
@@ -137,18 +130,22 @@ def what_is_best(config: FinetuneConfig, rows: Dataset) -> Judge:
     return judge(task_table(config.dataset), rows, config.recipe.best, config.recipe.evaluation)
 
 
-def balance_of(recipe: FinetuneRecipe, rows: Dataset, steps_per_epoch: int, average: Average) -> Balance | None:
-    """The tasks' weighting and gradient method; None for the paper's fixed weights and plain sum."""
-    asked = recipe.tasks
-    if asked.weighting == "fixed" and asked.gradients == "sum":
-        return None
-    weighting = make_weighting(
-        asked.weighting,
+def weighting_of(recipe: FinetuneRecipe, rows: Dataset, steps_per_epoch: int, average: Average) -> Weighting:
+    """How the tasks' losses are weighted."""
+    return make_weighting(
+        recipe.tasks.weighting,
         rows.weights,
         steps=steps_per_epoch * recipe.training.accumulate,
         seed=recipe.training.seed,
-        temperature=asked.temperature,
+        temperature=recipe.tasks.temperature,
         average=average,
     )
-    combine = None if asked.gradients == "sum" else combination(asked.gradients, c=asked.cagrad_c)
-    return Balance(weighting, combine, recipe.training.seed)
+
+
+def backward_of(recipe: FinetuneRecipe, network: nn.Module, weighting: Weighting, accelerator: Accelerator) -> Backward:
+    """How gradients come about; the weighting trains beside the network."""
+    asked = recipe.tasks
+    if asked.gradients == "sum":
+        return PlainBackward(accelerator, weighting)
+    combine = combination(asked.gradients, c=asked.cagrad_c)
+    return GradientSurgery(accelerator, network, weighting, combine, recipe.training.seed)

@@ -8,10 +8,9 @@ from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, Tr
 from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
 from pipeline.training.guides import Precision
 from sak.losses.distillation import DistillationLoss
-from sak.losses.weighting import Kind as WeightingKind
-from sak.student import Lora
-from sak.student.config import Fusion
-from sak.student.decoders import DECODERS
+from sak.student.config import Fusion, Lora
+from sak.variants.decoders import DECODERS
+from sak.variants.weighting import Kind as WeightingKind
 
 STEPS = 40_000
 TRUNK = ("stem", "paths", "norms", "aligners")

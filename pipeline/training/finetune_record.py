@@ -10,8 +10,8 @@ from pipeline.training.guides import LiveGuides
 from pipeline.training.networks import Origin
 from pipeline.training.task_data import TaskData
 from pipeline.training.task_model import STAGE, describe
-from sak.probe import Probe
-from sak.student import Student
+from sak.student.student import Student
+from sak.variants.probe import Probe
 
 
 def tell(say: Callable[[str], None], origin: Origin, guides: LiveGuides | None) -> None:

@@ -11,9 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from sak.amalgam import Amalgam, AmalgamOutput
-from sak.student import Student
-from sak.student.student import StudentOutput
+from sak.student.student import Student, StudentOutput
+from sak.variants.amalgam import Amalgam, AmalgamOutput
 
 
 @dataclass(frozen=True)

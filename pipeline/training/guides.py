@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps
-from sak.student import StudentConfig
+from sak.student.config import StudentConfig
 from sak.teacher_source import TeacherSource, see
 
 if TYPE_CHECKING:

@@ -5,48 +5,42 @@ batches would be shared out a second time and the schedule stepped once a proces
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Generic
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from pipeline.training.agreement import Agreement
-from pipeline.training.balance import Balance, Surgery, average_over_processes
+from pipeline.training.backward import Backward, PlainBackward
 from pipeline.training.config import TrainingConfig, make_optimiser, set_rate
-from pipeline.training.devices import make_accelerator as make_accelerator
 from pipeline.training.ema import Ema
-from pipeline.training.protocols import Batch as Batch
-from pipeline.training.protocols import BatchSource as BatchSource
-from pipeline.training.protocols import Evaluate as Evaluate
-from pipeline.training.protocols import FitResult as FitResult
-from pipeline.training.protocols import Hooks as Hooks
-from pipeline.training.protocols import Step as Step
-from pipeline.training.protocols import StepResult as StepResult
-from pipeline.training.protocols import TrainingError as TrainingError
+from pipeline.training.protocols import B, BatchSource, FitResult, Hooks, Step
 from pipeline.training.run import RunDirectory
 from pipeline.training.saver import Progress, Saver
-from pipeline.training.speaker import Speaker
-from pipeline.training.stop import StopRequest
-from pipeline.training.window import Window
+from pipeline.training.step_log import StepLog, Window
+from pipeline.training.stop import Agreement, StopRequest
 
 
-class Fit:
-    """One run of training, from its first or its last saved step to its end."""
+class Fit(Generic[B]):
+    """One run of training, from its first or its last saved step to its end.
+
+    `backward` is how gradients come about, by default that of the whole loss; `shares` see `make_optimiser`.
+    """
 
     def __init__(  # noqa: PLR0913 (what a run is made of)
         self,
         model: nn.Module,
-        source: BatchSource,
-        step: Step,
+        source: BatchSource[B],
+        step: Step[B],
         *,
         config: TrainingConfig,
         run: RunDirectory,
         hooks: Hooks,
         accelerator: Accelerator,
-        balance: Balance | None = None,
+        backward: Backward | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> None:
         self.config, self.run, self.hooks, self.accelerator = config, run, hooks, accelerator
@@ -59,19 +53,15 @@ class Fit:
         self.begun = False
         set_seed(config.seed, device_specific=True)
         self.plain = model.to(accelerator.device)
-        self.balance = balance
-        beside = balance.weighting.to(accelerator.device) if balance is not None else None
-        self.optimiser = make_optimiser(self.plain, config.optimiser, beside=beside, shares=shares)
-        self.beside = [] if beside is None else list(beside.parameters())
-        combining = balance is not None and balance.combine is not None
-        trained = [*self.plain.parameters(), *self.beside]
-        self.surgery = Surgery(trained, balance, accelerator) if balance is not None and combining else None
+        self.backward = backward or PlainBackward(accelerator)
+        companion = self.backward.companion
+        self.optimiser = make_optimiser(self.plain, config.optimiser, beside=companion, shares=shares)
         self.ema = Ema(self.plain, config.ema) if config.ema is not None else None
         compiled = torch.compile(self.plain) if config.compile else self.plain
         self.model, self.prepared = accelerator.prepare(compiled, self.optimiser)
         self.window = Window()
         self.agreement = Agreement(accelerator, run.checkpoints)
-        self.speaker = Speaker(run, hooks, accelerator)
+        self.log = StepLog(run, hooks, accelerator)
         self.saver = Saver(
             run.checkpoints,
             hooks,
@@ -80,7 +70,7 @@ class Fit:
             ema=self.ema,
             optimiser=self.optimiser,
             seed=config.seed,
-            balance=balance,
+            companion=companion,
         )
 
     @property
@@ -100,7 +90,7 @@ class Fit:
             self.run.forget_after(self.step, measured=self.evaluated)
         self.accelerator.wait_for_everyone()
         if processes != self.accelerator.num_processes:
-            self.speaker.say(
+            self.log.say(
                 f"processes: {processes} until step {self.step}, {self.accelerator.num_processes} from here on; "
                 "batches are the same, sums are rounded differently, random draws (noise, dropout) are new"
             )
@@ -109,7 +99,7 @@ class Fit:
         """Train to the end, or until SIGINT or SIGTERM; either way the last step is saved."""
         alone = self.run.held() if self.accelerator.is_main_process else nullcontext()
         with alone, StopRequest() as stop:
-            self.speaker.begin(self.step, self.total)
+            self.log.begin(self.step, self.total)
             if self._evaluation_due():
                 self._evaluate()
             with _closed(self.source.start_at(self.step)) as batches:
@@ -120,11 +110,12 @@ class Fit:
             last = self.run.checkpoints / "last"
             return FitResult(self.step, stopped, self.window.last, last, stop.signal if stopped else None)
 
-    def _one_step(self, batches: Iterator[Batch], stop: StopRequest) -> None:
+    def _one_step(self, batches: Iterator[B], stop: StopRequest) -> None:
         batch, waited = self._next(batches)
         rate = self.rates(self.step)
         set_rate(self.optimiser, rate)
-        results = self._gradients(batch)
+        parts = batch.split(self.config.accumulate) if self.config.accumulate > 1 else [batch]
+        results = self.backward(self.take_step, self.model, parts, self.step)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip_norm)
         self.prepared.step()
@@ -136,7 +127,7 @@ class Fit:
         self.agreement.submit(self.step, batch.keys, loss, stop.wanted)
         batch.release()
 
-    def _next(self, batches: Iterator[Batch]) -> tuple[Batch, float]:
+    def _next(self, batches: Iterator[B]) -> tuple[B, float]:
         """The next batch and the seconds that training waited for it; the first one's are the readers' start."""
         start = time.perf_counter()
         if not self.begun:
@@ -146,38 +137,12 @@ class Fit:
         batch = next(batches)
         return batch, 0.0 if self.agreement.busy() else time.perf_counter() - start
 
-    def _gradients(self, batch: Batch) -> list[StepResult]:
-        """Gradients travel between processes with the last part of a batch alone."""
-        parts = batch.split(self.config.accumulate) if self.config.accumulate > 1 else [batch]
-        if self.surgery is not None:
-            return self._combined(self.surgery, parts)
-        results = []
-        for number, part in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast():
-                    result = self.take_step(self.model, part)
-                self.accelerator.backward(result.loss / len(parts))
-            results.append(result)
-        average_over_processes(self.beside, self.accelerator)
-        return results
-
-    def _combined(self, surgery: Surgery, parts: Sequence[Batch]) -> list[StepResult]:
-        """Gradients task by task; they travel when all parts are done."""
-        results = []
-        for part in parts:
-            with self.accelerator.no_sync(self.model), self.accelerator.autocast():
-                result = self.take_step(self.model, part)
-            surgery.add(result, len(parts))
-            results.append(StepResult(result.loss.detach(), result.parts))
-        surgery.finish(self.step)
-        return results
-
     def _look_up(self) -> None:
         """What is due after a step; the measurement last, so that a run that dies in it loses no step."""
         stopping, ending = self.agreement.read(), self.step == self.total
         if self._due(self.config.log_every) or stopping or ending:
             self._log()
-        self.speaker.show(self.step)
+        self.log.show(self.step)
         measuring = not stopping and self._evaluation_due()
         if self._due(self.config.checkpoint_every) or stopping or ending or measuring:
             self._save()
@@ -197,7 +162,7 @@ class Fit:
 
     def _log(self) -> None:
         values = self.window.close(self.accelerator, self.config.batch_size)
-        self.speaker.tell(self.step, {"epoch": self.step / self.source.steps_per_epoch, **values})
+        self.log.record(self.step, {"epoch": self.step / self.source.steps_per_epoch, **values})
 
     def _evaluate(self) -> None:
         """Measure, and note in the checkpoint of this step that it was done."""
@@ -211,7 +176,7 @@ class Fit:
             values = dict(self.hooks.evaluate(model, self.step))
         model.train(training)
         self.evaluated = self.step
-        self.speaker.tell(self.step, {"evaluation": True, **values})
+        self.log.record(self.step, {"evaluation": True, **values})
         self.window.last = {**self.window.last, **values}
         if self.step > 0:
             better = self._is_best(values.get(self.hooks.best))
@@ -235,6 +200,6 @@ class Fit:
         return Progress(self.step, self.evaluated, self.best)
 
 
-def _closed(batches: Iterator[Batch]) -> AbstractContextManager[Iterator[Batch]]:
+def _closed(batches: Iterator[B]) -> AbstractContextManager[Iterator[B]]:
     """Generators are closed at the end, so that their threads and processes end with the loop."""
     return closing(batches) if isinstance(batches, Generator) else nullcontext(batches)

@@ -14,15 +14,16 @@ from pipeline.data.teacher_record import source_from_spec, with_weights_of
 from pipeline.training.distill_recipe import TaughtBy, student_config
 from pipeline.training.finetune_recipe import FinetuneRecipe, NetworkRecipe
 from pipeline.training.run import ABOUT
-from sak.amalgam import Amalgam, AmalgamConfig
 from sak.checkpoints.store import WEIGHTS, load_student
 from sak.checkpoints.transfer import transfer
 from sak.errors import SakError, UsageError
-from sak.probe import Probe, ProbeConfig
-from sak.student import Student, StudentConfig, build_student, multi_task_baseline, new_student
-from sak.student.config import size_from_json
+from sak.student.build import build_student, multi_task_baseline, new_student
+from sak.student.config import StudentConfig, size_from_json
+from sak.student.student import Student
 from sak.tasks import Dataset
 from sak.teacher_source import TeacherSource
+from sak.variants.amalgam import Amalgam, AmalgamConfig
+from sak.variants.probe import Probe, ProbeConfig
 
 Size = tuple[int, int]
 Baseline = Literal["single-task", "multi-task"]

@@ -1,120 +1,109 @@
-"""What fine-tuning minimises: gamma * distillation + the tasks' losses, and the step that computes it."""
+"""What fine-tuning minimises: the tasks' weighted losses and terms beside them, and the step that computes it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.task_batches import Noise
-from pipeline.training.loop import Batch, Step, StepResult
+from pipeline.data.task_batches import TaskBatch
+from pipeline.training.protocols import Step, StepResult
 from sak.losses.distillation import DistillationLoss
 from sak.losses.targets import Targets
 from sak.losses.tasks import Average, alone, task_losses
-from sak.losses.weighting import Weighting
-from sak.student import Student
-from sak.student.student import StudentOutput
+from sak.student.heads import Decoded
+from sak.student.student import Student, StudentOutput
 from sak.tasks import Dataset
+from sak.variants.weighting import Weighting
 
 
-@runtime_checkable
-class Exercise(Protocol):
-    """What the step needs of a batch: images (B, 3, H, W), labels by task, targets by teacher, the routers' noise."""
+@dataclass(frozen=True)
+class Term:
+    """A part of the loss beside the tasks' own, and what the log says of it by name."""
 
-    @property
-    def images(self) -> Tensor:
-        """Normalised."""
+    loss: Tensor
+    parts: Mapping[str, Tensor]
 
-    @property
-    def labels(self) -> Mapping[str, Tensor]:
-        """Task -> (B, C, H, W)."""
 
-    @property
-    def targets(self) -> Mapping[str, Targets]:
-        """Teacher -> targets; empty without teachers."""
+LossTerm = Callable[..., Term | None]
+"""(the network's output, teacher -> targets) -> the term, or None where this network or batch has none."""
 
-    @property
-    def noise(self) -> Noise | None:
-        """Level -> task -> noise; None where the network has no routers."""
+
+@dataclass(frozen=True)
+class Distillation:
+    """`gamma` times the distillation loss against the batch's targets (paper, section 3.4)."""
+
+    loss: DistillationLoss
+    gamma: float = 1.0
+
+    def __call__(self, output: StudentOutput, targets: Mapping[str, Targets]) -> Term | None:
+        """See LossTerm."""
+        if not targets:
+            return None
+        losses = self.loss({name: output.teachers[name] for name in targets}, targets)
+        return Term(self.gamma * losses.total, {"distillation": losses.total, **losses.by_level()})
+
+
+@dataclass(frozen=True)
+class Balancing:
+    """`weight` times the imbalance of a decoder's experts (MLoRE)."""
+
+    weight: float
+
+    def __call__(self, output: Decoded, targets: Mapping[str, Targets]) -> Term | None:
+        """See LossTerm."""
+        del targets
+        if output.imbalance is None:
+            return None
+        return Term(self.weight * output.imbalance, {"imbalance": output.imbalance})
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of fine-tuning (paper, section 3.4).
+    """The loss of fine-tuning: the tasks' losses as `weighting` has them, plus `terms`.
 
-    Attributes:
-        rows: the tasks and their weights.
-        distillation: against the batch's targets, where it has any.
-        gamma: of the distillation.
-        average: over the processes that share a batch, for the counts of valid pixels.
-        balancing: of the imbalance of a decoder's experts, where it has any.
-        weighting: of the tasks' losses; None: the rows' fixed weights.
-        apart: keep the tasks' terms apart, as combining gradients needs them.
+    `average` is over the processes that share a batch, for the counts of valid pixels.
     """
 
     rows: Dataset
-    distillation: DistillationLoss
-    gamma: float = 1.0
+    weighting: Weighting
+    terms: Sequence[LossTerm] = ()
     average: Average = alone
-    balancing: float = 0.0
-    weighting: Weighting | None = None
-    apart: bool = False
-
-    def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Task -> weighted loss; they sum to the tasks' part of the loss."""
-        if self.weighting is None:
-            return {name: self.rows.weights[name] * loss for name, loss in losses.items()}
-        return self.weighting(losses)
-
-    def told(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights as they are now, for the log; none where they are fixed."""
-        if self.weighting is None:
-            return {}
-        return {f"weight/{name}": weight for name, weight in self.weighting.weights(losses).items()}
 
 
-def finetune_step(objective: Objective) -> Step:
+def finetune_step(objective: Objective) -> Step[TaskBatch]:
     """Images through the network, its predictions against the labels, its answers to the teachers against theirs.
 
     A decoder's preliminary predictions have their task's loss and weight too: they are added to the task's own.
     """
 
-    def step(model: nn.Module, batch: Batch) -> StepResult:
-        if not isinstance(batch, Exercise):
-            raise TypeError(f"a fine-tuning batch, not {type(batch).__name__}")
+    def step(model: nn.Module, batch: TaskBatch) -> StepResult:
+        targets = (
+            batch.targets
+        )  # first: what the teachers need is free again before the network's activations are there
         output = model(batch.images, **({} if batch.noise is None else {"noise": batch.noise}))
         tasks = task_losses(objective.rows, output.tasks, batch.labels, average=objective.average)
         early = preliminary_losses(objective, output, batch.labels)
-        losses_of = {name: loss + early[name] if name in early else loss for name, loss in tasks.tasks.items()}
-        told = objective.told(losses_of)
-        terms = objective.terms(losses_of)
-        plain = objective.weighting is None and not early
-        total = tasks.total if plain else torch.stack(list(terms.values())).sum()
-        parts = {"tasks": total, **{f"task/{name}": loss for name, loss in tasks.tasks.items()}, **told}
+        both = {name: loss + early[name] if name in early else loss for name, loss in tasks.items()}
+        parts = {f"task/{name}": loss for name, loss in tasks.items()} | objective.weighting.logged(both)
         parts |= {f"preliminary/{name}": loss for name, loss in early.items()}
-        rest = None
-        if batch.targets:
-            answers = {name: output.teachers[name] for name in batch.targets}
-            losses = objective.distillation(answers, batch.targets)
-            rest = objective.gamma * losses.total
-            total = total + rest
-            parts |= {"distillation": losses.total, **losses.by_level()}
-        if isinstance(output, StudentOutput) and output.imbalance is not None:
-            parts |= {"imbalance": output.imbalance}
-            pull = objective.balancing * output.imbalance
-            total, rest = total + pull, pull if rest is None else rest + pull
-        detached = {name: value.detach() for name, value in parts.items()}
-        return StepResult(total, detached, terms, rest) if objective.apart else StepResult(total, detached)
+        weighted: dict[str, Tensor] = objective.weighting(both)
+        total = torch.stack(list(weighted.values())).sum()
+        parts = {"tasks": total} | parts
+        rest: Tensor | None = None
+        for term in filter(None, (make(output, targets) for make in objective.terms)):
+            total, rest = total + term.loss, term.loss if rest is None else rest + term.loss
+            parts |= term.parts
+        return StepResult(total, {name: value.detach() for name, value in parts.items()}, weighted, rest)
 
     return step
 
 
-def preliminary_losses(objective: Objective, output: Any, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def preliminary_losses(objective: Objective, output: Decoded, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Task -> the loss of the decoder's earlier guess; empty where there is none."""
-    if not isinstance(output, StudentOutput) or not output.preliminary:
+    if not output.preliminary:
         return {}
-    return task_losses(objective.rows, output.preliminary, labels, average=objective.average).tasks
+    return task_losses(objective.rows, output.preliminary, labels, average=objective.average)
 
 
 def without_unused(model: nn.Module, taught_by: Mapping[str, object]) -> nn.Module:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -20,21 +20,25 @@ class Batch(Protocol):
 
     keys: Sequence[str]
 
-    def split(self, parts: int) -> "Sequence[Batch]":
+    def split(self, parts: int) -> Sequence[Self]:
         """Equal parts for gradient accumulation."""
 
     def release(self) -> None:
         """Nothing of the batch is used any more."""
 
 
-class BatchSource(Protocol):
+B = TypeVar("B", bound=Batch)
+BOut = TypeVar("BOut", bound=Batch, covariant=True)
+
+
+class BatchSource(Protocol[BOut]):
     """Where batches come from: a pure function of the step, so that a step is all there is to resume."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches of an epoch."""
 
-    def start_at(self, step: int) -> Iterator[Batch]:
+    def start_at(self, step: int) -> Iterator[BOut]:
         """Endless batches of this process from global step `step` on, on its device; closed where it can be."""
 
 
@@ -51,7 +55,7 @@ class StepResult:
     rest: Tensor | None = None
 
 
-Step = Callable[[nn.Module, Batch], StepResult]
+Step = Callable[[nn.Module, B], StepResult]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 
 

@@ -9,9 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save as to_bytes
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.training.balance import Balance, companion_state, load_companion
 from pipeline.training.checkpoint import (
     CheckpointError,
     TrainingState,
@@ -20,15 +19,17 @@ from pipeline.training.checkpoint import (
     new_checkpoint,
     optimiser_state,
     point,
+    random_state,
     read_state,
     read_tensors,
     remove_unused,
+    seed_anew,
+    set_random_state,
     step_folder,
     write_state,
 )
 from pipeline.training.ema import Ema
 from pipeline.training.protocols import Hooks, TrainingError
-from pipeline.training.random_state import random_state, seed_anew, set_random_state
 
 EMA_FOLDER = "ema"
 
@@ -69,11 +70,11 @@ class Saver:
         ema: Ema | None,
         optimiser: Any,
         seed: int,
-        balance: Balance | None = None,
+        companion: nn.Module,
     ) -> None:
         self._checkpoints, self._hooks, self._accelerator = checkpoints, hooks, accelerator
         self._model, self._ema, self._optimiser, self._seed = model, ema, optimiser, seed
-        self._balance = balance
+        self._companion = companion
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; `last` leads to it, and those that nothing leads to any more go.
@@ -110,7 +111,7 @@ class Saver:
         state = read_state(folder)
         self._hooks.load_model(self._model, folder)
         load_optimiser(self._optimiser, state.tensors, state.values["optimiser"])
-        load_companion(self._balance, state.tensors)
+        load_companion(self._companion, state.tensors)
         if self._ema is not None:
             averaged = folder / EMA_FOLDER
             self._hooks.load_model(self._ema.model, averaged if averaged.is_dir() else folder)
@@ -140,4 +141,16 @@ class Saver:
             "evaluated": progress.evaluated,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        write_state(folder, TrainingState(progress.step, {**tensors, **companion_state(self._balance)}, rest))
+        write_state(folder, TrainingState(progress.step, {**tensors, **companion_state(self._companion)}, rest))
+
+
+def companion_state(companion: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps of the module that trains beside the model: a weighting of losses, if anything."""
+    return {f"weighting.{name}": value for name, value in companion.state_dict().items()}
+
+
+def load_companion(companion: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `companion_state` took out; one without a state leaves another's alone."""
+    if companion.state_dict():
+        kept = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("weighting.")}
+        companion.load_state_dict(kept)

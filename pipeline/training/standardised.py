@@ -14,8 +14,8 @@ from pipeline.cache.calibration import LevelStatistics
 from sak.checkpoints.store import write_whole
 from sak.errors import SakError, UsageError
 from sak.features import map_to_tokens
-from sak.losses.projection import ProjectedTarget
 from sak.losses.standardise import Standardiser, channel_standardiser, phi_s
+from sak.losses.targets import ProjectedTarget
 
 Standardise = Literal["none", "mean-var", "phi-s"]
 FILE = "standardise.safetensors"

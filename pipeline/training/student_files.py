@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sak.checkpoints import load_student, save_student
+from sak.checkpoints.store import load_student, save_student
 from sak.errors import UsageError
-from sak.student import Student
+from sak.student.student import Student
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from pipeline.data.datasets import task_table
 from pipeline.training.run import ABOUT
 from pipeline.training.student_files import load_weights, save_weights
-from sak.checkpoints.probe_store import PROBE_WEIGHTS, fill_heads, load_probe, save_probe
-from sak.checkpoints.store import WEIGHTS, load_student
+from sak.checkpoints.store import PROBE_WEIGHTS, WEIGHTS, fill_heads, load_probe, load_student, save_probe
 from sak.errors import SakError, UsageError
-from sak.probe import Probe
-from sak.student import Student
+from sak.student.student import Student
 from sak.tasks import DATASETS, Dataset
+from sak.variants.probe import Probe
 
 Size = tuple[int, int]
 Checkpoint = Literal["best", "last"]

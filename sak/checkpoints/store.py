@@ -1,20 +1,27 @@
-"""Our own checkpoints: a safetensors file whose header says which student it is, and the same as JSON beside it."""
+"""Our own checkpoints: safetensors files whose headers say which student or probe it is, and the same as JSON."""
 
 import json
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from sak.checkpoints.position import position_prefix, resample_position
 from sak.errors import SakError
-from sak.student import Student, StudentConfig, parameter_counts
-from sak.student.swin import SwinStem
+from sak.student.build import make_student, parameter_counts, without_lora
+from sak.student.config import StudentConfig
+from sak.student.stem import position_prefix, resample_position
+from sak.student.student import Student
+from sak.variants.amalgam import Amalgam, AmalgamConfig
+from sak.variants.probe import Probe, ProbeConfig
+from sak.variants.swin import SwinStem
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
@@ -28,14 +35,8 @@ def save_student(student: Student, folder: Path) -> Path:
     Each file appears whole or not at all. The weights file alone is the checkpoint: its header holds the
     configuration. The JSON file says the same to people and tools, and is written last.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    description = {"format": _FORMAT, "config": student.config.resolved().to_json()}
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()}
-    header = {"format": _FORMAT, "config": json.dumps(description["config"])}
-    write_whole(folder / WEIGHTS, lambda scratch: save_file(tensors, scratch, metadata=header))
-    text = json.dumps(description | {"weights": WEIGHTS, "parameters": parameter_counts(student)}, indent=2)
-    write_whole(folder / DESCRIPTION, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))
-    return folder / WEIGHTS
+    facts = {"format": _FORMAT, "config": student.config.resolved().to_json(), "weights": WEIGHTS}
+    return _save(student, folder, DESCRIPTION, facts | {"parameters": parameter_counts(student)})
 
 
 def load_student(path: Path, *, image_size: tuple[int, int] | None = None) -> Student:
@@ -60,17 +61,8 @@ def read_config(file: Path) -> StudentConfig:
     """The configuration in a weights file's header; `SakError` where the file is missing, cut off or not ours."""
     if not file.is_file():
         raise SakError(f"{file}: no checkpoint here; give a folder with {WEIGHTS}, or that file")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-    except SafetensorError as error:
-        raise SakError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
-    if header.get("format") != _FORMAT:
-        raise SakError(
-            f"{file}: format {header.get('format')!r}, wanted {_FORMAT!r}; the authors' files come in through "
-            "sak-cli import-checkpoint"
-        )
-    return StudentConfig.from_json(json.loads(header["config"]))
+    hint = "; the authors' files come in through sak-cli import-checkpoint"
+    return StudentConfig.from_json(_saved_config(file, _FORMAT, hint))
 
 
 def student_from_tensors(
@@ -81,7 +73,7 @@ def student_from_tensors(
     `SakError` names keys and shapes that do not fit, as `tensors` calls them.
     """
     with torch.device("meta"):
-        student = Student(config)
+        student = make_student(config)
     wanted = {name(key): (key, tuple(tensor.shape)) for key, tensor in student.state_dict().items()}
     for word, keys in (("lacks", wanted.keys() - tensors.keys()), ("has unknown", tensors.keys() - wanted.keys())):
         if keys:
@@ -113,3 +105,85 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def deployable(student: Student) -> Student:
+    """A new student in eval mode that gives the same predictions: no aligners, LoRA merged, nothing frozen.
+
+    Its `teachers` are then the paths themselves, in the student's own widths; a many-to-one student keeps its stem and
+    heads alone. Tensors are shared with the given student where they are unchanged.
+    """
+    plain = without_lora(deepcopy(student)) if student.config.lora is not None else student
+    config = plain.config
+    stripped = replace(
+        config,
+        weights="checkpoint",
+        teachers=dict.fromkeys(config.teachers) if config.adapters else {},
+        aligners=False,
+        freeze="none",
+        gradient_checkpointing=False,
+    )
+    kept = {name: tensor for name, tensor in plain.state_dict().items() if not name.startswith("aligners.")}
+    return student_from_tensors(stripped, kept, origin="the student to export").eval()
+
+
+PROBE_WEIGHTS = "probe.safetensors"
+PROBE_DESCRIPTION = "probe.json"
+_PROBE_FORMAT = "sak-probe-1"
+
+
+def save_probe(probe: Probe, folder: Path) -> Path:
+    """Write `probe.safetensors` (the heads) and `probe.json` into the folder; returns the weights file."""
+    facts = {"format": _PROBE_FORMAT, "config": probe.config.to_json(), "weights": PROBE_WEIGHTS}
+    return _save(probe.learnt, folder, PROBE_DESCRIPTION, facts)
+
+
+def load_probe(folder: Path, *, image_size: tuple[int, int] | None = None) -> Probe:
+    """The probe of a checkpoint folder, on the CPU; SakError where its teacher is missing or has other weights."""
+    probe = _build(_saved_config(folder / PROBE_WEIGHTS, _PROBE_FORMAT), image_size)
+    fill_heads(probe, folder)
+    return probe
+
+
+def _build(value: Mapping[str, Any], image_size: tuple[int, int] | None) -> Probe:
+    """A probe of one teacher, or an amalgamation of several, with fresh heads."""
+    if "teachers" in value:
+        several = AmalgamConfig.from_json(value)
+        several = several if image_size is None else several.at(image_size)
+        return Amalgam(several, several.build_teachers())
+    config = ProbeConfig.from_json(value)
+    config = config if image_size is None else config.at(image_size)
+    return Probe(config, config.build_teacher())
+
+
+@torch.no_grad()
+def fill_heads(probe: Probe, folder: Path) -> None:
+    """Put a checkpoint's heads onto a probe that is there; SakError where they are others."""
+    try:
+        probe.learnt.load_state_dict(load_file(folder / PROBE_WEIGHTS))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise SakError(f"{folder} holds the heads of another probe; put the recipe back, or start a new run") from error
+
+
+def _save(module: nn.Module, folder: Path, description: str, facts: Mapping[str, Any]) -> Path:
+    """The module's tensors with format and configuration in the header, then all facts as JSON; the weights file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / str(facts["weights"])
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    header = {"format": facts["format"], "config": json.dumps(facts["config"])}
+    write_whole(weights, lambda scratch: save_file(tensors, scratch, metadata=header))
+    text = json.dumps(facts, indent=2) + "\n"
+    write_whole(folder / description, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    return weights
+
+
+def _saved_config(file: Path, wanted: str, hint: str = "") -> Any:
+    """The configuration in a file's header, as JSON; SakError where the file is cut off or of another format."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SakError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
+    if header.get("format") != wanted:
+        raise SakError(f"{file}: format {header.get('format')!r}, wanted {wanted!r}{hint}")
+    return json.loads(header["config"])

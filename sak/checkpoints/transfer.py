@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sak.checkpoints.position import position_prefix, resample_position
 from sak.errors import SakError
-from sak.student import Student
-from sak.student.lora import LORA_KEYS
+from sak.student.stem import position_prefix, resample_position
+from sak.student.student import Student
+from sak.variants.lora import LORA_KEYS
 
 _POSITION = "stem.vit.pos_embed"
 _TASK_PARTS = ("routers.", "heads.")

@@ -7,7 +7,6 @@ batch has no valid pixel, every loss here is 0 with gradient 0; there edge gives
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -93,18 +92,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Average], Tensor]] = {
 """By the names used in the task table."""
 
 
-@dataclass(frozen=True)
-class TaskLosses:
-    """The weighted sum over tasks, and each task's loss before its weight; scalars."""
-
-    total: Tensor
-    tasks: dict[str, Tensor]
-
-
 def task_losses(
     dataset: Dataset, predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor], *, average: Average = alone
-) -> TaskLosses:
-    """The fine-tuning loss without its distillation part: the sum over the data set's tasks of weight * loss.
+) -> dict[str, Tensor]:
+    """Each task's loss, before its weight: task -> scalar.
 
     Predictions are (B, channels, H, W) at the labels' size, labels (B, 1 or 3, H, W) of any dtype with 255 where they
     do not count. UsageError where one is missing, or a size does not fit.
@@ -118,8 +109,7 @@ def task_losses(
         _check(task, prediction, label)
         with torch.autocast(prediction.device.type, enabled=False):
             losses[task.name] = LOSSES[task.loss](prediction, label, average)
-    weighted = [dataset.weights[name] * loss for name, loss in losses.items()]
-    return TaskLosses(torch.stack(weighted).sum(), losses)
+    return losses
 
 
 def _check(task: Task, prediction: Tensor, label: Tensor) -> None:

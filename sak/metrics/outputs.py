@@ -8,9 +8,8 @@ from torch import Tensor
 from sak.errors import SakError
 from sak.metrics.depth import DepthError
 from sak.metrics.maxf import MaxF
-from sak.metrics.miou import MeanIoU
+from sak.metrics.miou import MeanIoU, PartsMeanIoU
 from sak.metrics.normals import MeanAngle
-from sak.metrics.parts import PartsMeanIoU
 from sak.metrics.streaming import is_finite
 from sak.tasks import Task
 

@@ -12,6 +12,15 @@ class PerLevel(nn.ModuleDict):
         """Apply the module of this level and teacher."""
         return self[str(level)][teacher](tokens)  # type: ignore[index]  # a ModuleDict holds ModuleDicts here
 
+    def forward(self, tokens: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """Teacher -> tokens by level, through its modules; where there are no modules they stay as they are."""
+        if not self:
+            return {teacher: list(of_levels) for teacher, of_levels in tokens.items()}
+        return {
+            teacher: [self.at(int(level), teacher, x) for level, x in zip(self, of_levels, strict=True)]
+            for teacher, of_levels in tokens.items()
+        }
+
 
 def output_norms(teachers: Sequence[str], levels: Mapping[int, int]) -> PerLevel:
     """A LayerNorm (eps 1e-5) per teacher and level after the adapter output (published code); `levels` by width."""

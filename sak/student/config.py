@@ -9,12 +9,12 @@ from torch import nn
 
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
-from sak.student.decoders import DECODERS
+from sak.student.router import GateNoise
 from sak.student.sizes import Size, StemSize, stem_size
-from sak.student.swin_size import SwinSize
+from sak.variants.decoders import DECODERS
+from sak.variants.swin import SwinSize
 
 Fusion = Literal["mor", "sum", "none"]
-GateNoise = Literal["image", "pixel"]
 Freeze = Literal["none", "stem", "all-but-routers"]
 LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
 

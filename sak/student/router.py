@@ -1,11 +1,18 @@
 """Mixture-of-Representations router (MoR, section 3.3): how much of each expert a task takes at a level."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sak.errors import UsageError
+
+Gates = Mapping[int, Mapping[str, Tensor]]
+"""Level -> task -> one value per expert: (B, E), with noise per pixel (B, E, H, W)."""
+
+GateNoise = Literal["image", "pixel"]
 
 NOISE_FLOOR = 0.01
 """Added to softplus(e) (published code; equation 4 has none)."""
@@ -53,7 +60,7 @@ class Router(nn.Module):
         return (clean.view(*clean.shape, *ones) + noise * spread.view(*spread.shape, *ones)).softmax(dim=1)
 
 
-def noise_shape(kind: Literal["image", "pixel"], *, batch: int, experts: int, grid: tuple[int, int]) -> tuple[int, ...]:
+def noise_shape(kind: GateNoise, *, batch: int, experts: int, grid: tuple[int, int]) -> tuple[int, ...]:
     """(B, E) for `image`, (B, E, H, W) for `pixel`."""
     return (batch, experts, *grid) if kind == "pixel" else (batch, experts)
 
@@ -70,3 +77,95 @@ def mix(gates: Tensor, experts: Sequence[Tensor]) -> Tensor:
     for index, expert in enumerate(experts[1:], start=1):
         mixed = mixed + weights[:, index : index + 1] * expert
     return mixed
+
+
+class StemAlone(nn.ModuleDict):
+    """What a task's decoder reads at a level: here the stem's map. The base of the other fusions; it has no weights."""
+
+    def gates(
+        self,
+        tapped: Mapping[int, Tensor],
+        tasks: Sequence[str],
+        noise: Gates | None,
+        generator: torch.Generator | None,
+    ) -> dict[int, dict[str, Tensor]]:
+        """Level -> task -> gates, from the stem's tokens (B, P+n, C) by level; none without routers."""
+        del tapped, tasks, noise, generator
+        return {}
+
+    def fuse(self, gates: Mapping[str, Tensor], task: str, tas: Tensor, paths: Sequence[Tensor]) -> Tensor:
+        """One level's map for the task: its gates, the stem's map and the adapter paths', all (B, C, H, W)."""
+        del gates, task, paths
+        return tas
+
+
+class SumOfPaths(StemAlone):
+    """The teachers' paths added together; the stem is in every path and is not added again (Table 3, row 2)."""
+
+    def fuse(self, gates: Mapping[str, Tensor], task: str, tas: Tensor, paths: Sequence[Tensor]) -> Tensor:
+        """See StemAlone."""
+        del gates, task, tas
+        total = paths[0]
+        for path in paths[1:]:
+            total = total + path
+        return total
+
+
+class Routers(StemAlone):
+    """`<level>.<task>` -> Router over TAS and the teachers' paths; levels are given as level -> width."""
+
+    def __init__(
+        self,
+        levels: Mapping[int, int],
+        tasks: Iterable[str],
+        experts: int,
+        *,
+        prefix: int,
+        kind: GateNoise,
+        grids: Mapping[int, tuple[int, int]],
+    ) -> None:
+        super().__init__(
+            {
+                str(level): nn.ModuleDict({task: Router(width, experts) for task in tasks})
+                for level, width in levels.items()
+            }
+        )
+        self.experts, self.prefix, self.kind, self.grids = experts, prefix, kind, grids
+
+    def gates(
+        self,
+        tapped: Mapping[int, Tensor],
+        tasks: Sequence[str],
+        noise: Gates | None,
+        generator: torch.Generator | None,
+    ) -> dict[int, dict[str, Tensor]]:
+        """See StemAlone; in training with the noise given, or drawn level by level and task by task."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for level, tokens in tapped.items() if tasks else ():
+            patches = tokens[:, self.prefix :].contiguous()
+            found[level] = {
+                task: self[str(level)][task](patches, self._noise(patches, level, task, noise, generator))  # type: ignore[index]
+                for task in tasks
+            }
+        return found
+
+    def fuse(self, gates: Mapping[str, Tensor], task: str, tas: Tensor, paths: Sequence[Tensor]) -> Tensor:
+        """See StemAlone: the experts mixed by the task's gates."""
+        return mix(gates[task], [tas, *paths])
+
+    def _noise(
+        self, tokens: Tensor, level: int, task: str, given: Gates | None, generator: torch.Generator | None
+    ) -> Tensor | None:
+        if not self.training:
+            return None
+        shape = noise_shape(self.kind, batch=len(tokens), experts=self.experts, grid=self.grids[level])
+        if given is None:
+            return draw_noise(shape, tokens, generator)
+        if level not in given or task not in given[level]:
+            raise UsageError(f"no noise for level {level}, {task}; give it for every level and task, or leave it out")
+        noise = given[level][task]
+        if tuple(noise.shape) != shape:
+            raise UsageError(
+                f"noise of level {level}, {task} is {tuple(noise.shape)}; gate_noise {self.kind!r} needs {shape}"
+            )
+        return noise

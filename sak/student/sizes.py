@@ -9,7 +9,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 from sak.errors import UsageError, nearest
-from sak.student.swin_size import SwinSize
+from sak.variants.swin import SwinSize
 
 PATCH = 16
 

@@ -64,7 +64,7 @@ def _fill_buffers(model: nn.Module) -> None:
         if not hasattr(module, "init_non_persistent_buffers"):
             raise SakError(f"{type(model).__name__}: no weights for the buffers {', '.join(empty)} of {name or 'it'}")
         for key in empty:
-            module._buffers[key] = torch.empty_like(module._buffers[key], device="cpu")
+            setattr(module, key, torch.empty_like(getattr(module, key), device="cpu"))
         module.init_non_persistent_buffers()
 
 

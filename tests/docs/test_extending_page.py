@@ -16,9 +16,11 @@ from pipeline.data import datasets, folder
 from pipeline.finetune import run_finetune
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from sak import tasks
-from sak.student import StemSize, StudentConfig, new_student
-from sak.student.decoders import DECODERS
+from sak.student.build import new_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 from sak.teachers import build_teacher
+from sak.variants.decoders import DECODERS
 from tests.docs.pages import ROOT, block_with, code_blocks, page
 
 TEXT = page("extending.md")

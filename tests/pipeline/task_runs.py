@@ -7,7 +7,9 @@ import yaml
 from pipeline.data.datasets import task_table
 from pipeline.training.checkpoint import new_checkpoint, point, step_folder
 from pipeline.training.task_model import save_task_model
-from sak.student import StemSize, StudentConfig, new_student
+from sak.student.build import new_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 
 SAK = {"teachers": {"dinov2": 24, "clip": 24}}
 MULTI_TASK = {"fusion": "none"}

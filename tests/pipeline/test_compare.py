@@ -15,7 +15,7 @@ from pipeline.training.evaluation_store import Evaluated, StoredEvaluation, writ
 from pipeline.training.run import RunDirectory
 from pipeline.training.standardised import load_standardisers
 from pipeline.training.task_model import load_task_model
-from sak.checkpoints import load_student
+from sak.checkpoints.store import load_student
 from sak.errors import UsageError
 
 

@@ -13,7 +13,7 @@ from pipeline.cache.sealed import CacheError
 from pipeline.cache.selection import SpecMismatchError
 from pipeline.distill import DistillConfig, Start, distill, run_distill
 from pipeline.training.run import RunDirectory
-from sak.checkpoints import load_student
+from sak.checkpoints.store import load_student
 from sak.errors import SakError, UsageError
 
 

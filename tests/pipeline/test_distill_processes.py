@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.distill import run_distill
 from pipeline.training.run import RunDirectory
-from sak.checkpoints import load_student
+from sak.checkpoints.store import load_student
 
 WORKER = Path(__file__).with_name("distill_worker.py")
 ROOT = WORKER.parents[2]

@@ -13,7 +13,7 @@ from pipeline.data.sample import DataError
 from pipeline.demo.data.write import write_demo_data
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.predict import PredictConfig, predict
-from sak.checkpoints import import_checkpoint
+from sak.checkpoints.reference import import_checkpoint
 from sak.errors import UsageError
 from sak.tasks import NYUD, PASCAL_CONTEXT
 from tests.pipeline.task_runs import MULTI_TASK, write_run

@@ -14,11 +14,13 @@ import torch
 from pipeline.export import run_export
 from pipeline.exporting.reader import reachable
 from pipeline.exporting.source import find_source
-from sak.checkpoints import load_student, save_student
-from sak.checkpoints.deploy import deployable
+from sak.checkpoints.store import deployable, load_student, save_student
 from sak.errors import SakError, UsageError
-from sak.student import Lora, StemSize, StudentConfig, SwinSize, build_student, many_to_one
+from sak.student.build import build_student, many_to_one
+from sak.student.config import Lora, StudentConfig
 from sak.student.extractor import Deployed, FeatureExtractor
+from sak.student.sizes import StemSize
+from sak.variants.swin import SwinSize
 
 CONFIG = StudentConfig(
     image_size=(32, 48),
@@ -212,7 +214,7 @@ def test_the_reader_is_whole_and_small():
     import sak
 
     names = reachable(Path(sak.__file__).resolve().parent.parent)
-    assert {"sak.student.student", "sak.student.decoders.invpt", "sak.student.swin", "sak.features"} <= names
+    assert {"sak.student.student", "sak.variants.invpt", "sak.variants.swin", "sak.features"} <= names
     assert not [name for name in names if name.startswith(("sak.teachers", "sak.losses", "sak.metrics"))]
 
 

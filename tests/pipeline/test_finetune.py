@@ -13,11 +13,10 @@ import yaml
 from pipeline.data.datasets import open_dataset
 from pipeline.data.task_batches import TaskBatches
 from pipeline.finetune import FinetuneConfig, Session, finetune, run_finetune
-from pipeline.training.begin import Start
 from pipeline.training.held_out import Centred
-from pipeline.training.run import RunDirectory
+from pipeline.training.run import RunDirectory, Start
 from pipeline.training.task_model import load_task_model
-from sak.checkpoints import load_student
+from sak.checkpoints.store import load_student
 from sak.errors import SakError, UsageError
 from sak.teacher_source import TeacherSource, see
 

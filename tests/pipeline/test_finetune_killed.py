@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.finetune import run_finetune
 from pipeline.training.run import RunDirectory
-from sak.checkpoints import load_student
+from sak.checkpoints.store import load_student
 
 WORKER = Path(__file__).with_name("finetune_killed_worker.py")
 STEPS = {"steps": 10, "device": "cpu", "overrides": ["training.checkpoint_every=3"]}

@@ -8,7 +8,7 @@ import yaml
 
 from pipeline.finetune import run_finetune
 from pipeline.training.run import RunDirectory
-from sak.checkpoints import load_student
+from sak.checkpoints.store import load_student
 
 WORKER = Path(__file__).with_name("finetune_worker.py")
 

@@ -28,7 +28,8 @@ from pipeline.demo.teachers.sam import SamTraining
 from pipeline.demo.teachers.stem import StemTraining
 from pipeline.progress import Update
 from pipeline.training.devices import make_accelerator
-from pipeline.training.loop import Batch, Fit, FitResult, Hooks, StepResult
+from pipeline.training.loop import Fit
+from pipeline.training.protocols import FitResult, Hooks, StepResult
 from pipeline.training.recipe import load_recipe, read_recipe
 from pipeline.training.run import CONFIG, RunDirectory, differences
 from sak.errors import UsageError, nearest
@@ -142,9 +143,7 @@ def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
         raise UsageError(f"{root} was begun with other settings: {listed}; put them back, or remove it to begin again")
 
 
-def _step(model: nn.Module, batch: Batch) -> StepResult:
-    if not isinstance(batch, SceneBatch):
-        raise TypeError(f"a batch of scenes, not {type(batch).__name__}")
+def _step(model: nn.Module, batch: SceneBatch) -> StepResult:
     result: StepResult = model(batch)
     return result
 

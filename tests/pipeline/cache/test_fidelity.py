@@ -14,7 +14,7 @@ from pipeline.cache.fidelity import LevelFidelity, measure
 from pipeline.cache.reduction import Reduced, Reduction
 from pipeline.cache.spec import EncodingSpec
 from sak.features import FeatureMaps
-from sak.losses.projection import project
+from sak.losses.targets import project
 from sak.teachers.build import build_teacher
 
 CALIBRATED, TESTED, SIZE = 32, 12, 128

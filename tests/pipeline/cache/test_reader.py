@@ -18,8 +18,7 @@ from pipeline.images.errors import ReplayError
 from pipeline.storage import Location
 from sak.errors import UsageError
 from sak.features import FeatureMaps
-from sak.losses.projection import ProjectedTarget, project
-from sak.losses.targets import TargetMaps
+from sak.losses.targets import ProjectedTarget, TargetMaps, project
 
 
 def fill(maker):

@@ -21,7 +21,7 @@ from pipeline.images.decode import decode_rgb
 from pipeline.images.errors import ReplayError
 from pipeline.images.views import make_view, render
 from sak.errors import SakError
-from sak.losses.projection import ProjectedTarget
+from sak.losses.targets import ProjectedTarget
 
 
 @pytest.fixture

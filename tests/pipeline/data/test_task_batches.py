@@ -11,7 +11,9 @@ from pipeline.data.gate_noise import gate_noise
 from pipeline.data.sample import DataError, TaskSample
 from pipeline.data.task_batches import TaskBatches
 from sak.errors import SakError, UsageError
-from sak.student import StemSize, StudentConfig, multi_task_baseline, new_student
+from sak.student.build import multi_task_baseline, new_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 
 
 @dataclass

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.training.config import TrainingConfig
-from pipeline.training.loop import Fit, Hooks, StepResult, make_accelerator
+from pipeline.training.devices import make_accelerator
+from pipeline.training.loop import Fit
+from pipeline.training.protocols import Hooks, StepResult
 from pipeline.training.run import RunDirectory
 
 

@@ -18,12 +18,14 @@ from pipeline.training.checkpoint import (
     new_checkpoint,
     optimiser_state,
     point,
+    random_state,
     read_state,
     remove_unused,
+    seed_anew,
+    set_random_state,
     step_folder,
     write_state,
 )
-from pipeline.training.random_state import random_state, seed_anew, set_random_state
 
 
 class KilledError(BaseException):

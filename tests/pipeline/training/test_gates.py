@@ -10,10 +10,12 @@ from PIL import Image
 from pipeline.data.gate_noise import gate_noise
 from pipeline.training.gates import MeanGates, recorded_gates
 from pipeline.training.task_figures import draw_gates, draw_rep_sim, spread
-from sak.amalgam import Amalgam, AmalgamConfig
-from sak.student import StemSize, StudentConfig, new_student
+from sak.student.build import new_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 from sak.tasks import NYUD
 from sak.teacher_source import TeacherSource
+from sak.variants.amalgam import Amalgam, AmalgamConfig
 
 
 @pytest.fixture(scope="module")

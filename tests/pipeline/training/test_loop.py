@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.training.checkpoint import CheckpointError
 from pipeline.training.config import OptimiserConfig, make_optimiser, set_rate
-from pipeline.training.loop import TrainingError
+from pipeline.training.protocols import TrainingError
 from pipeline.training.saver import Progress
 from pipeline.training.schedules import WarmupCosine
 
@@ -110,7 +110,7 @@ def test_the_published_rates_come_out_of_the_loop(toy, golden):
     assert fit.total == 600
     used = []
     fit.optimiser.register_step_pre_hook(lambda optimiser, *rest: used.append(optimiser.param_groups[0]["lr"]))
-    fit.speaker.tell = lambda *given: None
+    fit.log.record = lambda *given: None
     fit()
     assert used == pytest.approx(expected, rel=1e-12, abs=0)
 

@@ -8,9 +8,8 @@ from pipeline.training.distill_recipe import DistillRecipe, StudentRecipe, Taugh
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.recipe import load_recipe, read_recipe
 from sak.errors import UsageError
-from sak.student import parameter_counts
+from sak.student.build import make_student, parameter_counts
 from sak.student.sizes import stem_size
-from sak.student.student import Student
 
 STUDENTS = {"sak_b_from_b": "base", "sak_s_from_b": "small", "sak_b_from_l": "base", "sak_l_from_l": "large",
             "many_to_one": "base", "swin_s_from_b": "small", "swin_b_from_b": "base"}  # fmt: skip
@@ -74,7 +73,7 @@ def test_a_swin_recipe_builds_timms_layout_with_a_path_a_teacher(recipes, name, 
     assert config.level_widths == (width, 2 * width, 4 * width, 8 * width)
     assert (config.tapped, config.aligned, config.grid) == ((1, 2, 3, 4), True, (12, 12))
     with torch.device("meta"):
-        student = Student(config)
+        student = make_student(config)
         theirs = timm.create_model(recipe.student.stem, num_classes=0, features_only=False)
     assert round(parameter_counts(student)["TAS"] / 1e6, 2) == millions
     own = {key.partition(".")[2].partition(".")[2]: tuple(value.shape)

@@ -15,10 +15,12 @@ from pipeline.training.task_model import (
     save_task_model,
 )
 from sak.errors import SakError, UsageError
-from sak.probe import Probe, ProbeConfig
-from sak.student import StemSize, StudentConfig, new_student
+from sak.student.build import new_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 from sak.tasks import NYUD, PASCAL_CONTEXT
 from sak.teacher_source import TeacherSource
+from sak.variants.probe import Probe, ProbeConfig
 
 
 def student(tasks=NYUD.channels, seed=0, **more):

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 from pipeline.distill import distill_step
 from pipeline.training.config import TrainingConfig
-from pipeline.training.loop import Fit, Hooks, make_accelerator
+from pipeline.training.devices import make_accelerator
+from pipeline.training.loop import Fit
+from pipeline.training.protocols import Hooks
 from pipeline.training.run import RunDirectory
 from pipeline.training.student_files import save_weights
 from sak.checkpoints.reference import from_reference_state_dict, reference_key

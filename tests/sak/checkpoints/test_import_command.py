@@ -6,8 +6,11 @@ import pytest
 import torch
 
 import cli
-from sak.checkpoints import load_student, to_reference_state_dict
-from sak.student import StemSize, StudentConfig, build_student
+from sak.checkpoints.reference import to_reference_state_dict
+from sak.checkpoints.store import load_student
+from sak.student.build import build_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 
 SIZES = {"S": (12, 16), "B": (12, 24), "L": (24, 32)}
 """Depth, which is the real one, and width by the letter of a layout."""

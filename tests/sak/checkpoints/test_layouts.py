@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sak.checkpoints import from_reference_state_dict, to_reference_state_dict
-from sak.student import STEMS, Student, StudentConfig, parameter_counts
+from sak.checkpoints.reference import from_reference_state_dict, to_reference_state_dict
+from sak.student.build import make_student, parameter_counts
+from sak.student.config import StudentConfig
+from sak.student.sizes import STEMS
+from sak.student.student import Student
 
 S, B, L = STEMS
 TEACHERS = ("dinov2", "clip", "sam")
@@ -34,7 +37,7 @@ def student_of(case) -> Student:
     width, stem, stage = CASES[case]
     image_size, tasks = STAGES[stage]
     with torch.device("meta"):
-        return Student(
+        return make_student(
             StudentConfig(image_size=image_size, stem=stem, teachers=dict.fromkeys(TEACHERS, width), tasks=tasks)
         )
 
@@ -93,6 +96,6 @@ def test_the_large_students_have_the_papers_407_and_394_million_parameters():
 @pytest.mark.parametrize("stem", [S, B, L])
 def test_each_adapter_path_is_under_5_percent_of_the_stem(stem):
     with torch.device("meta"):
-        student = Student(StudentConfig(image_size=(384, 384), stem=stem, teachers=dict.fromkeys(TEACHERS, None)))
+        student = make_student(StudentConfig(image_size=(384, 384), stem=stem, teachers=dict.fromkeys(TEACHERS, None)))
     ours = parameter_counts(student)
     assert ours["TSAP"] / 3 < 0.05 * ours["TAS"]

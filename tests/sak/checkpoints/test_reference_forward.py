@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from sak.checkpoints import from_reference_state_dict
+from sak.checkpoints.reference import from_reference_state_dict
 from sak.features import bilinear_resize
-from sak.student import Student
 from sak.student.router import mix
+from sak.student.student import Student
 
 TEACHERS = ("dinov2", "clip", "sam")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}

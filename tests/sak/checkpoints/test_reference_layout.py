@@ -6,15 +6,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sak.checkpoints import (
+from sak.checkpoints.reference import (
     from_reference_state_dict,
     import_checkpoint,
-    load_student,
     read_reference_file,
     to_reference_state_dict,
 )
+from sak.checkpoints.store import load_student
 from sak.errors import SakError, UsageError
-from sak.student import StemSize, StudentConfig, build_student, many_to_one, multi_task_baseline, without_lora
+from sak.student.build import build_student, many_to_one, multi_task_baseline, without_lora
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 
 TEACHERS = ("dinov2", "clip", "sam")
 CONFIG = StudentConfig(

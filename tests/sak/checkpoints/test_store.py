@@ -6,9 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sak.checkpoints import load_student, read_config, save_student, store
+from sak.checkpoints import store
+from sak.checkpoints.store import load_student, read_config, save_student
 from sak.errors import SakError, UsageError
-from sak.student import Lora, StemSize, StudentConfig, build_student
+from sak.student.build import build_student
+from sak.student.config import Lora, StudentConfig
+from sak.student.sizes import StemSize
 
 CONFIG = StudentConfig(
     image_size=(64, 96),

@@ -5,15 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sak.checkpoints import (
-    from_reference_state_dict,
-    reference_key,
-    resample_position,
-    to_reference_state_dict,
-    transfer,
-)
+from sak.checkpoints.reference import from_reference_state_dict, reference_key, to_reference_state_dict
+from sak.checkpoints.transfer import transfer
 from sak.errors import SakError
-from sak.student import StemSize, Student, StudentConfig
+from sak.student.build import make_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
+from sak.student.stem import resample_position
 
 TEACHERS = ("dinov2", "clip", "sam")
 SMALL = StudentConfig(image_size=(64, 64), stem=StemSize(width=24, depth=4, heads=3), teachers={"a": None, "b": 16})
@@ -29,7 +27,7 @@ def stage2_student(weights_moved):
     channels = {
         key.split(".")[2]: value.shape[0] for key, value in weights_moved.tensors.items() if "last_conv.w" in key
     }
-    return Student(
+    return make_student(
         StudentConfig(
             image_size=(128, 96),
             stem=StemSize(width=48, depth=12, heads=3),
@@ -96,20 +94,22 @@ def test_an_unknown_source_that_is_no_square_is_refused():
 
 
 def test_a_student_with_other_teachers_is_refused_by_key():
-    other = Student(StudentConfig(image_size=(64, 64), stem=SMALL.size, teachers={"a": None, "c": 16}))
+    other = make_student(StudentConfig(image_size=(64, 64), stem=SMALL.size, teachers={"a": None, "c": 16}))
     with pytest.raises(SakError, match=r"paths\.b\.0"):
-        transfer(Student(SMALL), other)
+        transfer(make_student(SMALL), other)
 
 
 def test_a_student_with_another_down_ratio_is_refused_by_shape():
-    other = Student(StudentConfig(image_size=(64, 64), stem=SMALL.size, teachers=SMALL.teachers, down_ratio=2))
+    other = make_student(StudentConfig(image_size=(64, 64), stem=SMALL.size, teachers=SMALL.teachers, down_ratio=2))
     with pytest.raises(SakError, match=r"paths\.a\.0\.down\.weight is \(6, 24\) in the source and \(12, 24\) here"):
-        transfer(Student(SMALL), other)
+        transfer(make_student(SMALL), other)
 
 
 def test_heads_for_tasks_that_the_target_has_not_are_reported_as_dropped():
-    first = Student(StudentConfig(image_size=(64, 64), stem=SMALL.size, teachers=SMALL.teachers, tasks={"sal": 2}))
-    second = Student(StudentConfig(image_size=(64, 64), stem=SMALL.size, teachers=SMALL.teachers, tasks={"depth": 1}))
+    first = make_student(StudentConfig(image_size=(64, 64), stem=SMALL.size, teachers=SMALL.teachers, tasks={"sal": 2}))
+    second = make_student(
+        StudentConfig(image_size=(64, 64), stem=SMALL.size, teachers=SMALL.teachers, tasks={"depth": 1})
+    )
     moved = transfer(first, second)
     assert any(key.startswith("heads.sal.") for key in moved.dropped)
     assert any(key.startswith("heads.depth.") for key in moved.untouched)

@@ -8,10 +8,8 @@ from safetensors.torch import load_file
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps
-from sak.losses.comparison import _Root
-from sak.losses.distillation import DistillationLoss, image_similarities, rep_sim
-from sak.losses.projection import ProjectedTarget, project
-from sak.losses.targets import TargetMaps
+from sak.losses.distillation import DistillationLoss, _Root, image_similarities, rep_sim
+from sak.losses.targets import ProjectedTarget, TargetMaps, project
 
 TEACHERS = ("dinov2", "clip", "sam")
 CASES = ("t7_s6", "t16_s6", "equal", "t5_s6", "t7x9_s6x8", "t6x9_s6x6", "t10_s6x8")

@@ -6,8 +6,7 @@ import torch
 from sak.errors import UsageError
 from sak.features import FeatureMaps
 from sak.losses.distillation import DistillationLoss
-from sak.losses.hadamard import hadamard, orthonormal_hadamard
-from sak.losses.standardise import channel_standardiser, phi_s
+from sak.losses.standardise import channel_standardiser, hadamard, orthonormal_hadamard, phi_s
 
 WIDTHS = (1, 2, 4, 8, 12, 16, 24, 36, 48, 96, 192, 384, 768, 1024, 1152, 1280, 1408, 1536, 1664)
 

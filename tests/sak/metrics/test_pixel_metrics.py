@@ -14,10 +14,9 @@ from sak.errors import SakError, UsageError
 from sak.metrics.delta_m import delta_m
 from sak.metrics.depth import DepthError
 from sak.metrics.maxf import THRESHOLDS, MaxF, MaxFPerImage, _levels_above
-from sak.metrics.miou import MeanIoU
+from sak.metrics.miou import MeanIoU, PartsMeanIoU
 from sak.metrics.normals import MeanAngle
 from sak.metrics.outputs import pixel_metric, read_output
-from sak.metrics.parts import PartsMeanIoU
 from sak.tasks import DATASETS, NYUD, PASCAL_CONTEXT
 
 SEEDS = st.integers(0, 10_000)

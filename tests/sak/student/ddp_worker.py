@@ -8,7 +8,9 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from sak.student import StemSize, StudentConfig, build_student
+from sak.student.build import build_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import StemSize
 
 CONFIG = StudentConfig(
     image_size=(32, 48),

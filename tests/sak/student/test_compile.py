@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sak.student import StemSize, build_student
+from sak.student.build import build_student
+from sak.student.sizes import StemSize
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,9 @@ from dataclasses import replace
 import pytest
 
 from sak.errors import UsageError
-from sak.student import Lora, StemSize, StudentConfig, many_to_one, multi_task_baseline, single_task_baseline
+from sak.student.build import many_to_one, multi_task_baseline, single_task_baseline
+from sak.student.config import Lora, StudentConfig
+from sak.student.sizes import StemSize
 
 
 @pytest.mark.parametrize("change", [{}, {"lora": Lora(rank=3)}, {"levels": (2, 4)}, {"teachers": {}, "fusion": "none"}])

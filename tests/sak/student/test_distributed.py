@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sak.student import build_student
+from sak.student.build import build_student
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 

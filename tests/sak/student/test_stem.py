@@ -5,11 +5,11 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from sak.errors import SakError, UsageError
-from sak.student import STEMS, StemSize, StudentConfig, build_student
-from sak.student import stem_weights as stem_weights_module
-from sak.student.sizes import stem_size
-from sak.student.stem import Stem
-from sak.student.stem_weights import load_stem_weights
+from sak.student import stem as stem_weights_module
+from sak.student.build import build_student
+from sak.student.config import StudentConfig
+from sak.student.sizes import STEMS, StemSize, stem_size
+from sak.student.stem import Stem, load_stem_weights
 
 SIZE = StemSize(width=24, depth=4, heads=3)
 TIMM_NAME = "vit_base_patch16_384.augreg_in21k_ft_in1k"

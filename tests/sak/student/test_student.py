@@ -5,7 +5,7 @@ import torch
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps, map_to_tokens
-from sak.student import build_student, many_to_one, multi_task_baseline, parameter_counts, single_task_baseline
+from sak.student.build import build_student, many_to_one, multi_task_baseline, parameter_counts, single_task_baseline
 
 
 @torch.no_grad()

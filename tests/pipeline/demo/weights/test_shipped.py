@@ -8,7 +8,8 @@ import torch
 
 from pipeline.demo.weights.shipped import DEMO_MODELS, DIRECTORY, ShippedFile, demo_model, shipped_file
 from sak.errors import SakError, UsageError
-from sak.student import StudentConfig, build_student
+from sak.student.build import build_student
+from sak.student.config import StudentConfig
 from sak.student.sizes import StemSize
 from sak.teachers import TEACHERS, build_teacher, weights_available
 

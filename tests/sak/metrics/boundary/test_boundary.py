@@ -8,7 +8,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from skimage.morphology import thin as reference_thin
 
-from sak.metrics.boundary import ground_truth, suppress
+from sak.metrics.boundary import score as ground_truth
+from sak.metrics.boundary import thin as suppress
 from sak.metrics.boundary.matching import Matching, Reach, offsets_within
 from sak.metrics.boundary.matching import match as match_in_reach
 from sak.metrics.boundary.score import BoundaryCounts, count, score

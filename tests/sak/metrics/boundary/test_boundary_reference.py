@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
-from sak.metrics.boundary import ground_truth, suppress
+from sak.metrics.boundary import score as ground_truth
+from sak.metrics.boundary import thin as suppress
 from sak.metrics.boundary.score import THRESHOLDS, BoundaryCounts, count, count_masks, score
 from sak.metrics.boundary.thin import thin
 

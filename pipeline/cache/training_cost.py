@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import prod
 
 from pipeline.cache.spec import CacheSpec
-from pipeline.cache.teacher_facts import TeacherFacts, is_sam
+from sak.teachers.recipe import TeacherFacts, is_sam
 
 _SAM_WINDOW = 14
 _SAM_GLOBAL_BLOCKS = 4

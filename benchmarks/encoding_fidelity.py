@@ -79,7 +79,7 @@ def teacher_rows(name: str, spec: CacheSpec, pixels: Tensor, batch: int) -> Rows
             stored = sum(array.nbytes for array in codec.arrays)
         rows.append(
             {
-                "teacher": f"{name} RANDOM" if source.is_random else name,
+                "teacher": f"{name} RANDOM" if teacher.is_random else name,
                 "encoding": label,
                 "bits a value": 8 * stored / (teacher.width * prod(reduction.stored_grid)),
                 "relative error": max(each.relative_error for each in kept),

@@ -21,7 +21,6 @@ from pipeline.training.devices import make_accelerator
 from pipeline.training.evaluation import evaluate_tasks
 from sak.losses.tasks import LOSSES, alone
 from sak.tasks import Dataset
-from sak.teacher_source import see
 from sak.teachers import Teacher, build_teacher
 
 SIDE = 128
@@ -132,4 +131,4 @@ def _training(dataset: str, data: Path) -> tuple[Tensor, Mapping[str, Tensor]]:
 
 
 def _side_by_side(teacher: Teacher, images: Tensor) -> Tensor:
-    return torch.cat(tuple(see(teacher, images)), dim=1)
+    return torch.cat(tuple(teacher.from_imagenet(images)), dim=1)

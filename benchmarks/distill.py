@@ -36,7 +36,6 @@ from PIL import Image
 from report import machine, table, versions
 
 from pipeline.cache.spec import load_spec
-from pipeline.cache.teacher_facts import TeacherFacts, is_sam, teacher_facts
 from pipeline.cache.training_cost import forward_operations
 from pipeline.data.distill_batch import DistillBatch
 from pipeline.data.distillation import CachedBatches
@@ -48,6 +47,7 @@ from pipeline.training.recipe import load_recipe
 from pipeline.training.taught import TargetSource, open_targets
 from sak.losses.distillation import DistillationLoss
 from sak.student.build import build_student
+from sak.teachers.recipe import TeacherFacts, is_sam
 
 ROOT = Path(__file__).resolve().parent.parent
 GB = 1e9
@@ -152,8 +152,7 @@ def bound(spec_file: Path, recipe: DistillRecipe, targets: TargetSource) -> floa
     paths = (size.depth + 1) * 4 / config.down_ratio / (24 * size.depth) * len(targets.taught_by)
     step = 3 * student * (1 + (paths if config.adapters else 0))
     teachers = sum(
-        forward_operations(teacher_facts(each, spec.views.size, name), windowed=is_sam(each.model))
-        for name, each in spec.teachers.items()
+        forward_operations(spec.facts(name, name), windowed=is_sam(each.model)) for name, each in spec.teachers.items()
     )
     return (step + teachers) / step
 

@@ -21,8 +21,8 @@ from pipeline.cache.encoding import LevelCodec
 from pipeline.cache.fidelity import LevelFidelity, measure
 from pipeline.cache.reduction import Reduction
 from pipeline.cache.spec import CacheSpec, EncodingSpec, load_spec
-from pipeline.data.teacher_record import source_from_spec
 from sak.features import FeatureMaps
+from sak.teachers import build_teacher
 
 Rows = list[dict[str, object]]
 
@@ -58,8 +58,7 @@ def _images(shards: Path) -> Iterator[Image.Image]:
 
 def teacher_rows(name: str, spec: CacheSpec, pixels: Tensor, batch: int) -> Rows:
     """One row an encoding: bits of a stored value for each channel and token, and what is lost; the worst level's."""
-    source = source_from_spec(name, spec.teachers[name], spec.views.size)
-    teacher = source.build(spec.views.size)
+    teacher = build_teacher(spec.recipe(name), image_size=spec.views.size)
     reduction = Reduction(spec.teachers[name].grid or "native", teacher.grid(), spec.grid)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     parts = [teacher.features((part - mean) / std) for part in pixels.split(batch)]
@@ -80,7 +79,7 @@ def teacher_rows(name: str, spec: CacheSpec, pixels: Tensor, batch: int) -> Rows
             stored = sum(array.nbytes for array in codec.arrays)
         rows.append(
             {
-                "teacher": f"{name} RANDOM" if source.is_random else name,
+                "teacher": f"{name} RANDOM" if teacher.is_random else name,
                 "encoding": label,
                 "bits a value": 8 * stored / (teacher.width * prod(reduction.stored_grid)),
                 "relative error": max(each.relative_error for each in kept),

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,13 +30,13 @@ import yaml
 from report import machine, table, versions
 
 from pipeline.cache.spec import load_spec
+from pipeline.data.live_teachers import LiveTeachers
 from pipeline.data.task_batches import TaskBatch
 from pipeline.demo.data.write import write_demo_data
 from pipeline.finetune import FinetuneConfig, find_guides, make_batches
 from pipeline.training.config import make_optimiser
 from pipeline.training.devices import make_accelerator
 from pipeline.training.finetune_recipe import FinetuneRecipe
-from pipeline.training.guides import LiveGuides
 from pipeline.training.networks import find_origin, make_network
 from pipeline.training.objective import Distillation, Objective, finetune_step
 from pipeline.training.recipe import load_recipe
@@ -97,7 +97,7 @@ def clock(options: argparse.Namespace) -> Callable[[], float]:
     return time.process_time if options.device == "cpu" and options.workers == 0 else time.perf_counter
 
 
-def ask(guides: LiveGuides, batch: TaskBatch) -> None:
+def ask(guides: LiveTeachers, batch: TaskBatch) -> None:
     """The teachers alone, on the batch's images."""
     guides(batch.images)
 
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
     live = stack.enter_context(closing(batches.start_at(0)))  # type: ignore[type-var]
     resident: Iterator[TaskBatch] = itertools.repeat(Resident(next(live)))  # type: ignore[arg-type]
     teachers = [
-        Contender(name, resident, partial(ask, LiveGuides({name: teacher})))
+        Contender(name, resident, partial(ask, replace(guides, teachers={name: teacher})))
         for name, teacher in guides.teachers.items()
     ]
     contenders = [

@@ -162,7 +162,7 @@ def distill(
         fit.resume()
     if accelerator.is_main_process:
         save_standardisers(scales, run.root)
-        teachers = {name: source.to_json() for name, source in targets.sources.items()}
+        teachers = {name: recipe.to_json() for name, recipe in targets.recipes.items()}
         student_is = student.config.resolved().to_json()
         run.describe(stage="distill", reads=reads, student=student_is, teachers=teachers)
     start_trackers(accelerator, "sak-distill", settings)

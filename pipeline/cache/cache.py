@@ -21,7 +21,7 @@ from pipeline.cache.selection import select_columns
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.store import Arrays
 from pipeline.cache.stored_views import StoredViews
-from pipeline.cache.teacher_reader import NOWHERE, TeacherInfo, TeacherReader, wanted_levels
+from pipeline.cache.teacher_reader import NOWHERE, CachedTeacher, TeacherReader, wanted_levels
 from pipeline.cache.universe import Numbers, Universe
 from pipeline.images.errors import ReplayError
 from pipeline.images.views import ViewPolicy
@@ -80,7 +80,7 @@ class FeatureCache:
         return found
 
     @cached_property
-    def teachers(self) -> dict[str, TeacherInfo]:
+    def teachers(self) -> dict[str, CachedTeacher]:
         """Teacher -> width, grid, levels, whether its weights are random, ..."""
         return {teacher: reader.info for teacher, reader in self.readers.items()}
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
 from pipeline.cache.sealed import field, seal, unseal
 from pipeline.cache.store import DamageError
+from sak.teachers.recipe import TeacherRecipe
 
 MANIFEST = "manifest.json"
 _SHORT = 16  # hexadecimal digits of a data key that name a folder
@@ -44,6 +45,22 @@ class Manifest:
     def name(self) -> str:
         """The folder of the teacher's columns: `<teacher>-<spec key>`."""
         return column_name(self.teacher, self.spec_key)
+
+    @property
+    def view_size(self) -> Grid:
+        """(height, width) of the views that the teacher saw."""
+        height, width = self.document["views"]["size"]
+        return height, width
+
+    @property
+    def recipe(self) -> TeacherRecipe:
+        """The teacher that made the column, with the identity of its weights and code."""
+        made = dict(self.document["teacher"])
+        source = made.pop("source_sha256")
+        made["revision"] += f"/custom-{source}" if source else ""
+        return TeacherRecipe.for_views(
+            self.teacher, self.view_size, weights=self.weights, levels=tuple(self.document["levels"]), **made
+        )
 
     def to_bytes(self) -> bytes:
         """The manifest as it lies on disk."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.cache.sizes import ColumnSize, column_sizes
 from pipeline.cache.spec import CacheSpec, EncodingSpec, TeacherSpec
-from pipeline.cache.teacher_facts import TeacherFacts, teacher_facts
 from pipeline.cache.training_cost import step_ratio
 from sak.errors import UsageError
+from sak.teachers.recipe import TeacherFacts
 
 PAPER_EPOCHS = 30
 _TRAINING_RATE = 850.0
@@ -122,7 +122,7 @@ def plan(
     if samples < 1 or views < 1:
         raise UsageError(f"samples and views must be at least 1, got {samples} and {views}")
     rates = rates or Rates()
-    known = {name: (facts or {}).get(name) or _facts(spec, name) for name in spec.teachers}
+    known = {name: (facts or {}).get(name) or spec.facts(name, f"teachers.{name}") for name in spec.teachers}
     columns = column_sizes(spec, known)
     per_image, payload = sum(each.total for each in columns), sum(each.payload for each in columns)
     total = per_image * samples * views
@@ -152,10 +152,6 @@ def plan(
         fits=_at_least(rates.free_bytes, total),
         alternatives=_alternatives(spec, known, samples * views, per_image),
     )
-
-
-def _facts(spec: CacheSpec, name: str) -> TeacherFacts:
-    return teacher_facts(spec.teachers[name], spec.views.size, f"teachers.{name}")
 
 
 def _files(spec: CacheSpec, columns: tuple[ColumnSize, ...], samples: int, views: int) -> int:

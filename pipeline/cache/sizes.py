@@ -10,7 +10,7 @@ from pipeline.cache.reduction import Reduction
 from pipeline.cache.spec import CacheSpec, TeacherSpec
 from pipeline.cache.stored_views import ROW
 from pipeline.cache.tar_member import BLOCK, END, MemberHeaders
-from pipeline.cache.teacher_facts import TeacherFacts
+from sak.teachers.recipe import TeacherFacts
 
 Grid = tuple[int, int]
 

@@ -5,16 +5,17 @@ All that decides the bytes of a column is here and in its key; `codec`, `block` 
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.cache.spec_file import apply_overrides, read_yaml, spec_error
-from pipeline.cache.teacher_facts import TeacherFacts, is_sam, teacher_facts
 from pipeline.images.views import ViewPolicy
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
+from sak.teachers.recipe import TeacherFacts, TeacherRecipe, is_sam
 
 LIBRARIES = ("timm", "open_clip", "segment_anything", "custom", "demo")
 Size = tuple[Annotated[int, Field(ge=1, le=8192, strict=True)], Annotated[int, Field(ge=1, le=8192, strict=True)]]
@@ -139,6 +140,24 @@ class CacheSpec(_Frozen):
         """The samples one job writes."""
         return self.block or min(_BLOCKS.get(teacher.encoding.kind, 1024) for teacher in self.teachers.values())
 
+    def recipe(self, name: str) -> TeacherRecipe:
+        """The recipe of the teacher called `name`."""
+        fields = self.teachers[name].model_dump(exclude={"grid", "encoding"})
+        return TeacherRecipe.for_views(name, self.views.size, **fields)
+
+    def facts(self, name: str, where: str) -> TeacherFacts:
+        """Width, depth and grid of the teacher called `name` for the spec's views, from its shapes alone.
+
+        UsageError, which begins with `where`, for a model that its library lacks or a size that it cannot take.
+        """
+        from sak.teachers import teacher_facts
+
+        try:
+            return teacher_facts(replace(self.recipe(name), name=where), image_size=self.views.size)
+        except UsageError as error:
+            text = str(error)
+            raise UsageError(text if text.startswith(where) else f"{where}: {text}") from error
+
 
 def load_spec(
     path: str | Path,
@@ -165,11 +184,12 @@ def parse_spec(
     except ValidationError as error:
         raise spec_error(error, source, _fields_at) from error
     filled = {name: _filled(teacher, spec) for name, teacher in spec.teachers.items()}
-    resolved = {}
+    spec = spec.model_copy(update={"teachers": filled, "student_grid": spec.grid, "block": spec.samples_per_block})
+    checked = {}
     for name, teacher in filled.items():
-        known = (facts or {}).get(name) or teacher_facts(teacher, spec.views.size, f"{source}: teachers.{name}")
-        resolved[name] = _checked(teacher, known, f"{source}: teachers.{name}")
-    return spec.model_copy(update={"teachers": resolved, "student_grid": spec.grid, "block": spec.samples_per_block})
+        where = f"{source}: teachers.{name}"
+        checked[name] = _checked(teacher, (facts or {}).get(name) or spec.facts(name, where), where)
+    return spec.model_copy(update={"teachers": checked})
 
 
 def _filled(teacher: TeacherSpec, spec: CacheSpec) -> TeacherSpec:

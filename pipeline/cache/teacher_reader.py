@@ -21,7 +21,7 @@ NOWHERE = -1
 
 
 @dataclass(frozen=True)
-class TeacherInfo:
+class CachedTeacher:
     """What training and reports must know of a cached teacher.
 
     `width` is the channels of its maps, `grid` (height, width) of the stored ones, `teacher_grid` of its own.
@@ -65,13 +65,13 @@ class TeacherReader:
         return sum(self.layout[name].nbytes for name in self.arrays)
 
     @cached_property
-    def info(self) -> TeacherInfo:
-        """See `TeacherInfo`."""
+    def info(self) -> CachedTeacher:
+        """See `CachedTeacher`."""
         manifest = self.columns[0].manifest
         reduction = reduction_of(manifest.document, manifest.grid)
         encoding = manifest.document["encoding"]
         pca = f" pca-{encoding['pca']}" if encoding["pca"] else ""
-        return TeacherInfo(
+        return CachedTeacher(
             name=manifest.teacher,
             spec_key=manifest.spec_key,
             width=manifest.width,

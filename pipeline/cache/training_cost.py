@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from math import prod
 
 from pipeline.cache.spec import CacheSpec
-from pipeline.cache.teacher_facts import TeacherFacts, is_sam
+from sak.teachers.recipe import TeacherFacts, is_sam
 
 _SAM_WINDOW = 14
 _SAM_GLOBAL_BLOCKS = 4
-_STUDENT = TeacherFacts(width=768, depth=12, grid=(0, 0))
+_STUDENT_WIDTH, _STUDENT_DEPTH = 768, 12
 _ADAPTER_PATH = 13 / 288  # 13 adapters of d^2 operations a token and teacher, beside 12 blocks of 24 d^2
 
 
@@ -25,7 +25,7 @@ def step_ratio(spec: CacheSpec, facts: Mapping[str, TeacherFacts]) -> float:
 
     4.1 for the paper's B teachers at 384, 11.1 for L. A step of the student is its forward three times over.
     """
-    student = TeacherFacts(_STUDENT.width, _STUDENT.depth, spec.grid)
+    student = TeacherFacts(_STUDENT_WIDTH, _STUDENT_DEPTH, spec.grid)
     step = 3 * forward_operations(student) * (1 + _ADAPTER_PATH * len(facts))
     teachers = sum(forward_operations(each, windowed=is_sam(spec.teachers[name].model)) for name, each in facts.items())
     return (step + teachers) / step

@@ -1,7 +1,7 @@
-"""Teachers that run beside the training, instead of their cached features or along with those of others.
+"""Teachers that run beside the training: instead of their cached features, along with those of others, or at a task.
 
-They are built as the extraction built them, from a column's manifest or from a spec, and give their own maps: nothing
-is encoded, nothing projected. `sak.teachers` is imported when the first one is built, and not otherwise.
+They give their own maps: nothing is encoded, nothing projected. `sak.teachers.build` is imported when the first one is
+built, and not otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,13 @@ from pipeline.cache.column_codec import Grid, reduction_of
 from pipeline.cache.folder import Cache
 from pipeline.cache.key import explain_difference
 from pipeline.cache.manifest import Manifest
+from pipeline.cache.reduction import area_pool
 from pipeline.cache.selection import select_columns
-from pipeline.cache.spec import CacheSpec, TeacherSpec
+from pipeline.cache.spec import CacheSpec
 from sak.errors import SakError, UsageError
 from sak.features import FeatureMaps
+from sak.student import StudentConfig
+from sak.teachers.recipe import OtherTeacherError, TeacherRecipe
 
 if TYPE_CHECKING:
     from sak.teachers import Teacher
@@ -27,40 +30,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """One of them: all the levels its column has, those that are wanted, and the grid its targets are reduced to.
+    """One of them, the levels of its own that are wanted, and the grid its targets are reduced to.
 
     `area` is the student's grid where the cache holds area means, which are another loss; None elsewhere.
     """
 
     teacher: "Teacher"
-    levels: tuple[int, ...]
     wanted: tuple[int, ...]
     area: Grid | None = None
 
-    def __call__(self, images: Tensor) -> FeatureMaps:
-        """(B, 3, H, W) in [0, 1] to the wanted levels' maps (B, C, h, w)."""
-        from pipeline.cache.reduction import area_pool
-
-        maps = self.teacher(images)
+    def targets(self, maps: FeatureMaps) -> FeatureMaps:
+        """What is compared with of the teacher's maps (B, C, h, w)."""
         chosen = tuple(maps[level] for level in self.wanted)
         return FeatureMaps(self.wanted, chosen if self.area is None else tuple(area_pool(m, self.area) for m in chosen))
 
 
 @dataclass(frozen=True)
 class LiveTeachers:
-    """Several teachers, by name."""
+    """Several frozen teachers by name, each called once for the whole batch, without gradients; a feature source.
+
+    `normalised` says that images come with ImageNet's normalisation, as augmented ones do, and not in [0, 1], as views.
+    """
 
     teachers: Mapping[str, LiveTeacher]
+    normalised: bool = False
 
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, FeatureMaps]:
-        """(B, 3, H, W) in [0, 1] to each teacher's wanted levels."""
-        return {name: teacher(images) for name, teacher in self.teachers.items()}
+        """(B, 3, H, W) to each teacher's wanted levels."""
+        return {
+            name: live.targets(live.teacher.from_imagenet(images) if self.normalised else live.teacher(images))
+            for name, live in self.teachers.items()
+        }
 
-    def describe(self) -> dict[str, Any]:
+    @property
+    def random(self) -> list[str]:
+        """Those whose weights know nothing; every listing and report says so."""
+        return [name for name, live in self.teachers.items() if live.teacher.is_random]
+
+    def describe(self) -> dict[str, dict[str, Any]]:
         """For a run's `run.json`."""
         return {
-            name: {"model": each.teacher.model, "weights_sha256": each.teacher.weights_sha256, "levels": each.wanted}
-            for name, each in self.teachers.items()
+            name: {
+                "model": live.teacher.model,
+                "weights_sha256": live.teacher.weights_sha256,
+                "levels": list(live.wanted),
+                "precision": live.teacher.recipe.precision,
+                "random": live.teacher.is_random,
+            }
+            for name, live in self.teachers.items()
         }
 
 
@@ -70,61 +88,98 @@ def manifest_of(cache: str | Cache, name: str) -> Manifest:
     return columns[0].manifest
 
 
-def live_from_manifest(manifest: Manifest, levels: Sequence[int] | None, device: torch.device) -> LiveTeacher:
+def build_from_manifest(manifest: Manifest, device: str | torch.device = "cpu") -> "Teacher":
     """The teacher that made a column; SakError where its weights or our code are not those of the column any more."""
-    made = manifest.document["teacher"]
-    names = ("model", "input_size", "normalization", "precision", "sam_padding", "overrides")
-    chosen = TeacherSpec(
-        weights=manifest.weights, levels=manifest.document["levels"], **{name: made[name] for name in names}
-    )
-    live = _build(manifest.teacher, chosen, tuple(manifest.document["views"]["size"]), levels, device)
-    revision, _, source = live.teacher.facts.revision.partition("/")
-    found = {
-        "weights": (live.teacher.weights_sha256, made["weights_sha256"]),
-        "code revision": (revision, made["revision"]),
-        "builder's source": (source.removeprefix("custom-") or None, made["source_sha256"]),
-    }
-    for what, (here, there) in found.items():
-        if here != there:
-            raise SakError(
-                f"columns/{manifest.name}: made from {what} {str(there)[:12]}, here it is {str(here)[:12]}; "
-                "bring that one back, or extract the teacher again"
-            )
+    from sak.teachers import build_teacher
+
+    try:
+        return build_teacher(manifest.recipe, image_size=manifest.view_size, device=device)
+    except OtherTeacherError as error:
+        raise SakError(
+            f"columns/{manifest.name}: made from {error.what} {error.wanted[:12]}, here it is {error.found[:12]}; "
+            "bring that one back, or extract the teacher again"
+        ) from error
+
+
+def live_from_manifest(manifest: Manifest, levels: Sequence[int] | None, device: torch.device) -> LiveTeacher:
+    """The teacher that made a column, at some of its levels; see `build_from_manifest`."""
+    wanted = _wanted(manifest.recipe, levels)
     reduction = reduction_of(manifest.document, manifest.grid)
-    return replace(live, area=reduction.student_grid if reduction.effective == "area" else None)
+    area = reduction.student_grid if reduction.effective == "area" else None
+    return LiveTeacher(build_from_manifest(manifest, device), wanted, area)
 
 
 def live_from_spec(
     spec: CacheSpec, name: str, levels: Sequence[int] | None, cached: FeatureCache, device: torch.device
 ) -> LiveTeacher:
     """A spec's teacher, which need not be in the cache; UsageError where the spec has other views than the cache."""
+    from sak.teachers import build_teacher
+
     differing = explain_difference(cached.view_policy.model_dump(mode="json"), spec.views.model_dump(mode="json"))
     if differing:
         told = "; ".join(f"{field}: cache {there!r}, spec {asked!r}" for field, there, asked in differing)
         raise UsageError(f"{name}: the spec has other views than {cached.cache}: {told}; use a spec of the same views")
-    return _build(name, spec.teachers[name], spec.views.size, levels, device)
+    recipe = spec.recipe(name)
+    wanted = _wanted(recipe, levels)
+    return LiveTeacher(build_teacher(recipe, image_size=spec.views.size, device=device), wanted)
 
 
-def _build(
-    name: str, wanted: TeacherSpec, view_size: Grid, levels: Sequence[int] | None, device: torch.device
-) -> LiveTeacher:
-    from sak.teachers import build_teacher
-
-    have = tuple(wanted.levels or ())
+def _wanted(recipe: TeacherRecipe, levels: Sequence[int] | None) -> tuple[int, ...]:
+    """The levels asked for, ascending, by default all; UsageError for one that the teacher does not have."""
+    have = recipe.levels or ()
     unknown = [level for level in levels or () if level not in have]
     if unknown:
-        raise UsageError(f"{name} has levels {', '.join(map(str, have))}, not {', '.join(map(str, unknown))}")
-    teacher = build_teacher(
-        wanted.model,
-        weights=wanted.weights,
-        image_size=view_size,
-        input_size=wanted.input_size,
-        levels=have,
-        normalization=wanted.normalization,
-        precision=wanted.precision,
-        sam_padding=wanted.sam_padding or "keep",
-        overrides=wanted.overrides,
-        name=name,
-        device=device,
-    )
-    return LiveTeacher(teacher, have, tuple(sorted(set(levels or have))))
+        raise UsageError(f"{recipe.name} has levels {', '.join(map(str, have))}, not {', '.join(map(str, unknown))}")
+    return tuple(sorted(set(levels or have)))
+
+
+def live_for_student(
+    student: StudentConfig,
+    recipes: Mapping[str, TeacherRecipe],
+    names: Sequence[str] | None,
+    device: torch.device,
+    precision: str = "auto",
+) -> LiveTeachers:
+    """A distilled student's teachers (or those `names` of them) for normalised images of its size, on the device.
+
+    With `auto` a teacher that was extracted in fp32 runs in bf16 where a CUDA device has it. SakError, one line, where
+    nothing says how to build a teacher, its weights are missing or others, or it does not fit the student.
+    """
+    for name in names or ():
+        if name not in student.teachers:
+            raise UsageError(
+                f"--teachers: the student knows no {name!r}; its teachers are {', '.join(student.teachers)}"
+            )
+    wanted = [name for name in student.teachers if names is None or name in names]
+    missing = [name for name in wanted if name not in recipes]
+    if missing:
+        raise UsageError(
+            f"nothing says how to build the teacher {missing[0]}: name a cache spec that has it with --spec, or train "
+            "without teachers (--no-distill)"
+        )
+    built = {name: _build_at(recipes[name], student, device, precision) for name in wanted}
+    for name, teacher in built.items():
+        _check_fit(name, teacher, student)
+    return LiveTeachers({name: LiveTeacher(teacher, teacher.levels) for name, teacher in built.items()}, True)
+
+
+def _build_at(recipe: TeacherRecipe, student: StudentConfig, device: torch.device, precision: str) -> "Teacher":
+    from sak.teachers import build_teacher
+
+    chosen = recipe.precision if precision == "auto" else precision
+    if precision == "auto" and chosen == "fp32" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        chosen = "bf16"
+    return build_teacher(replace(recipe, precision=chosen), image_size=student.image_size, device=device)
+
+
+def _check_fit(name: str, teacher: "Teacher", student: StudentConfig) -> None:
+    if len(teacher.levels) != len(student.tapped):
+        raise UsageError(
+            f"teacher {name} has levels {teacher.levels}, the student {student.tapped}: they are paired by position; "
+            "name as many in the spec"
+        )
+    if teacher.width != student.teacher_widths[name]:
+        raise UsageError(
+            f"teacher {name} has {teacher.width} channels, the student answers to {student.teacher_widths[name]}; "
+            "name the spec of the teachers it was distilled from"
+        )

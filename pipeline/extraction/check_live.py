@@ -15,8 +15,8 @@ from pipeline.cache.selection import select_columns
 from pipeline.cache.stored_views import StoredViews
 from pipeline.cache.universe import Numbers
 from pipeline.cluster import resolve_device
+from pipeline.data.live_teachers import build_from_manifest
 from pipeline.extraction.forward import to_images
-from pipeline.extraction.teachers import build_from_manifest
 from pipeline.images.access import ImageAccess
 from pipeline.images.decode import decode_rgb
 from pipeline.images.views import replay

@@ -12,7 +12,7 @@ from pipeline.cache.key import column_document, document_key
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.spec import CacheSpec
 from pipeline.extraction.config import Voice
-from pipeline.extraction.teachers import Identity, identify, is_known
+from pipeline.extraction.teachers import IdentifiedTeacher, identify, is_known
 from pipeline.images.build import Progress, build_index
 from pipeline.images.errors import DamagedIndexError, StaleIndexError
 from pipeline.images.index import ShardIndex
@@ -64,7 +64,7 @@ def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
     return index
 
 
-def identify_all(cache: Cache, spec: CacheSpec, names: Sequence[str], voice: Voice) -> dict[str, Identity]:
+def identify_all(cache: Cache, spec: CacheSpec, names: Sequence[str], voice: Voice) -> dict[str, IdentifiedTeacher]:
     """What keys need to know of the teachers called `names`; SakError where one's weights cannot be had."""
     identities = {}
     for name in names:
@@ -82,7 +82,7 @@ def open_targets(
     *,
     begin: bool,
     lease_seconds: float,
-    identities: Mapping[str, Identity] | None = None,
+    identities: Mapping[str, IdentifiedTeacher] | None = None,
 ) -> dict[str, Target]:
     """Every teacher's column, begun where it is not there and `begin`; `identities` where they are known already."""
     targets = {}
@@ -104,15 +104,15 @@ def remove_leftovers(columns: Iterable[WritableColumn]) -> None:
             column.column.location.remove_scratch(time.time() - now + _MARGIN_SECONDS)
 
 
-def make_manifest(spec: CacheSpec, name: str, identity: Identity, index: ShardIndex) -> Manifest:
+def make_manifest(spec: CacheSpec, name: str, identity: IdentifiedTeacher, index: ShardIndex) -> Manifest:
     """What the column of a spec's teacher over `index` is."""
     teacher = spec.teachers[name]
     document = column_document(
         teacher,
         spec,
-        weights_sha256=identity.weights_sha256,
-        teacher_revision=identity.revision,
-        custom_source_sha256=identity.source_sha256,
+        weights_sha256=str(identity.recipe.weights_sha256),
+        teacher_revision=str(identity.recipe.code_revision),
+        custom_source_sha256=identity.recipe.source_sha256,
     )
     layout = column_layout(
         document,

@@ -1,6 +1,6 @@
-"""Teachers of a spec or a manifest, and what identifies them without reading large weights again."""
+"""What identifies the teachers of a spec, without reading large weights again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -8,97 +8,44 @@ from typing import Any
 
 from pipeline.cache.folder import CacheFolder
 from pipeline.cache.key import canonical_json
-from pipeline.cache.manifest import Manifest
 from pipeline.cache.sealed import seal, unseal
 from pipeline.cache.spec import CacheSpec, TeacherSpec
 from pipeline.cache.store import DamageError
 from pipeline.storage import MissingFileError
-from sak.errors import SakError
-from sak.teachers import Teacher, build_teacher
-from sak.teachers.registry import find_teacher
+from sak.teachers import Teacher, TeacherRecipe, build_teacher
+from sak.teachers.registry import find_teacher, published_file
 
 _LIBRARIES = ("timm", "open_clip_torch", "segment_anything", "torch")
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What a column's key and manifest need to know of a teacher; `grid` is (height, width) of its own maps."""
+class IdentifiedTeacher:
+    """A spec's teacher with its identity: what a column's key and manifest need to know.
 
-    weights_sha256: str
-    revision: str
-    source_sha256: str | None
+    `width` and `grid` (height, width) are those of its own maps.
+    """
+
+    recipe: TeacherRecipe
     width: int
     grid: tuple[int, int]
 
 
 def build_from_spec(spec: CacheSpec, name: str, device: str = "cpu") -> Teacher:
     """The teacher called `name` in a spec."""
-    return _build(spec.teachers[name], spec.views.size, name, device)
+    return build_teacher(spec.recipe(name), image_size=spec.views.size, device=device)
 
 
-def build_from_manifest(manifest: Manifest, device: str = "cpu") -> Teacher:
-    """The teacher that made a column; SakError where its weights are not those of the column any more."""
-    made = manifest.document["teacher"]
-    wanted = TeacherSpec(
-        model=made["model"],
-        weights=manifest.weights,
-        input_size=made["input_size"],
-        normalization=made["normalization"],
-        precision=made["precision"],
-        sam_padding=made["sam_padding"],
-        overrides=made["overrides"],
-        levels=manifest.document["levels"],
-    )
-    height, width = manifest.document["views"]["size"]
-    teacher = _build(wanted, (height, width), manifest.teacher, device)
-    found = {
-        "weights": (teacher.weights_sha256, made["weights_sha256"]),
-        "code revision": (_revision(teacher)[0], made["revision"]),
-        "builder's source": (_revision(teacher)[1], made["source_sha256"]),
-    }
-    for what, (here, there) in found.items():
-        if here != there:
-            raise SakError(
-                f"columns/{manifest.name}: made from {what} {str(there)[:12]}, here it is {str(here)[:12]}; "
-                "bring that one back, or extract the teacher again"
-            )
-    return teacher
-
-
-def identify(cache: CacheFolder, spec: CacheSpec, name: str) -> Identity:
-    """The identity of a spec's teacher; the weights are read only where the cache does not know their file yet."""
+def identify(cache: CacheFolder, spec: CacheSpec, name: str) -> IdentifiedTeacher:
+    """A spec's teacher, identified; the weights are read only where the cache does not know their file yet."""
     drawn = build_from_spec(spec, name, "meta")
-    revision, source = _revision(drawn)
-    digest = _weights_digest(cache, spec, name)
-    return Identity(digest, revision, source, drawn.width, drawn.grid())
+    recipe = replace(drawn.recipe, weights_sha256=_weights_digest(cache, spec, name))
+    return IdentifiedTeacher(recipe, drawn.width, drawn.grid())
 
 
 def is_known(cache: CacheFolder, spec: CacheSpec, name: str) -> bool:
     """Whether the cache knows the weights of a spec's teacher, so that they need not be read."""
     known = _known_as(spec.teachers[name])
     return known is not None and cache.location.exists(_path_of(known))
-
-
-def _build(teacher: TeacherSpec, view_size: tuple[int, int], name: str, device: str) -> Teacher:
-    return build_teacher(
-        teacher.model,
-        weights=teacher.weights,
-        image_size=view_size,
-        input_size=teacher.input_size,
-        levels=teacher.levels,
-        normalization=teacher.normalization,
-        precision=teacher.precision,
-        sam_padding=teacher.sam_padding or "keep",
-        overrides=teacher.overrides,
-        name=name,
-        device=device,
-    )
-
-
-def _revision(teacher: Teacher) -> tuple[str, str | None]:
-    """(revision of our teacher code, SHA-256 of a custom builder's source)."""
-    revision, _, source = teacher.facts.revision.partition("/")
-    return revision, source.removeprefix("custom-") or None
 
 
 def _weights_digest(cache: CacheFolder, spec: CacheSpec, name: str) -> str:
@@ -144,4 +91,4 @@ def _weights_file(teacher: TeacherSpec) -> Path | None:
     if teacher.weights != "pretrained":
         return Path(teacher.weights).expanduser()
     row = find_teacher(teacher.model)
-    return row.published().local() if row else None
+    return published_file(row).local() if row else None

@@ -20,8 +20,8 @@ from pipeline.cache.folder import Cache, CacheFolder
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.sealed import CacheError
 from pipeline.cluster import BLOCKS_IN_FLIGHT
+from pipeline.data.live_teachers import build_from_manifest
 from pipeline.extraction.decode import ViewSource
-from pipeline.extraction.teachers import build_from_manifest
 from pipeline.images.access import ImageAccess
 from pipeline.images.index import ShardIndex
 from pipeline.images.views import ViewPolicy

@@ -8,11 +8,11 @@ from torch import nn
 
 from pipeline.data.datasets import task_table
 from pipeline.data.gate_noise import gate_noise
+from pipeline.data.live_teachers import LiveTeachers, live_for_student
 from pipeline.data.task_batches import TaskBatches
 from pipeline.training.backward import Backward, GradientSurgery, PlainBackward
 from pipeline.training.config import Frozen
 from pipeline.training.finetune_recipe import FinetuneRecipe
-from pipeline.training.guides import LiveGuides, build_guides
 from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge
 from pipeline.training.networks import Baseline, Origin
 from pipeline.training.objective import Balancing, Distillation, Objective
@@ -78,18 +78,18 @@ def make_objective(
 
 def find_guides(
     config: FinetuneConfig, network: nn.Module, origin: Origin, accelerator: Accelerator
-) -> LiveGuides | None:
+) -> LiveTeachers | None:
     """The live teachers; None where nothing is distilled."""
     distilling = config.distil and config.baseline is None and config.recipe.distillation.gamma > 0
     if not distilling or not isinstance(network, Student) or not network.config.teachers:
         return None
-    return build_guides(
+    return live_for_student(
         network.config, origin.teachers, config.teachers, accelerator.device, config.recipe.distillation.precision
     )
 
 
 def make_batches(
-    data: TaskData, config: FinetuneConfig, network: nn.Module, guides: LiveGuides | None, accelerator: Accelerator
+    data: TaskData, config: FinetuneConfig, network: nn.Module, guides: LiveTeachers | None, accelerator: Accelerator
 ) -> TaskBatches:
     """This process's part of every batch."""
     training = config.recipe.training

@@ -6,7 +6,6 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
 from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
-from pipeline.training.guides import Precision
 from sak.losses.distillation import DistillationLoss
 from sak.student.config import Fusion, Lora
 from sak.variants.decoders import DECODERS
@@ -62,7 +61,7 @@ class NetworkRecipe(StudentRecipe):
 
 
 class ProbeRecipe(Frozen):
-    """The frozen teacher of `--init teacher:NAME`, where no spec describes it; see `build_teacher`."""
+    """The frozen teacher of `--init teacher:NAME`, where no spec describes it; see `TeacherRecipe`."""
 
     weights: str = "pretrained"
     input_size: Size | None = None
@@ -79,7 +78,7 @@ class DistillationRecipe(LossRecipe):
     """
 
     gamma: float = Field(default=1.0, ge=0)
-    precision: Precision = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
     def loss(self) -> DistillationLoss:
         """What the recipe says, before `gamma`."""

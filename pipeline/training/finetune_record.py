@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.training.guides import LiveGuides
+from pipeline.data.live_teachers import LiveTeachers
 from pipeline.training.networks import Origin
 from pipeline.training.task_data import TaskData
 from pipeline.training.task_model import STAGE, describe
@@ -14,16 +14,15 @@ from sak.student.student import Student
 from sak.variants.probe import Probe
 
 
-def tell(say: Callable[[str], None], origin: Origin, guides: LiveGuides | None) -> None:
+def tell(say: Callable[[str], None], origin: Origin, guides: LiveTeachers | None) -> None:
     """What the user must hear before it starts: whatever knows nothing."""
     for line in origin.told:
         say(line)
-    random = [name for name, teacher in (guides.teachers if guides else {}).items() if teacher.is_random]
-    if random:
-        say(f"warning: live teachers with RANDOM weights: {', '.join(random)}")
+    if guides is not None and guides.random:
+        say(f"warning: live teachers with RANDOM weights: {', '.join(guides.random)}")
 
 
-def what_is_read(data: TaskData, guides: LiveGuides | None) -> dict[str, Any]:
+def what_is_read(data: TaskData, guides: LiveTeachers | None) -> dict[str, Any]:
     """What a run must find again to be the same one: its images and its live teachers."""
     names = "\n".join(data.training.name(place) for place in data.places)
     return {
@@ -45,5 +44,5 @@ def facts(network: nn.Module, origin: Origin, *, baseline: str | None, **asked: 
         **asked,
         "student": network.config.resolved().to_json() if isinstance(network, Student) else None,
         "probe": network.config.to_json() if isinstance(network, Probe) else None,
-        "teachers": {name: source.to_json() for name, source in origin.teachers.items()},
+        "teachers": {name: recipe.to_json() for name, recipe in origin.teachers.items()},
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.guides import LiveGuides
+from pipeline.data.live_teachers import LiveTeachers
 from pipeline.training.held_out import Centred, HeldOut
 from pipeline.training.rep_sim import own_units
 from pipeline.training.run import RunDirectory
@@ -36,7 +36,7 @@ class Similarity:
 def draw_live_rep_sim(
     run: RunDirectory,
     student: nn.Module,
-    guides: LiveGuides,
+    guides: LiveTeachers,
     held_out: HeldOut,
     standardised: Mapping[str, Sequence[Standardiser]],
 ) -> Path:
@@ -48,7 +48,7 @@ def draw_live_rep_sim(
 
 @torch.no_grad()
 def live_similarity(
-    student: nn.Module, guides: LiveGuides, held_out: HeldOut, standardised: Mapping[str, Sequence[Standardiser]]
+    student: nn.Module, guides: LiveTeachers, held_out: HeldOut, standardised: Mapping[str, Sequence[Standardiser]]
 ) -> Similarity:
     """The student's aligned maps against its teachers', of the very same pixels, after the loss's own resize.
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from pipeline.cache.spec import CacheSpec
-from pipeline.data.teacher_record import source_from_spec, with_weights_of
 from pipeline.training.distill_recipe import TaughtBy, student_config
 from pipeline.training.finetune_recipe import FinetuneRecipe, NetworkRecipe
 from pipeline.training.run import ABOUT
@@ -21,9 +20,9 @@ from sak.student.build import build_student, multi_task_baseline, new_student
 from sak.student.config import StudentConfig, size_from_json
 from sak.student.student import Student
 from sak.tasks import Dataset
-from sak.teacher_source import TeacherSource
 from sak.variants.amalgam import Amalgam, AmalgamConfig
 from sak.variants.probe import Probe, ProbeConfig
+from sak.teachers.recipe import TeacherRecipe
 
 Size = tuple[int, int]
 Baseline = Literal["single-task", "multi-task"]
@@ -34,15 +33,15 @@ TEACHER, TEACHERS, IMAGENET, RANDOM = "teacher:", "teachers:", "imagenet", "rand
 class Origin:
     """Where a network starts: a distilled student, or (both None) the recipe's stem; and teachers to learn from.
 
-    `source` is the frozen teacher of a probe, `amalgamated` are those of an amalgamation. `told` is what the user must
+    `probed` is the frozen teacher of a probe, `amalgamated` are those of an amalgamation. `told` is what the user must
     hear.
     """
 
     place: str
     student: Student | None = None
-    source: TeacherSource | None = None
-    teachers: Mapping[str, TeacherSource] = field(default_factory=dict)
-    amalgamated: tuple[TeacherSource, ...] = ()
+    probed: TeacherRecipe | None = None
+    teachers: Mapping[str, TeacherRecipe] = field(default_factory=dict)
+    amalgamated: tuple[TeacherRecipe, ...] = ()
     told: tuple[str, ...] = ()
 
 
@@ -52,23 +51,25 @@ def find_origin(init: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> Or
     `spec` describes teachers that nothing else does, and says where the weights of the others are.
     """
     if init.startswith(TEACHERS):
-        sources = tuple(_probed(name.strip(), recipe, spec) for name in init.removeprefix(TEACHERS).split(","))
-        told = tuple(f"warning: the teacher {each.name} has RANDOM weights" for each in sources if each.is_random)
-        return Origin(init, amalgamated=sources, told=told)
+        frozen = tuple(_probed(name.strip(), recipe, spec) for name in init.removeprefix(TEACHERS).split(","))
+        return Origin(init, amalgamated=frozen, told=_warnings(*frozen))
     if init.startswith(TEACHER):
-        source = _probed(init.removeprefix(TEACHER), recipe, spec)
-        told = (f"warning: the teacher {source.name} has RANDOM weights",) if source.is_random else ()
-        return Origin(init, source=source, told=told)
+        probed = _probed(init.removeprefix(TEACHER), recipe, spec)
+        return Origin(init, probed=probed, told=_warnings(probed))
     if init == IMAGENET or init.startswith(RANDOM):
         weights = recipe.student.weights if init == IMAGENET else init
         told = (f"warning: the stem starts from RANDOM weights ({weights})",) if weights.startswith("random") else ()
         return Origin(init, teachers=_of_spec(spec), told=told)
     folder = _checkpoint(Path(init))
     student = load_student(folder)
-    known = {name: TeacherSource.from_json(each) for name, each in _record(folder).items()}
-    described = {name: source for name, source in _of_spec(spec).items() if name in student.config.teachers}
-    moved = {name: with_weights_of(source, described[name]) for name, source in known.items() if name in described}
+    known = {name: TeacherRecipe.from_json(each) for name, each in _record(folder).items()}
+    described = {name: each for name, each in _of_spec(spec).items() if name in student.config.teachers}
+    moved = {name: replace(each, weights=described[name].weights) for name, each in known.items() if name in described}
     return Origin(str(folder), student=student, teachers={**described, **known, **moved})
+
+
+def _warnings(*teachers: TeacherRecipe) -> tuple[str, ...]:
+    return tuple(f"warning: the teacher {each.name} has RANDOM weights" for each in teachers if each.is_random)
 
 
 def make_network(
@@ -78,12 +79,12 @@ def make_network(
 
     With a `baseline` nothing but the stem is taken from the origin. SakError where the origin does not fit.
     """
-    if (origin.source is not None or origin.amalgamated) and baseline is not None:
+    if (origin.probed is not None or origin.amalgamated) and baseline is not None:
         raise UsageError("a probe is no baseline: leave --baseline out with --init teacher:...")
     if origin.amalgamated:
         return _amalgam(origin.amalgamated, rows, size, seed)
-    if origin.source is not None:
-        return _probe(origin.source, rows, size, seed)
+    if origin.probed is not None:
+        return _probe(origin.probed, rows, size, seed)
     if origin.student is not None:
         return _from_student(origin.student, recipe.student, rows, size, baseline, seed, origin.place)
     config = _fresh(origin, recipe.student, rows, size, baseline)
@@ -91,16 +92,16 @@ def make_network(
     return build_student(config, seed=seed)
 
 
-def _probe(source: TeacherSource, rows: Dataset, size: Size, seed: int) -> Probe:
-    config = ProbeConfig(source, size, rows.channels)
+def _probe(recipe: TeacherRecipe, rows: Dataset, size: Size, seed: int) -> Probe:
+    config = ProbeConfig(recipe, size, rows.channels)
     teacher = config.build_teacher()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return Probe(config, teacher)
 
 
-def _amalgam(sources: tuple[TeacherSource, ...], rows: Dataset, size: Size, seed: int) -> Amalgam:
-    config = AmalgamConfig(sources, size, rows.channels)
+def _amalgam(recipes: tuple[TeacherRecipe, ...], rows: Dataset, size: Size, seed: int) -> Amalgam:
+    config = AmalgamConfig(recipes, size, rows.channels)
     teachers = config.build_teachers()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -172,7 +173,7 @@ def _fresh(
 ) -> StudentConfig:
     """The recipe's own student; with teachers (of the spec) where it is no baseline."""
     recipe = recipe.model_copy(update={"weights": origin.place} if origin.place != IMAGENET else {})
-    taught = {} if baseline is not None else {name: _facts(each, size) for name, each in origin.teachers.items()}
+    taught = {} if baseline is not None else {name: _taught_by(each, size) for name, each in origin.teachers.items()}
     if not taught and baseline is None:
         raise UsageError(
             f"--init {origin.place} has no adapter paths: name the spec of the teachers that they are for (--spec), or "
@@ -191,46 +192,27 @@ def _plain(recipe: NetworkRecipe, size: Size) -> StudentConfig:
     return StudentConfig(size, stem, recipe.weights, fusion="none", gradient_checkpointing=again)
 
 
-def _facts(source: TeacherSource, size: Size) -> TaughtBy:
+def _taught_by(recipe: TeacherRecipe, size: Size) -> TaughtBy:
     from sak.teachers import build_teacher
 
-    built = build_teacher(
-        source.model,
-        weights=source.weights,
-        image_size=size,
-        input_size=source.input_size,
-        levels=source.levels,
-        overrides=source.overrides,
-        name=source.name,
-        device="meta",
-    )
-    return TaughtBy(built.width, built.levels, built.levels)
+    drawn = build_teacher(recipe, image_size=size, device="meta")
+    return TaughtBy(drawn.width, drawn.levels, drawn.levels)
 
 
-def _of_spec(spec: CacheSpec | None) -> dict[str, TeacherSource]:
+def _of_spec(spec: CacheSpec | None) -> dict[str, TeacherRecipe]:
     if spec is None:
         return {}
-    return {name: source_from_spec(name, teacher, spec.views.size) for name, teacher in spec.teachers.items()}
+    return {name: spec.recipe(name) for name in spec.teachers}
 
 
-def _probed(name: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> TeacherSource:
+def _probed(name: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> TeacherRecipe:
     """A probe's teacher by its name in the spec, its name in the registry, or its model string."""
     described = _of_spec(spec)
     if name in described:
         return described[name]
     if not name:
         raise UsageError(f"--init {TEACHER}: name a teacher, such as {TEACHER}dinov2_b (sak-cli teachers lists them)")
-    asked = recipe.probe
-    return TeacherSource(
-        name=name.rpartition("/")[2].rpartition(":")[2],
-        model=name,
-        weights=asked.weights,
-        input_size=asked.input_size,
-        levels=asked.levels,
-        normalization=asked.normalization,
-        precision=asked.precision,
-        overrides=asked.overrides,
-    )
+    return TeacherRecipe(name.rpartition("/")[2].rpartition(":")[2], name, **recipe.probe.model_dump())
 
 
 def _checkpoint(place: Path) -> Path:

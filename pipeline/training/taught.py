@@ -17,13 +17,13 @@ from pipeline.data.live_teachers import (
     live_from_spec,
     manifest_of,
 )
-from pipeline.data.teacher_record import source_from_manifest, source_from_spec
 from pipeline.storage.errors import MissingFileError
 from pipeline.training.distill_recipe import TaughtBy
 from sak.errors import UsageError, nearest
-from sak.teacher_source import TeacherSource
+from sak.teachers.recipe import TeacherRecipe
 
 Levels = Sequence[int] | None
+LIVE = ("model", "weights_sha256", "levels")  # a resumed run must find the same: more would refuse older runs
 
 
 class Asked(Protocol):
@@ -45,14 +45,14 @@ class Asked(Protocol):
 class TargetSource:
     """The cache that gives views and (with `read_features`) features, and the teachers that run live, if any do.
 
-    `sources` say how each teacher is built again, for what comes after distillation.
+    `recipes` say how each teacher is built again, for what comes after distillation.
     """
 
     cache: FeatureCache
     taught_by: Mapping[str, TaughtBy]
     live: LiveTeachers | None = None
     read_features: bool = True
-    sources: Mapping[str, TeacherSource] = field(default_factory=dict)
+    recipes: Mapping[str, TeacherRecipe] = field(default_factory=dict)
     fresh_views: bool = False
 
     def describe(self) -> dict[str, Any]:
@@ -62,9 +62,9 @@ class TargetSource:
             read["columns"] = []
         if self.fresh_views:
             read["views"] = "fresh each epoch"
-        live = self.live.teachers if self.live is not None else {}
-        random = [name for name, each in live.items() if each.teacher.is_random and name not in read["random"]]
-        told = self.live.describe() if self.live is not None else {}
+        random = [name for name in (self.live.random if self.live is not None else ()) if name not in read["random"]]
+        described = self.live.describe() if self.live is not None else {}
+        told = {name: {each: about[each] for each in LIVE} for name, about in described.items()}
         return {**read, "random": [*read["random"], *random], "live": told}
 
 
@@ -87,16 +87,16 @@ def open_targets(asked: Asked, device: torch.device) -> TargetSource:
     cache = located(cache, asked.data, "--data")
     stored = {name: _stored(cache, name) for name in cache.readers if name not in live}
     if not live:
-        return TargetSource(cache, stored, sources={name: _source(asked, cache, None, name, stored) for name in stored})
+        return TargetSource(cache, stored, recipes={name: _recipe(asked, cache, None, name, stored) for name in stored})
     running = {name: _run(asked, cache, spec, name, device) for name in live}
-    told = {name: TaughtBy(each.teacher.width, each.levels, each.wanted) for name, each in running.items()}
+    told = {name: TaughtBy(each.teacher.width, each.teacher.levels, each.wanted) for name, each in running.items()}
     known = stored | told
     order = [name if name in known else name.rpartition("-")[0] for name in names]
     taught = {name: known[name] for name in order}
-    sources = {name: _source(asked, cache, spec if name in live else None, name, taught) for name in taught}
-    sources |= {name: sources[name].identified(each.teacher) for name, each in running.items()}
-    sources = {name: replace(source, levels=taught[name].wanted) for name, source in sources.items()}
-    return TargetSource(cache, taught, LiveTeachers(running), bool(cached), sources, asked.fresh_views)
+    recipes = {name: _recipe(asked, cache, spec if name in live else None, name, taught) for name in taught}
+    recipes |= {name: recipes[name].identified(each.teacher.recipe) for name, each in running.items()}
+    recipes = {name: replace(recipe, levels=taught[name].wanted) for name, recipe in recipes.items()}
+    return TargetSource(cache, taught, LiveTeachers(running), bool(cached), recipes, asked.fresh_views)
 
 
 def _live(asked: Asked, names: Sequence[str]) -> list[str]:
@@ -119,16 +119,16 @@ def _run(asked: Asked, cache: FeatureCache, spec: CacheSpec | None, name: str, d
     return live_from_manifest(manifest_of(asked.cache, name), asked.levels, device)
 
 
-def _source(
+def _recipe(
     asked: Asked, cache: FeatureCache, spec: CacheSpec | None, name: str, taught: Mapping[str, TaughtBy]
-) -> TeacherSource:
+) -> TeacherRecipe:
     """The teacher as its spec has it, or the manifest of its column."""
     wanted = taught[name].wanted
     if spec is not None and name in spec.teachers:
-        return source_from_spec(name, spec.teachers[name], spec.views.size, wanted)
+        return replace(spec.recipe(name), levels=wanted)
     reader = cache.readers.get(name)
     manifest = reader.columns[0].manifest if reader is not None else manifest_of(asked.cache, name)
-    return replace(source_from_manifest(manifest, wanted), name=name)
+    return replace(manifest.recipe, name=name, levels=wanted)
 
 
 def _stored(cache: FeatureCache, name: str) -> TaughtBy:

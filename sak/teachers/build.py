@@ -1,22 +1,20 @@
-"""Build a teacher from a model string: validated here, at the edge, once."""
+"""Build a teacher from its recipe: sizes and levels are checked here, at the edge, once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
 from sak.named import module_named
-from sak.teachers.base import PRECISIONS, TEACHER_REVISION, Teacher, TeacherFacts
-from sak.teachers.info import TeacherInfo
-from sak.teachers.names import ModelName, parse_model
-from sak.teachers.preprocess import IMAGENET, FixedSize, InputRecipe, PaddedSquare, Size, as_size
-from sak.teachers.registry import find_teacher
-from sak.teachers.tower import Blueprint, Tower, TowerRequest, realise
-from sak.teachers.weights import parse_weights
+from sak.teachers.preprocess import FixedSize, PaddedSquare, Preprocessing
+from sak.teachers.recipe import Size, TeacherFacts, TeacherRecipe, as_size
+from sak.teachers.registry import find_teacher, teacher_recipe
+from sak.teachers.teacher import TEACHER_REVISION, Blueprint, Teacher, Tower, realise
+from sak.weight_files import random_seed
 
 _LIBRARIES = {  # module, function that finds a model in it
     "timm": ("sak.teachers.timm_teacher", "timm_blueprint"),
@@ -26,142 +24,149 @@ _LIBRARIES = {  # module, function that finds a model in it
     "custom": ("sak.teachers.custom", "custom_blueprint"),
 }
 _MAY_BE_NONE = ("reg_tokens", "window_size")  # sizes of which 0 is one
-_WORDS = {"normalization": ("imagenet", "native"), "precision": tuple(PRECISIONS), "sam_padding": ("keep", "crop")}
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What `build_teacher` was asked for, besides the model and its weights."""
-
-    name: str
-    levels: tuple[int, ...] | None
-    normalization: str
-    precision: str
-    sam_padding: str
-    is_random: bool
-
-    def __post_init__(self) -> None:
-        for option, words in _WORDS.items():
-            word = getattr(self, option)
-            if word not in words:
-                raise UsageError(f"{self.name}: {option} must be one of {', '.join(words)}, got {word!r}")
-
-
-def build_teacher(  # noqa: PLR0913 (the fields of a teacher in a cache spec)
-    model: str,
+def build_teacher(
+    teacher: TeacherRecipe | str,
     *,
-    weights: str | Path = "pretrained",
     image_size: int | Size = 384,
-    input_size: int | Size | None = None,
-    levels: tuple[int, ...] | None = None,
-    normalization: str = "imagenet",
-    precision: str = "fp32",
-    sam_padding: str = "keep",
-    overrides: Mapping[str, int] | None = None,
-    name: str | None = None,
     device: str | torch.device | None = None,
+    **options: Any,
 ) -> Teacher:
     """Build a frozen teacher.
 
     Args:
-        model: `timm/<model>.<tag>`, `open_clip/<arch>/<tag>`, `segment_anything/<vit_b|vit_l|vit_h>`, `demo/<name>`,
-            `custom:<module>:<builder>`, or a name in the registry.
-        weights: `pretrained`, a file, or `random:SEED`; nothing else ever leads to random weights.
+        teacher: Its recipe; or a model string or a name in the table, of which `teacher_recipe` makes one.
         image_size: Size of the images that will come, (height, width) or the side of a square.
-        input_size: What the tower sees: SAM's square (1024), else the images' own size; images are resized to it.
-        levels: Block numbers from 1, increasing; default a quarter, a half, three quarters and all of the depth.
-        normalization: `imagenet` for every teacher (published code), or the weights' own with `native`.
-        precision: `fp32`, or `bf16` and `fp16` under autocast with a float32 residual stream.
-        sam_padding: SAM's padding stays in the maps with `keep` (published code), `crop` leaves it out.
-        overrides: `embed_dim`, `depth`, `num_heads`, `reg_tokens`, `window_size` of a small model, for tests.
-        name: What the teacher is called; default its name in the registry, else the architecture.
         device: Where it goes, torch's default device unless given; `meta` builds its shapes alone, reads no weights
             and has no identity.
+        options: Fields of the recipe that are others: `weights="random:0"`, `levels=(6, 12)`; see `TeacherRecipe`.
 
     Raises:
         UsageError: A name, a size, levels or an option is wrong.
+        OtherTeacherError: The weights or the code are not those that the recipe names.
         SakError: The weights are not to be had or do not fit.
     """
-    known = find_teacher(model)
-    parsed = parse_model(known.model if known else model)
-    source = parse_weights(weights)
-    called = name or (known.name if known else parsed.short)
-    options = _Options(called, levels, normalization, precision, sam_padding, source.is_random)
-    blueprint = _blueprint(_request(parsed, image_size, input_size, overrides or {}))
-    tower = blueprint.draw(blueprint.input_size)
-    recipe = _recipe(blueprint, tower, options)
-    facts = _facts(blueprint, tower, options, known)
-    place = torch.get_default_device() if device is None else torch.device(device)
-    if place.type == "meta":
-        tower.keep_blocks(facts.levels[-1])
-        return Teacher(tower, facts, recipe, None).to(place)
-    identity = realise(blueprint, tower, source, last_level=facts.levels[-1])
-    return Teacher(tower, facts, recipe, identity).to(place)
-
-
-def _request(
-    name: ModelName, image_size: int | Size, input_size: int | Size | None, overrides: Mapping[str, int]
-) -> TowerRequest:
-    wanted = None if input_size is None else as_size(input_size, "input_size")
-    return TowerRequest(name, as_size(image_size, "image_size"), wanted, dict(overrides))
-
-
-def _blueprint(request: TowerRequest) -> Blueprint:
-    module, function = _LIBRARIES[request.name.library]
-    library = module_named(module, request.name.text)
-    for key, value in request.overrides.items():
-        if key not in library.OVERRIDES:
-            raise UsageError(f"{request.name.text}: no size override {key!r}{nearest(key, library.OVERRIDES)}")
-        if value < (0 if key in _MAY_BE_NONE else 1):
-            raise UsageError(f"{request.name.text}: size override {key} must be at least 1, got {value}")
-    width, heads = request.overrides.get("embed_dim", 0), request.overrides.get("num_heads", 1)
-    if width % heads:
-        raise UsageError(f"{request.name.text}: embed_dim {width} is no multiple of num_heads {heads}")
-    blueprint: Blueprint = getattr(library, function)(request)
-    return blueprint
-
-
-def _recipe(blueprint: Blueprint, tower: Tower, options: _Options) -> InputRecipe:
-    """How images become the tower's input; UsageError for a size that it cannot take."""
-    (height, width), patch = blueprint.input_size, tower.patch
-    if blueprint.square:
-        if height != width or height % patch:
-            raise UsageError(
-                f"{options.name}: input_size must be the side of a square and a multiple of {patch}, "
-                f"got {blueprint.input_size}"
-            )
-        return PaddedSquare(side=height, patch=patch, crop=options.sam_padding == "crop")
-    if min(height, width) < patch:
-        raise UsageError(f"{options.name}: images of {height}x{width} hold no whole patch of {patch}x{patch} pixels")
-    return FixedSize(blueprint.request.image_size, blueprint.input_size, patch)
-
-
-def _facts(blueprint: Blueprint, tower: Tower, options: _Options, known: TeacherInfo | None) -> TeacherFacts:
-    levels = options.levels
-    if levels is None and known and known.depth == tower.depth:
-        levels = known.levels
-    return TeacherFacts(
-        name=options.name,
-        model=blueprint.request.name.text,
-        licence=known.licence if known else blueprint.licence,
-        levels=_levels(options.name, levels, tower.depth),
-        image_size=blueprint.request.image_size,
-        input_size=blueprint.input_size,
-        normalization=IMAGENET if options.normalization == "imagenet" else blueprint.normalization,
-        precision=options.precision,
-        sam_padding=options.sam_padding if blueprint.square else None,
-        is_random=options.is_random,
+    recipe = _resolved(teacher, **options)
+    drawn = _draw(recipe, as_size(image_size, "image_size"))
+    tower, blueprint = drawn.tower, drawn.blueprint
+    levels = _levels(recipe, tower.depth)
+    where = torch.get_default_device() if device is None else torch.device(device)
+    identity = None
+    if where.type == "meta":
+        tower.keep_blocks(levels[-1])
+    else:
+        identity = realise(blueprint, tower, last_level=levels[-1])
+    made = replace(
+        recipe,
+        levels=levels,
+        sam_padding=recipe.sam_padding or "keep" if blueprint.square else None,
+        weights_sha256=identity,
         revision="/".join(part for part in (TEACHER_REVISION, blueprint.revision) if part),
+    )
+    built = Teacher(tower, blueprint, made, drawn.preprocessing).to(where)
+    if identity is not None:
+        recipe.check(built.weights_sha256, made)
+    return built
+
+
+def teacher_facts(teacher: TeacherRecipe | str, *, image_size: int | Size = 384) -> TeacherFacts:
+    """The facts of a teacher for images of `image_size`, from its shapes alone; reads no weights.
+
+    UsageError for a model that its library does not have or a size that it cannot take.
+    """
+    recipe, size = _resolved(teacher), as_size(image_size, "image_size")
+    drawn = _draw(recipe, size)
+    tower, known = drawn.tower, find_teacher(recipe.model)
+    return TeacherFacts(
+        name=recipe.name,
+        model=recipe.model,
+        licence=drawn.blueprint.licence,
+        size=known.size if known else "",
+        width=tower.width,
+        depth=tower.depth,
+        patch=tower.patch,
+        grid=drawn.preprocessing.grid(size),
+        parameters=sum(parameter.numel() for parameter in tower.parameters()),
+        layer_norm_eps=tower.layer_norm_eps,
+        levels=_default_levels(recipe, tower.depth),
+        input_size=drawn.blueprint.input_size,
     )
 
 
-def _levels(name: str, levels: tuple[int, ...] | None, depth: int) -> tuple[int, ...]:
-    if levels is None and (depth < 4 or depth % 4):
-        raise UsageError(f"{name}: a depth of {depth} has no quarters to take levels from; name the levels")
-    if levels is not None and not (isinstance(levels, list | tuple) and all(isinstance(n, int) for n in levels)):
-        raise UsageError(f"{name}: levels must be block numbers, got {levels!r}")
-    chosen = default_levels(depth) if levels is None else tuple(levels)
-    increasing = all(low < high for low, high in pairwise(chosen))
-    if not chosen or not increasing or chosen[0] < 1 or chosen[-1] > depth:
-        raise UsageError(f"{name}: levels must be increasing block numbers between 1 and {depth}, got {chosen}")
-    return chosen
+@dataclass(frozen=True)
+class _Drawn:
+    """A tower on the meta device, of one recipe and size of images."""
+
+    blueprint: Blueprint
+    tower: Tower
+    preprocessing: Preprocessing
+
+
+def _resolved(teacher: TeacherRecipe | str, **options: Any) -> TeacherRecipe:
+    """A recipe whose model is a model string."""
+    if isinstance(teacher, str):
+        return teacher_recipe(teacher, **options)
+    known = find_teacher(teacher.model)
+    return replace(teacher, model=known.model if known else teacher.model, **options)
+
+
+def _draw(recipe: TeacherRecipe, image_size: Size) -> _Drawn:
+    random_seed(recipe.weights)  # refused before anything is drawn
+    blueprint, known = _blueprint(recipe, image_size), find_teacher(recipe.model)
+    if known:
+        blueprint = replace(blueprint, licence=known.licence)
+    tower = blueprint.draw(blueprint.input_size)
+    return _Drawn(blueprint, tower, _preprocessing(blueprint, tower))
+
+
+def _blueprint(recipe: TeacherRecipe, image_size: Size) -> Blueprint:
+    module, function = _LIBRARIES[recipe.library]
+    library = module_named(module, recipe.model)
+    for key, value in recipe.overrides.items():
+        if key not in library.OVERRIDES:
+            raise UsageError(f"{recipe.model}: no size override {key!r}{nearest(key, library.OVERRIDES)}")
+        if value < (0 if key in _MAY_BE_NONE else 1):
+            raise UsageError(f"{recipe.model}: size override {key} must be at least 1, got {value}")
+    width, heads = recipe.overrides.get("embed_dim", 0), recipe.overrides.get("num_heads", 1)
+    if width % heads:
+        raise UsageError(f"{recipe.model}: embed_dim {width} is no multiple of num_heads {heads}")
+    blueprint: Blueprint = getattr(library, function)(recipe, image_size)
+    return blueprint
+
+
+def _preprocessing(blueprint: Blueprint, tower: Tower) -> Preprocessing:
+    """How images become the tower's input; UsageError for a size that it cannot take."""
+    (height, width), patch, recipe = blueprint.input_size, tower.patch, blueprint.recipe
+    if blueprint.square:
+        if height != width or height % patch:
+            raise UsageError(
+                f"{recipe.name}: input_size must be the side of a square and a multiple of {patch}, "
+                f"got {blueprint.input_size}"
+            )
+        return PaddedSquare(side=height, patch=patch, crop=recipe.sam_padding == "crop")
+    if min(height, width) < patch:
+        raise UsageError(f"{recipe.name}: images of {height}x{width} hold no whole patch of {patch}x{patch} pixels")
+    return FixedSize(blueprint.image_size, blueprint.input_size, patch)
+
+
+def _default_levels(recipe: TeacherRecipe, depth: int) -> tuple[int, ...]:
+    """The table's levels of a named model of that depth, else quarters of the depth; none where it has no quarters."""
+    known = find_teacher(recipe.model)
+    if known and known.depth == depth:
+        return known.levels
+    return default_levels(depth) if depth >= 4 and depth % 4 == 0 else ()
+
+
+def _levels(recipe: TeacherRecipe, depth: int) -> tuple[int, ...]:
+    levels = _default_levels(recipe, depth) if recipe.levels is None else recipe.levels
+    if recipe.levels is None and not levels:
+        raise UsageError(f"{recipe.name}: a depth of {depth} has no quarters to take levels from; name the levels")
+    if not (isinstance(levels, list | tuple) and all(isinstance(n, int) for n in levels)):
+        raise UsageError(f"{recipe.name}: levels must be block numbers, got {levels!r}")
+    increasing = all(low < high for low, high in pairwise(levels))
+    if not levels or not increasing or levels[0] < 1 or levels[-1] > depth:
+        raise UsageError(
+            f"{recipe.name}: levels must be increasing block numbers between 1 and {depth}, got {tuple(levels)}"
+        )
+    return tuple(levels)

@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sak.errors import SakError, UsageError
-from sak.teachers.names import ModelName
-from sak.teachers.preprocess import IMAGENET, Normalization, Size
-from sak.teachers.tower import Blueprint, Tower, TowerRequest
+from sak.teachers.preprocess import IMAGENET, Normalization
+from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.teacher import Blueprint, Tower
 from sak.teachers.weights import State
 
 OVERRIDES: tuple[str, ...] = ()
@@ -75,44 +75,46 @@ class CustomBlueprint(Blueprint):
         return state
 
 
-def custom_blueprint(request: TowerRequest) -> CustomBlueprint:
+def custom_blueprint(recipe: TeacherRecipe, image_size: Size) -> CustomBlueprint:
     """Call the builder of `custom:<module>:<builder>`; UsageError where there is none, or it returns something else."""
-    name = request.name
-    builder = _builder(name)
-    size = request.input_size or request.image_size
+    builder = _builder(recipe)
+    size = recipe.input_size or image_size
     module: Any = builder(image_size=size)
     absent = [attribute for attribute in _NEEDED if not isinstance(getattr(module, attribute, None), int)]
     if absent or not callable(getattr(module, "state_dict", None)):
         raise UsageError(
-            f"{name.text}: the builder must return an nn.Module with the integers {', '.join(_NEEDED)}; "
+            f"{recipe.model}: the builder must return an nn.Module with the integers {', '.join(_NEEDED)}; "
             f"got a {type(module).__name__} without {', '.join(absent) or 'that class'}"
         )
     own = hasattr(module, "mean") and hasattr(module, "std")
     return CustomBlueprint(
-        request=request,
+        recipe=recipe,
+        image_size=image_size,
         native_size=size,
         input_size=size,
         normalization=Normalization(tuple(module.mean), tuple(module.std)) if own else IMAGENET,
         licence=str(getattr(module, "licence", "unknown")),
-        revision=_source_sha256(builder, name),
+        revision=_source_sha256(builder, recipe.model),
         brings_weights=True,
         module=module,
     )
 
 
-def _builder(name: ModelName) -> Callable[..., nn.Module]:
+def _builder(recipe: TeacherRecipe) -> Callable[..., nn.Module]:
     try:
-        module = import_module(name.architecture)
+        module = import_module(recipe.architecture)
     except ModuleNotFoundError as error:
-        raise UsageError(f"{name.text}: {error}; the module must be importable, on PYTHONPATH or installed") from error
-    builder = getattr(module, name.tag, None)
+        raise UsageError(
+            f"{recipe.model}: {error}; the module must be importable, on PYTHONPATH or installed"
+        ) from error
+    builder = getattr(module, recipe.tag, None)
     if not callable(builder):
-        raise UsageError(f"{name.text}: {name.architecture} has no function {name.tag!r}")
+        raise UsageError(f"{recipe.model}: {recipe.architecture} has no function {recipe.tag!r}")
     return builder
 
 
-def _source_sha256(builder: Callable[..., nn.Module], name: ModelName) -> str:
+def _source_sha256(builder: Callable[..., nn.Module], model: str) -> str:
     path = inspect.getsourcefile(builder)
     if path is None:
-        raise UsageError(f"{name.text}: the builder has no source file, and cache keys hash it; write it in a module")
+        raise UsageError(f"{model}: the builder has no source file, and cache keys hash it; write it in a module")
     return f"custom-{hashlib.sha256(Path(path).read_bytes()).hexdigest()}"

@@ -1,5 +1,6 @@
 """Teachers from open_clip: its vision towers, without the text tower."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
 from sak.teachers.hub import OPEN_CLIP_FILES, HubFiles, PublishedFile, UrlFile
-from sak.teachers.names import ModelName
 from sak.teachers.positions import grid_of, resample_tokens
-from sak.teachers.preprocess import Normalization, Size
+from sak.teachers.preprocess import Normalization
+from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.teacher import Blueprint, Tower, first_eps
 from sak.teachers.timm_teacher import TimmBlueprint, check_architecture
-from sak.teachers.tower import Blueprint, Tower, TowerRequest, first_eps
 from sak.teachers.weights import State, WeightsError
 
 OVERRIDES = ("embed_dim", "depth", "num_heads")
@@ -63,7 +64,7 @@ class OpenClipBlueprint(Blueprint):
     def published(self) -> PublishedFile:
         """See Blueprint."""
         if self.source is None:
-            raise WeightsError(f"{self.request.name.text} has no published weights; pass weights=FILE")
+            raise WeightsError(f"{self.recipe.model} has no published weights; pass weights=FILE")
         return self.source
 
     def rename(self, state: State) -> State:
@@ -81,55 +82,57 @@ class OpenClipBlueprint(Blueprint):
         model: Any = tower.model
         embedding = state["positional_embedding"]
         native = (self.native_size[0] // tower.patch, self.native_size[1] // tower.patch)
-        old = grid_of(embedding.shape[0] - 1, native, self.request.name.text)
+        old = grid_of(embedding.shape[0] - 1, native, self.recipe.model)
         resampled = resample_tokens(embedding[None], prefix=1, old=old, new=model.grid_size)[0]
         return {**state, "positional_embedding": resampled}
 
 
-def open_clip_blueprint(request: TowerRequest) -> Blueprint:
+def open_clip_blueprint(recipe: TeacherRecipe, image_size: Size) -> Blueprint:
     """The blueprint of `open_clip/<arch>/<tag>`; UsageError for what open_clip does not have or no teacher can be."""
-    name = request.name
-    config = _model_config(name)
-    pretrained = _pretrained_config(name, config)
+    config = _model_config(recipe)
+    pretrained = _pretrained_config(recipe, config)
     vision = CLIPVisionCfg(**config["vision_cfg"])
     common: dict[str, Any] = {
-        "request": request,
-        "input_size": request.input_size or request.image_size,
+        "recipe": recipe,
+        "image_size": image_size,
+        "input_size": recipe.input_size or image_size,
         "native_size": _pair(vision.image_size),
         "normalization": _normalization(pretrained),
         "licence": "unknown",
         "source": _source(pretrained),
     }
     if vision.timm_model_name:
-        check_architecture(vision.timm_model_name, name.text)
+        check_architecture(vision.timm_model_name, recipe.model)
         return TimmBlueprint(architecture=vision.timm_model_name, **common)
     if not isinstance(vision.layers, int):
-        raise UsageError(f"{name.text}: {name.architecture} is a ResNet; teachers are plain ViTs")
+        raise UsageError(f"{recipe.model}: {recipe.architecture} is a ResNet; teachers are plain ViTs")
     quick_gelu = bool(config.get("quick_gelu"))
-    return OpenClipBlueprint(vision=_sized(vision, request), quick_gelu=quick_gelu, **common)
+    return OpenClipBlueprint(vision=_sized(vision, recipe.overrides), quick_gelu=quick_gelu, **common)
 
 
-def _model_config(name: ModelName) -> dict[str, Any]:
+def _model_config(recipe: TeacherRecipe) -> dict[str, Any]:
     known = open_clip.list_models()
-    if name.architecture not in known:
+    if recipe.architecture not in known:
         raise UsageError(
-            f"{name.text}: open_clip has no model {name.architecture!r}{nearest(name.architecture, known)}"
+            f"{recipe.model}: open_clip has no model {recipe.architecture!r}{nearest(recipe.architecture, known)}"
         )
-    return open_clip.get_model_config(name.architecture)
+    return open_clip.get_model_config(recipe.architecture)
 
 
-def _pretrained_config(name: ModelName, config: dict[str, Any]) -> dict[str, Any]:
+def _pretrained_config(recipe: TeacherRecipe, config: dict[str, Any]) -> dict[str, Any]:
     """What open_clip says of a tag; a tag trained with QuickGELU is refused for an architecture without it."""
-    tags = list_pretrained_tags_by_model(name.architecture)
-    if not name.tag and tags:
-        raise UsageError(f"{name.text}: the weights tag must be spelled out; known: {', '.join(tags)}")
-    if name.tag and name.tag not in tags:
-        raise UsageError(f"{name.text}: {name.architecture} has no weights {name.tag!r}{nearest(name.tag, tags)}")
-    pretrained = get_pretrained_cfg(name.architecture, name.tag) if name.tag else {}
+    tags = list_pretrained_tags_by_model(recipe.architecture)
+    if not recipe.tag and tags:
+        raise UsageError(f"{recipe.model}: the weights tag must be spelled out; known: {', '.join(tags)}")
+    if recipe.tag and recipe.tag not in tags:
+        raise UsageError(
+            f"{recipe.model}: {recipe.architecture} has no weights {recipe.tag!r}{nearest(recipe.tag, tags)}"
+        )
+    pretrained = get_pretrained_cfg(recipe.architecture, recipe.tag) if recipe.tag else {}
     if pretrained.get("quick_gelu") and not config.get("quick_gelu"):
         raise UsageError(
-            f"{name.text}: these weights were trained with QuickGELU, this model has GELU; "
-            f"use open_clip/{name.architecture}-quickgelu/{name.tag}"
+            f"{recipe.model}: these weights were trained with QuickGELU, this model has GELU; "
+            f"use open_clip/{recipe.architecture}-quickgelu/{recipe.tag}"
         )
     return pretrained
 
@@ -144,9 +147,8 @@ def _pair(size: int | tuple[int, int]) -> Size:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _sized(vision: CLIPVisionCfg, request: TowerRequest) -> CLIPVisionCfg:
+def _sized(vision: CLIPVisionCfg, overrides: Mapping[str, int]) -> CLIPVisionCfg:
     """The vision tower's sizes with the overrides, under timm's names for them."""
-    overrides = request.overrides
     width = overrides.get("embed_dim", vision.width)
     heads = overrides.get("num_heads", vision.width // vision.head_width)
     return replace(vision, width=width, layers=overrides.get("depth", vision.layers), head_width=width // heads)

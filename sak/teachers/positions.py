@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sak.errors import SakError
-from sak.teachers.preprocess import Size
+from sak.teachers.recipe import Size
 
 
 def resample_tokens(embedding: Tensor, *, prefix: int, old: Size, new: Size) -> Tensor:

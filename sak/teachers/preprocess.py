@@ -1,6 +1,6 @@
 """From images in [0, 1] to what a tower sees: normalisation, and resizing where a teacher has a size of its own.
 
-Two recipes, one interface: `prepare` makes the tower's input from normalised images, `grid` says which part of the
+Two ways, one interface: `prepare` makes the tower's input from normalised images, `grid` says which part of the
 tower's map belongs to an image.
 """
 
@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sak.errors import UsageError
-
-Size = tuple[int, int]
+from sak.teachers.recipe import Size
 
 
 class Normalization(NamedTuple):
@@ -26,7 +25,7 @@ class Normalization(NamedTuple):
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class InputRecipe(Protocol):
+class Preprocessing(Protocol):
     """How a teacher's input is made from normalised images."""
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -97,14 +96,6 @@ class PaddedSquare:
             return whole, whole
         height, width = self.resized(size)
         return min(-(-height // self.patch), whole), min(-(-width // self.patch), whole)
-
-
-def as_size(value: int | tuple[int, int], what: str) -> Size:
-    """A size as (height, width); UsageError unless both are positive whole numbers."""
-    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
-        raise UsageError(f"{what} must be one positive number of pixels or (height, width), got {value!r}")
-    return pair[0], pair[1]
 
 
 def check_images(images: Tensor) -> None:

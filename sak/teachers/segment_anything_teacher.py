@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
 from sak.teachers.hub import SAM_URLS, PublishedFile, UrlFile
-from sak.teachers.preprocess import IMAGENET, Size
-from sak.teachers.sam_attention import fuse_attention
-from sak.teachers.sam_positions import grid_tensors, resample_sam
-from sak.teachers.tower import Blueprint, Tower, TowerRequest, first_eps
+from sak.teachers.preprocess import IMAGENET
+from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.sam import fuse_attention, grid_tensors, resample_sam
+from sak.teachers.teacher import Blueprint, Tower, first_eps
 from sak.teachers.weights import State
 
 OVERRIDES = ("embed_dim", "depth", "num_heads", "window_size")
@@ -66,7 +66,7 @@ class SegmentAnythingBlueprint(Blueprint):
 
     def draw(self, size: Size) -> SegmentAnythingTower:
         """See Blueprint; the arguments are those of the library's `build_sam`, LayerNorm epsilon 1e-6 among them."""
-        overrides = self.request.overrides
+        overrides = self.recipe.overrides
         width = overrides.get("embed_dim", self.encoder.embed_dim)
         with torch.device("meta"):
             model = ImageEncoderViT(
@@ -103,18 +103,18 @@ class SegmentAnythingBlueprint(Blueprint):
         return resample_sam(state, tower)
 
 
-def segment_anything_blueprint(request: TowerRequest) -> SegmentAnythingBlueprint:
+def segment_anything_blueprint(recipe: TeacherRecipe, image_size: Size) -> SegmentAnythingBlueprint:
     """The blueprint of `segment_anything/<vit_b|vit_l|vit_h>`; UsageError for another name."""
-    name = request.name
-    if name.architecture not in SIZES:
-        known = nearest(name.architecture, SIZES)
-        raise UsageError(f"{name.text}: segment_anything has no model {name.architecture!r}{known}")
+    if recipe.architecture not in SIZES:
+        known = nearest(recipe.architecture, SIZES)
+        raise UsageError(f"{recipe.model}: segment_anything has no model {recipe.architecture!r}{known}")
     return SegmentAnythingBlueprint(
-        request=request,
+        recipe=recipe,
+        image_size=image_size,
         native_size=(NATIVE_SIDE, NATIVE_SIDE),
-        input_size=request.input_size or (NATIVE_SIDE, NATIVE_SIDE),
+        input_size=recipe.input_size or (NATIVE_SIDE, NATIVE_SIDE),
         normalization=IMAGENET,
         licence="apache-2.0",
         square=True,
-        encoder=SIZES[name.architecture],
+        encoder=SIZES[recipe.architecture],
     )

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
 from sak.teachers.hub import TIMM_FILES, HubFiles, PublishedFile, UrlFile
-from sak.teachers.names import ModelName
 from sak.teachers.positions import grid_of, resample_tokens
-from sak.teachers.preprocess import Normalization, Size
-from sak.teachers.sam_attention import fuse_attention
-from sak.teachers.sam_positions import grid_tensors, resample_sam
-from sak.teachers.tower import Blueprint, Tower, TowerRequest, first_eps
+from sak.teachers.preprocess import Normalization
+from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.sam import fuse_attention, grid_tensors, resample_sam
+from sak.teachers.teacher import Blueprint, Tower, first_eps
 from sak.teachers.weights import State, WeightsError
 
 OVERRIDES = ("embed_dim", "depth", "num_heads", "reg_tokens", "window_size")
@@ -57,7 +56,7 @@ class TimmBlueprint(Blueprint):
             options["weight_init"] = "skip"
         with torch.device("meta"):
             model = timm.create_model(
-                self.architecture, num_classes=0, img_size=size, **options, **self.request.overrides
+                self.architecture, num_classes=0, img_size=size, **options, **self.recipe.overrides
             )
         if not isinstance(model.patch_embed, PatchEmbed):
             raise UsageError(f"timm/{self.architecture} makes its patches with a CNN; teachers are plain ViTs")
@@ -73,7 +72,7 @@ class TimmBlueprint(Blueprint):
     def published(self) -> PublishedFile:
         """See Blueprint."""
         if self.source is None:
-            raise WeightsError(f"{self.request.name.text} has no published weights; pass weights=FILE")
+            raise WeightsError(f"{self.recipe.model} has no published weights; pass weights=FILE")
         return self.source
 
     def rename(self, state: State) -> State:
@@ -92,7 +91,7 @@ class TimmBlueprint(Blueprint):
             kernel = tuple(value.shape[-2:])
             if key.endswith(("patch_embed.proj.weight", "visual.conv1.weight")) and value.ndim == 4 and kernel != patch:
                 raise WeightsError(
-                    f"{self.request.name.text}: these weights are of another model: {key} has patches of "
+                    f"{self.recipe.model}: these weights are of another model: {key} has patches of "
                     f"{kernel[0]}x{kernel[1]}, wanted {patch[0]}x{patch[1]}"
                 )
 
@@ -105,7 +104,7 @@ class TimmBlueprint(Blueprint):
             query, _, values = value.chunk(3)  # the middle third is masked: keys have no bias
             if query.any() or values.any():
                 raise WeightsError(
-                    f"{self.request.name.text}: {key} is not zero and this model has no attention biases; "
+                    f"{self.recipe.model}: {key} is not zero and this model has no attention biases; "
                     f"use timm/{self.architecture}_qkvb"
                 )
         return {key: value for key, value in state.items() if key not in biases}
@@ -122,7 +121,7 @@ class TimmBlueprint(Blueprint):
         embedding = state["pos_embed"]
         prefix = 0 if model.no_embed_class else model.num_prefix_tokens
         native = (self.native_size[0] // tower.patch, self.native_size[1] // tower.patch)
-        old = grid_of(embedding.shape[1] - prefix, native, self.request.name.text)
+        old = grid_of(embedding.shape[1] - prefix, native, self.recipe.model)
         new = model.patch_embed.grid_size
         return {**state, "pos_embed": resample_tokens(embedding, prefix=prefix, old=old, new=new)}
 
@@ -146,22 +145,22 @@ class TimmSamBlueprint(TimmBlueprint):
         return resample_sam(state, tower)
 
 
-def timm_blueprint(request: TowerRequest) -> TimmBlueprint:
+def timm_blueprint(recipe: TeacherRecipe, image_size: Size) -> TimmBlueprint:
     """The blueprint of `timm/<model>.<tag>`; UsageError for what timm does not have or no teacher can be."""
-    name = request.name
-    check_architecture(name.architecture, name.text)
-    config = _pretrained_config(name)
-    _refuse_wrong_activation(name, config)
+    check_architecture(recipe.architecture, recipe.model)
+    config = _pretrained_config(recipe)
+    _refuse_wrong_activation(recipe, config)
     native = (config.input_size[-2], config.input_size[-1])
-    square = name.architecture.startswith("samvit")
+    square = recipe.architecture.startswith("samvit")
     return (TimmSamBlueprint if square else TimmBlueprint)(
-        request=request,
+        recipe=recipe,
+        image_size=image_size,
         native_size=native,
-        input_size=request.input_size or (native if square else request.image_size),
+        input_size=recipe.input_size or (native if square else image_size),
         normalization=Normalization(tuple(config.mean), tuple(config.std)),
         licence=config.license or "unknown",
         square=square,
-        architecture=name.architecture,
+        architecture=recipe.architecture,
         source=_source(config),
     )
 
@@ -184,24 +183,25 @@ def check_architecture(architecture: str, text: str) -> None:
         )
 
 
-def _pretrained_config(name: ModelName) -> Any:
-    tags = [full.partition(".")[2] for full in list_pretrained(f"{name.architecture}.*")]
-    if name.tag in tags:
-        return get_pretrained_cfg(f"{name.architecture}.{name.tag}")
-    if not name.tag and not tags:
-        return get_pretrained_cfg(name.architecture)
-    if not name.tag:
-        raise UsageError(f"{name.text}: the weights tag must be spelled out; known: {', '.join(tags)}")
-    raise UsageError(f"{name.text}: {name.architecture} has no weights {name.tag!r}{nearest(name.tag, tags)}")
+def _pretrained_config(recipe: TeacherRecipe) -> Any:
+    architecture, tag = recipe.architecture, recipe.tag
+    tags = [full.partition(".")[2] for full in list_pretrained(f"{architecture}.*")]
+    if tag in tags:
+        return get_pretrained_cfg(f"{architecture}.{tag}")
+    if not tag and not tags:
+        return get_pretrained_cfg(architecture)
+    if not tag:
+        raise UsageError(f"{recipe.model}: the weights tag must be spelled out; known: {', '.join(tags)}")
+    raise UsageError(f"{recipe.model}: {architecture} has no weights {tag!r}{nearest(tag, tags)}")
 
 
-def _refuse_wrong_activation(name: ModelName, config: Any) -> None:
+def _refuse_wrong_activation(recipe: TeacherRecipe, config: Any) -> None:
     """OpenAI's and other weights need the quickgelu models; timm would run them with GELU and say nothing."""
-    other = _QUICKGELU.get(f"{name.architecture}.{name.tag}")
-    if "quickgelu" not in name.architecture and any("quickgelu" in note.lower() for note in config.notes or ()):
-        other = f"timm/{name.architecture.replace('_clip_', '_clip_quickgelu_')}.{name.tag}"
+    other = _QUICKGELU.get(f"{recipe.architecture}.{recipe.tag}")
+    if "quickgelu" not in recipe.architecture and any("quickgelu" in note.lower() for note in config.notes or ()):
+        other = f"timm/{recipe.architecture.replace('_clip_', '_clip_quickgelu_')}.{recipe.tag}"
     if other:
-        raise UsageError(f"{name.text}: these weights were trained with QuickGELU, this model has GELU; use {other}")
+        raise UsageError(f"{recipe.model}: these weights were trained with QuickGELU, this model has GELU; use {other}")
 
 
 def _source(config: Any) -> PublishedFile | None:

@@ -1,4 +1,4 @@
-"""Weights: where they come from, what they are called, and the SHA-256 that names them.
+"""Weights as state dicts: random ones, the check of a file's, and the SHA-256 that names them.
 
 The identity is taken over the tower's own tensors (embeddings and all blocks; no head, final norm, neck or text
 tower) by name, as float32, before any resampling. So it is the same for the same weights in another file format, in
@@ -8,42 +8,15 @@ half precision that was widened, or with another head, and it does not depend on
 import hashlib
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sak.teachers.registry import weights_available as weights_available  # for those who look for it here
 from sak.weight_files import WeightsError as WeightsError
-from sak.weight_files import random_seed
 
 State = dict[str, Tensor]
 _POSITIONAL = ("pos", "token", "class_embedding")
-
-
-@dataclass(frozen=True)
-class WeightsSource:
-    """`pretrained`, a local file, or random numbers from a seed: exactly one of the last two may be set."""
-
-    path: Path | None = None
-    seed: int | None = None
-
-    @property
-    def is_random(self) -> bool:
-        """Whether the weights are random numbers."""
-        return self.seed is not None
-
-
-def parse_weights(text: str | Path) -> WeightsSource:
-    """Read `pretrained`, `random:SEED` or a path; UsageError for a random without a seed."""
-    if text == "pretrained":
-        return WeightsSource()
-    seed = random_seed(text) if isinstance(text, str) else None
-    if seed is not None:
-        return WeightsSource(seed=seed)
-    return WeightsSource(path=Path(text).expanduser())
 
 
 def canonical(tensor: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from sak.student.aligner import linear_aligners, output_norms
 from sak.student.heads import SimpleHead
 from sak.student.router import Gates, Router, draw_noise, mix
 from sak.student.sizes import PATCH
-from sak.teacher_source import TeacherSource, see
 from sak.teachers import Teacher
 from sak.variants.probe import Probe, ProbeOutput
+from sak.student.router import Router, draw_noise, mix
+from sak.teachers import Teacher, TeacherRecipe, build_teacher
 
 Size = tuple[int, int]
 
@@ -24,24 +25,24 @@ Size = tuple[int, int]
 class AmalgamConfig:
     """The teachers in the routers' order, (height, width) of the images, and task -> output channels."""
 
-    sources: tuple[TeacherSource, ...]
+    recipes: tuple[TeacherRecipe, ...]
     image_size: Size
     tasks: Mapping[str, int]
 
     def __post_init__(self) -> None:
         """Refuse fewer than two teachers, or one twice."""
-        names = [source.name for source in self.sources]
+        names = [recipe.name for recipe in self.recipes]
         if len(names) < 2 or len(set(names)) < len(names):
             raise UsageError(f"an amalgamation needs two teachers or more, each once, got {', '.join(names) or 'none'}")
 
     def build_teachers(self) -> list[Teacher]:
         """All teachers, on the CPU; their padding never reaches the heads."""
-        return [source.build(self.image_size, sam_padding="crop") for source in self.sources]
+        return [build_teacher(each, image_size=self.image_size, sam_padding="crop") for each in self.recipes]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value."""
         return {
-            "teachers": [source.to_json() for source in self.sources],
+            "teachers": [recipe.to_json() for recipe in self.recipes],
             "image_size": list(self.image_size),
             "tasks": [list(pair) for pair in self.tasks.items()],
         }
@@ -50,8 +51,8 @@ class AmalgamConfig:
     def from_json(cls, value: Mapping[str, Any]) -> "AmalgamConfig":
         """The inverse of `to_json`."""
         height, width = value["image_size"]
-        sources = tuple(TeacherSource.from_json(each) for each in value["teachers"])
-        return cls(sources, (height, width), dict(value["tasks"]))
+        recipes = tuple(TeacherRecipe.from_json(each) for each in value["teachers"])
+        return cls(recipes, (height, width), dict(value["tasks"]))
 
     def at(self, image_size: Size) -> "AmalgamConfig":
         """The same for images of another size."""
@@ -77,12 +78,12 @@ class Amalgam(Probe):
         counts = {len(teacher.levels) for teacher in teachers}
         if len(counts) != 1:
             raise UsageError("teachers of an amalgamation are paired by level: name as many levels for each")
-        found = tuple(s.identified(t) for s, t in zip(config.sources, teachers, strict=True))
-        self.config = replace(config, sources=found)  # type: ignore[assignment]  # a probe of several teachers
-        self.teachers = nn.ModuleDict({s.name: t for s, t in zip(found, teachers, strict=True)})
+        found = tuple(r.identified(t.recipe) for r, t in zip(config.recipes, teachers, strict=True))
+        self.config = replace(config, recipes=found)  # type: ignore[assignment]  # a probe of several teachers
+        self.teachers = nn.ModuleDict({r.name: t for r, t in zip(found, teachers, strict=True)})
         width, (count,) = max(teacher.width for teacher in teachers), counts
         names, levels = tuple(self.teachers), dict.fromkeys(range(1, count + 1), width)
-        widths = {source.name: teacher.width for source, teacher in zip(found, teachers, strict=True)}
+        widths = {recipe.name: teacher.width for recipe, teacher in zip(found, teachers, strict=True)}
         self.norms = nn.ModuleDict(
             {name: output_norms((name,), dict.fromkeys(levels, own)) for name, own in widths.items()}
         )
@@ -136,7 +137,7 @@ class Amalgam(Probe):
     def _experts(self, images: Tensor) -> list[list[Tensor]]:
         """By level, every teacher's map on the common grid, normalised and of one width."""
         grid = images.shape[-2] // PATCH, images.shape[-1] // PATCH
-        seen = {name: see(teacher, images) for name, teacher in self.teachers.items()}  # type: ignore[arg-type]
+        seen = {name: teacher.from_imagenet(images) for name, teacher in self.teachers.items()}  # type: ignore[operator]
         levels = range(1, len(self.routers) + 1)
         return [
             [self._expert(name, level, bilinear_resize(maps.maps[level - 1], grid)) for name, maps in seen.items()]

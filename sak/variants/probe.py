@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from sak.errors import UsageError, nearest
 from sak.features import FeatureMaps, bilinear_resize
 from sak.student.heads import Decoded, SimpleHead
-from sak.teacher_source import TeacherSource, see
 from sak.teachers import Teacher
+from sak.student.heads import SimpleHead
+from sak.teachers import Teacher, TeacherRecipe, build_teacher
 
 Size = tuple[int, int]
 
@@ -19,16 +20,16 @@ Size = tuple[int, int]
 class ProbeConfig:
     """The teacher, (height, width) of the images, and task -> output channels.
 
-    SAM's padding never reaches the heads, whatever the source says: their maps must lie on the image.
+    SAM's padding never reaches the heads, whatever the recipe says: their maps must lie on the image.
     """
 
-    teacher: TeacherSource
+    teacher: TeacherRecipe
     image_size: Size
     tasks: Mapping[str, int]
 
     def build_teacher(self) -> Teacher:
         """The backbone, on the CPU; SakError where it is not to be had or is another one."""
-        return self.teacher.build(self.image_size, sam_padding="crop")
+        return build_teacher(self.teacher, image_size=self.image_size, sam_padding="crop")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value; tasks are pairs, because their order is meant."""
@@ -42,7 +43,7 @@ class ProbeConfig:
     def from_json(cls, value: Mapping[str, Any]) -> "ProbeConfig":
         """The inverse of `to_json`."""
         height, width = value["image_size"]
-        return cls(TeacherSource.from_json(value["teacher"]), (height, width), dict(value["tasks"]))
+        return cls(TeacherRecipe.from_json(value["teacher"]), (height, width), dict(value["tasks"]))
 
     def at(self, image_size: Size) -> "ProbeConfig":
         """The same probe for images of another size."""
@@ -61,7 +62,7 @@ class Probe(nn.Module):
 
     def __init__(self, config: ProbeConfig, teacher: Teacher) -> None:
         super().__init__()
-        self.config = replace(config, teacher=config.teacher.identified(teacher))
+        self.config = replace(config, teacher=config.teacher.identified(teacher.recipe))
         self.teacher = teacher
         self.heads = nn.ModuleDict(
             {task: SimpleHead(teacher.width, len(teacher.levels), channels) for task, channels in config.tasks.items()}
@@ -82,7 +83,7 @@ class Probe(nn.Module):
     def forward(self, images: Tensor, *, tasks: Sequence[str] | None = None) -> ProbeOutput:
         """Predictions for `tasks` (None: all) from (B, 3, H, W) images of ImageNet's normalisation."""
         wanted = self.wanted(tasks)
-        features = see(self.teacher, images)
+        features = self.teacher.from_imagenet(images)
         size = (images.shape[-2], images.shape[-1])
         predictions = {task: bilinear_resize(self.heads[task](features), size) for task in wanted}
         return ProbeOutput(predictions, features=features)

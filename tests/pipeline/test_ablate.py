@@ -265,7 +265,7 @@ def no_drawing(monkeypatch):
     """Facts of a spec's teachers, so that nothing of the size of SAM is built in a test."""
     from pipeline.ablation import columns, specs
     from pipeline.cache.spec import parse_spec
-    from pipeline.cache.teacher_facts import TeacherFacts
+    from sak.teachers.recipe import TeacherFacts
 
     def facts(document):
         large = "large" in str(document)

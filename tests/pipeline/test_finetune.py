@@ -18,7 +18,7 @@ from pipeline.training.run import RunDirectory, Start
 from pipeline.training.task_model import load_task_model
 from sak.checkpoints.store import load_student
 from sak.errors import SakError, UsageError
-from sak.teacher_source import TeacherSource, see
+from sak.teachers import TeacherRecipe, build_teacher
 
 TASKS = {"demo-nyud": ("semseg", "depth", "normals", "edge"),
          "demo-pascal": ("semseg", "human_parts", "sal", "normals", "edge")}  # fmt: skip
@@ -105,9 +105,9 @@ def test_how_like_its_live_teachers_the_student_is_is_measured_and_drawn(run, di
     assert f"rep_sim on {len(dataset)} validation images" in told
     images = torch.stack([Centred(dataset, (64, 64)).load(number).image for number in range(len(dataset))])
     (model,) = load_task_model(made.directory.root, checkpoint="last")
-    clip = TeacherSource.from_json(made.about["teachers"]["clip"]).build((64, 64))
+    clip = build_teacher(TeacherRecipe.from_json(made.about["teachers"]["clip"]), image_size=(64, 64))
     with torch.no_grad():
-        pairs = zip(model.model.eval()(images, tasks=()).teachers["clip"], see(clip, images), strict=True)
+        pairs = zip(model.model.eval()(images, tasks=()).teachers["clip"], clip.from_imagenet(images), strict=True)
         wanted = torch.stack([torch.cosine_similarity(*(map_.flatten(1) for map_ in pair)) for pair in pairs]).mean()
     assert float(re.search(r"clip ([-0-9.]+)", told).group(1)) == pytest.approx(float(wanted), abs=1e-4)
     assert (made.directory.figures / "rep_sim.png").stat().st_size > 5000
@@ -150,8 +150,6 @@ def teacher_of(run):
 
 
 def test_a_probe_trains_heads_on_a_teacher_that_stays_as_it_is_to_the_last_bit(run):
-    from sak.teachers import build_teacher
-
     said = []
     made = run(init=f"teacher:{CLIP}", said=said, recipe={**PROBE, "training": {"steps": 4}})
     assert "warning: the teacher vit_base_patch16_clip_384.laion2b_ft_in12k_in1k has RANDOM weights" in said

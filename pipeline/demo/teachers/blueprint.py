@@ -1,13 +1,14 @@
 """The demo's own teachers: `demo/<name>`, timm's architectures at small size with weights that the package holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.demo.weights.shipped import LICENCE, demo_model, shipped_file
 from sak.errors import UsageError
 from sak.teachers.hub import PublishedFile
 from sak.teachers.preprocess import IMAGENET
+from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.teacher import Blueprint
 from sak.teachers.timm_teacher import TimmBlueprint, TimmSamBlueprint
-from sak.teachers.tower import Blueprint, TowerRequest
 from sak.teachers.weights import State
 
 OVERRIDES: tuple[str, ...] = ()
@@ -19,7 +20,7 @@ class _Shipped(Blueprint):
 
     def published(self) -> PublishedFile:
         """See Blueprint."""
-        return shipped_file(self.request.name.architecture)
+        return shipped_file(self.recipe.architecture)
 
     def rename(self, state: State) -> State:
         """See Blueprint; the names are the tower's already."""
@@ -36,17 +37,18 @@ class DemoSamBlueprint(_Shipped, TimmSamBlueprint):
     """The demo's SamViT."""
 
 
-def demo_blueprint(request: TowerRequest) -> TimmBlueprint:
+def demo_blueprint(recipe: TeacherRecipe, image_size: Size) -> TimmBlueprint:
     """The blueprint of `demo/<name>`; UsageError for a name that is not shipped."""
-    model = demo_model(request.name.architecture)
+    model = demo_model(recipe.architecture)
     square = model.window is not None
     native = (model.side, model.side)
-    if request.name.tag:
-        raise UsageError(f"{request.name.text}: demo models have no tags, write demo/{model.name}")
+    if recipe.tag:
+        raise UsageError(f"{recipe.model}: demo models have no tags, write demo/{model.name}")
     return (DemoSamBlueprint if square else DemoBlueprint)(
-        request=TowerRequest(request.name, request.image_size, request.input_size, model.overrides),
+        recipe=replace(recipe, overrides=model.overrides),
+        image_size=image_size,
         native_size=native,
-        input_size=request.input_size or (native if square else request.image_size),
+        input_size=recipe.input_size or (native if square else image_size),
         normalization=IMAGENET,
         licence=LICENCE,
         square=square,

@@ -18,12 +18,12 @@ from pipeline.cache.key import column_document, document_key
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.records import Absent
 from pipeline.cache.spec import CacheSpec, parse_spec
-from pipeline.cache.teacher_facts import TeacherFacts
 from pipeline.images.columns import Columns, hash_keys, join_keys
 from pipeline.images.index import ShardIndex
 from pipeline.images.views import make_view
 from pipeline.storage import Location
 from sak.features import FeatureMaps
+from sak.teachers.recipe import TeacherFacts
 
 FACTS = {"dino": TeacherFacts(8, 4, (3, 3)), "clip": TeacherFacts(16, 4, (2, 2)), "sam": TeacherFacts(8, 4, (4, 4))}
 

@@ -19,10 +19,10 @@ from sak.teachers.build import build_teacher
 
 CALIBRATED, TESTED, SIZE = 32, 12, 128
 TEACHERS = {
-    "dinov2": {"model": "timm/vit_small_patch14_dinov2.lvd142m", "overrides": {"depth": 4}},
-    "clip": {"model": "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", "overrides": {"depth": 4}},
+    "dinov2": {"teacher": "timm/vit_small_patch14_dinov2.lvd142m", "overrides": {"depth": 4}},
+    "clip": {"teacher": "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", "overrides": {"depth": 4}},
     "sam": {
-        "model": "timm/samvit_base_patch16.sa1b",
+        "teacher": "timm/samvit_base_patch16.sa1b",
         "overrides": {"embed_dim": 192, "depth": 4, "num_heads": 3, "window_size": 7},
         "input_size": 256,
     },

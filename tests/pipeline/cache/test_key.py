@@ -14,7 +14,7 @@ from pipeline.cache.key import (
     spec_key,
 )
 from pipeline.cache.spec import parse_spec
-from pipeline.cache.teacher_facts import TeacherFacts
+from sak.teachers.recipe import TeacherFacts
 
 FACTS = {"dino": TeacherFacts(768, 12, (27, 27)), "sam": TeacherFacts(768, 12, (64, 64))}
 DOCUMENT = {

@@ -13,11 +13,11 @@ from pipeline.cache.sizes import column_sizes
 from pipeline.cache.spec import CacheSpec, load_spec
 from pipeline.cache.stored_views import ROW
 from pipeline.cache.tar_store import TarStore
-from pipeline.cache.teacher_facts import TeacherFacts
 from pipeline.cache.training_cost import forward_operations, step_ratio
 from pipeline.cache.zarr_store import ZarrStore
 from pipeline.storage import Location, StorageError
 from sak.errors import UsageError
+from sak.teachers.recipe import TeacherFacts
 
 IMAGENET = 1_281_167
 B = {

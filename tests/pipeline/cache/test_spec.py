@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from pipeline.cache.spec import CacheSpec, EncodingSpec, TeacherSpec, load_spec, parse_spec
 from pipeline.cache.spec_file import apply_overrides
-from pipeline.cache.teacher_facts import TeacherFacts, is_sam
 from sak.errors import UsageError
+from sak.teachers.recipe import TeacherFacts, is_sam
 
 VIEWS = {"kind": "random_resized_crop", "size": 96}
 FACTS = {"dino": TeacherFacts(48, 12, (6, 6)), "sam": TeacherFacts(48, 12, (16, 16))}

@@ -14,8 +14,8 @@ from sak.student.build import new_student
 from sak.student.config import StudentConfig
 from sak.student.sizes import StemSize
 from sak.tasks import NYUD
-from sak.teacher_source import TeacherSource
 from sak.variants.amalgam import Amalgam, AmalgamConfig
+from sak.teachers import TeacherRecipe
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def test_means_are_over_images_whatever_the_batches(student):
 def test_an_amalgamations_gates_are_over_its_teachers():
     tiny = {"embed_dim": 16, "depth": 4, "num_heads": 2}
     clip = {"model": "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", "overrides": tiny}
-    sources = tuple(TeacherSource(name, weights=f"random:{seed}", **clip) for seed, name in enumerate(("one", "two")))
-    config = AmalgamConfig(sources, (32, 32), {"depth": 1, "edge": 1})
+    recipes = tuple(TeacherRecipe(name, weights=f"random:{seed}", **clip) for seed, name in enumerate(("one", "two")))
+    config = AmalgamConfig(recipes, (32, 32), {"depth": 1, "edge": 1})
     amalgam = Amalgam(config, config.build_teachers()).eval()
     images = torch.randn(3, 3, 32, 32)
     with recorded_gates(amalgam) as recorder, torch.no_grad():

@@ -19,8 +19,8 @@ from sak.student.build import new_student
 from sak.student.config import StudentConfig
 from sak.student.sizes import StemSize
 from sak.tasks import NYUD, PASCAL_CONTEXT
-from sak.teacher_source import TeacherSource
 from sak.variants.probe import Probe, ProbeConfig
+from sak.teachers import TeacherRecipe
 
 
 def student(tasks=NYUD.channels, seed=0, **more):
@@ -109,7 +109,7 @@ def test_another_image_size_resamples_the_position_embedding(tmp_path):
 
 def test_a_probe_is_saved_without_its_teacher_and_comes_back(tmp_path):
     overrides = {"embed_dim": 16, "depth": 4, "num_heads": 2}
-    teacher = TeacherSource(
+    teacher = TeacherRecipe(
         "clip", "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", "random:1", overrides=overrides
     )
     config = ProbeConfig(teacher, (32, 48), NYUD.channels)

@@ -74,10 +74,10 @@ def test_a_teacher_is_frozen_and_stays_in_eval_mode(teacher):
 
 def test_the_same_seed_makes_the_same_teacher(teacher, images, tiny):
     again = build_teacher(
-        teacher.model, weights="random:0", image_size=SIZE, input_size=teacher.facts.input_size, overrides=tiny
+        teacher.model, weights="random:0", image_size=SIZE, input_size=teacher.input_size, overrides=tiny
     )
     other = build_teacher(
-        teacher.model, weights="random:1", image_size=SIZE, input_size=teacher.facts.input_size, overrides=tiny
+        teacher.model, weights="random:1", image_size=SIZE, input_size=teacher.input_size, overrides=tiny
     )
     assert again.weights_sha256 == teacher.weights_sha256 != other.weights_sha256
     assert again.is_random
@@ -90,7 +90,7 @@ def test_deeper_levels_do_not_change_with_the_blocks_that_are_dropped(teacher, i
         teacher.model,
         weights="random:0",
         image_size=SIZE,
-        input_size=teacher.facts.input_size,
+        input_size=teacher.input_size,
         overrides=tiny,
         levels=(1, 3),
     )
@@ -113,7 +113,7 @@ def test_half_precision_stays_near_and_returns_float32(teacher, images, tiny, pr
         teacher.model,
         weights="random:0",
         image_size=SIZE,
-        input_size=teacher.facts.input_size,
+        input_size=teacher.input_size,
         overrides=tiny,
         precision=precision,
     )

@@ -73,4 +73,4 @@ def test_sam_resize_and_padding_equal_the_published_ones(case):
     teacher, tensors, _ = case
     for name, images in _inputs(tensors).items():
         if f"preprocessed.{name}" in tensors:
-            torch.testing.assert_close(teacher.recipe.prepare(images), tensors[f"preprocessed.{name}"])
+            torch.testing.assert_close(teacher.preprocessing.prepare(images), tensors[f"preprocessed.{name}"])

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sak.errors import UsageError
-from sak.teachers.preprocess import FixedSize, PaddedSquare, as_size, check_images, check_range
+from sak.teachers.preprocess import FixedSize, PaddedSquare, check_images, check_range
+from sak.teachers.recipe import as_size
 
 SIDES = st.integers(1, 700)
 

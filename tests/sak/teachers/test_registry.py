@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 
 from sak.errors import UsageError
-from sak.teachers import TEACHERS, build_teacher, list_teachers, weights_available
-from sak.teachers.build import _blueprint, _request
+from sak.teachers import TEACHERS, build_teacher, list_teachers, teacher_facts, teacher_recipe, weights_available
+from sak.teachers.build import _blueprint
 from sak.teachers.hub import HubFiles
-from sak.teachers.names import parse_model
-from sak.teachers.registry import find_teacher
+from sak.teachers.registry import find_teacher, published_file
 
 ROWS = list_teachers()
 PUBLISHERS = ("openai", "laion2b", "datacompxl")  # MIT by their publishers, apache-2.0 in timm's table
@@ -24,14 +23,15 @@ def test_every_entry_builds_on_the_meta_device_with_the_sizes_listed(row):
     assert (teacher.grid(), teacher.levels, len(teacher.levels)) == (row.grid, row.levels, 4)
     assert teacher.parameter_count == row.parameters
     assert teacher.layer_norm_eps == row.layer_norm_eps
-    assert teacher.facts.input_size == (row.input_size, row.input_size)
+    assert teacher.input_size == row.input_size
+    assert teacher_facts(row.name) == row
     assert all(parameter.is_meta for parameter in teacher.parameters())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_places_and_licences_are_those_of_the_libraries(row):
-    blueprint = _blueprint(_request(parse_model(row.model), 384, None, {}))
-    assert row.published() == blueprint.published()
+    blueprint = _blueprint(teacher_recipe(row.model), (384, 384))
+    assert published_file(row) == blueprint.published()
     library_says = blueprint.licence
     if row.model.split(".")[-1] in PUBLISHERS:
         assert (library_says, row.licence) == ("apache-2.0", "mit")
@@ -105,6 +105,6 @@ def test_sam_checkpoints_are_looked_for_where_torch_hub_keeps_them(offline_hub, 
 
 
 def test_quickgelu_teachers_share_the_repository_of_the_plain_ones():
-    assert TEACHERS["clip-openai-b"].published() == HubFiles(
+    assert published_file(TEACHERS["clip-openai-b"]) == HubFiles(
         "timm/vit_base_patch16_clip_224.openai", ("model.safetensors", "pytorch_model.bin")
     )

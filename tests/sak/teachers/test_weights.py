@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from sak.errors import UsageError
+from sak.teachers import build_teacher, teacher_recipe
 from sak.teachers.weights import (
     WeightsError,
-    WeightsSource,
     check_state,
-    parse_weights,
     random_state,
     state_sha256,
 )
@@ -21,17 +20,16 @@ STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.
 
 
 def test_the_three_kinds_of_weights(tmp_path):
-    assert parse_weights("pretrained") == WeightsSource()
-    assert parse_weights("random:7") == WeightsSource(seed=7)
-    assert parse_weights(tmp_path / "x.pth") == WeightsSource(path=tmp_path / "x.pth")
-    assert parse_weights("random:7").is_random
-    assert not parse_weights("some/file.bin").is_random
+    assert teacher_recipe("vit-s").weights == "pretrained"
+    assert teacher_recipe("vit-s", weights=tmp_path / "x.pth").weights == str(tmp_path / "x.pth")
+    assert teacher_recipe("vit-s", weights="random:7").is_random
+    assert not any(teacher_recipe("vit-s", weights=text).is_random for text in ("pretrained", "randomly/named.bin"))
 
 
 @pytest.mark.parametrize("text", ["random", "random:", "random:x", "random:-1"])
 def test_random_needs_a_seed(text):
     with pytest.raises(UsageError, match="random weights need a seed"):
-        parse_weights(text)
+        build_teacher("vit-s", weights=text, device="meta")
 
 
 def test_the_identity_is_pinned():

@@ -5,9 +5,9 @@ import torch
 
 from sak.checkpoints.store import fill_heads, load_probe, save_probe
 from sak.errors import SakError, UsageError
-from sak.teacher_source import TeacherSource, see
 from sak.teachers import build_teacher
 from sak.variants.probe import Probe, ProbeConfig
+from sak.teachers import TeacherRecipe, build_teacher
 
 TINY = {"embed_dim": 16, "depth": 4, "num_heads": 2}
 SAM = {"model": "timm/samvit_base_patch16.sa1b", "input_size": (64, 64), "overrides": {**TINY, "window_size": 2}}
@@ -15,7 +15,7 @@ CLIP = {"model": "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", "overri
 
 
 def source(**more):
-    return TeacherSource("clip", **{**CLIP, "weights": "random:3", **more})
+    return TeacherRecipe("clip", **{**CLIP, "weights": "random:3", **more})
 
 
 def probe_of(teacher, image_size=(32, 48), tasks=None):
@@ -28,7 +28,7 @@ def images(height=32, width=48):
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("teacher", [source(), TeacherSource("sam", weights="random:1", **SAM)], ids=["clip", "sam"])
+@pytest.mark.parametrize("teacher", [source(), TeacherRecipe("sam", weights="random:1", **SAM)], ids=["clip", "sam"])
 def test_predictions_have_the_images_size_and_only_the_heads_learn(teacher):
     probe = probe_of(teacher).train()
     before = {key: tensor.clone() for key, tensor in probe.teacher.state_dict().items()}
@@ -44,7 +44,7 @@ def test_predictions_have_the_images_size_and_only_the_heads_learn(teacher):
 
 
 def test_the_heads_see_none_of_sams_padding():
-    probe = probe_of(TeacherSource("sam", weights="random:1", sam_padding="keep", **SAM))
+    probe = probe_of(TeacherRecipe("sam", weights="random:1", sam_padding="keep", **SAM))
     assert probe(images()).features.grid == (3, 4)  # 32 x 48 becomes 43 x 64 of 64 x 64: 3 of 4 rows of patches
 
 
@@ -61,16 +61,16 @@ def test_a_probe_comes_back_from_its_heads_and_its_teachers_name(tmp_path):
 
 
 def test_a_teacher_whose_weights_changed_is_refused(tmp_path):
-    built = source().build((32, 32))
-    known = source().identified(built)
-    assert known.build((64, 32)).weights_sha256 == built.weights_sha256
-    other = TeacherSource.from_json({**known.to_json(), "weights": "random:4"})
+    built = build_teacher(source(), image_size=(32, 32))
+    known = source().identified(built.recipe)
+    assert build_teacher(known, image_size=(64, 32)).weights_sha256 == built.weights_sha256
+    other = TeacherRecipe.from_json({**known.to_json(), "weights": "random:4"})
     with pytest.raises(SakError, match=r"teacher clip .*random:4.*its weights is .*wanted .*--spec"):
-        other.build((32, 32))
+        build_teacher(other, image_size=(32, 32))
     with pytest.raises(SakError, match="no such weights file"):
-        TeacherSource.from_json({**known.to_json(), "weights": str(tmp_path / "gone.pth")}).build((32, 32))
+        build_teacher(known, weights=str(tmp_path / "gone.pth"), image_size=(32, 32))
     with pytest.raises(SakError, match="no record of a teacher: colour"):
-        TeacherSource.from_json({**known.to_json(), "colour": "red"})
+        TeacherRecipe.from_json({**known.to_json(), "colour": "red"})
 
 
 def test_heads_of_another_probe_are_refused(tmp_path):
@@ -85,6 +85,6 @@ def test_a_teacher_of_its_own_normalisation_sees_the_same_pixels():
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     for normalization in ("imagenet", "native"):
-        teacher = build_teacher(**CLIP, weights="random:3", image_size=(32, 32), normalization=normalization)
-        for seen, expected in zip(see(teacher, (pixels - mean) / std), teacher(pixels), strict=True):
+        teacher = build_teacher(source(), weights="random:3", image_size=(32, 32), normalization=normalization)
+        for seen, expected in zip(teacher.from_imagenet((pixels - mean) / std), teacher(pixels), strict=True):
             torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)

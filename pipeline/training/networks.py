@@ -20,9 +20,9 @@ from sak.student.build import build_student, multi_task_baseline, new_student
 from sak.student.config import StudentConfig, size_from_json
 from sak.student.student import Student
 from sak.tasks import Dataset
+from sak.teachers.recipe import TeacherRecipe
 from sak.variants.amalgam import Amalgam, AmalgamConfig
 from sak.variants.probe import Probe, ProbeConfig
-from sak.teachers.recipe import TeacherRecipe
 
 Size = tuple[int, int]
 Baseline = Literal["single-task", "multi-task"]

@@ -1,7 +1,6 @@
 """Build a teacher from its recipe: sizes and levels are checked here, at the edge, once."""
 
 from dataclasses import dataclass, replace
-
 from itertools import pairwise
 from typing import Any
 

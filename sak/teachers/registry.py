@@ -7,8 +7,8 @@ state them: OpenAI's repository and open_clip's releases are MIT where timm's ta
 from pathlib import Path
 from typing import Any
 
-from sak.named import demo_weights
 from sak.errors import UsageError, nearest
+from sak.named import demo_weights
 from sak.teachers.hub import OPEN_CLIP_FILES, SAM_URLS, TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.recipe import Size, TeacherFacts, TeacherRecipe, as_size, parse_model
 

@@ -13,10 +13,8 @@ from sak.student.aligner import linear_aligners, output_norms
 from sak.student.heads import SimpleHead
 from sak.student.router import Gates, Router, draw_noise, mix
 from sak.student.sizes import PATCH
-from sak.teachers import Teacher
-from sak.variants.probe import Probe, ProbeOutput
-from sak.student.router import Router, draw_noise, mix
 from sak.teachers import Teacher, TeacherRecipe, build_teacher
+from sak.variants.probe import Probe, ProbeOutput
 
 Size = tuple[int, int]
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from sak.errors import UsageError, nearest
 from sak.features import FeatureMaps, bilinear_resize
 from sak.student.heads import Decoded, SimpleHead
-from sak.teachers import Teacher
-from sak.student.heads import SimpleHead
 from sak.teachers import Teacher, TeacherRecipe, build_teacher
 
 Size = tuple[int, int]

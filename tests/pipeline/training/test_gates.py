@@ -14,8 +14,8 @@ from sak.student.build import new_student
 from sak.student.config import StudentConfig
 from sak.student.sizes import StemSize
 from sak.tasks import NYUD
-from sak.variants.amalgam import Amalgam, AmalgamConfig
 from sak.teachers import TeacherRecipe
+from sak.variants.amalgam import Amalgam, AmalgamConfig
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from sak.student.build import new_student
 from sak.student.config import StudentConfig
 from sak.student.sizes import StemSize
 from sak.tasks import NYUD, PASCAL_CONTEXT
-from sak.variants.probe import Probe, ProbeConfig
 from sak.teachers import TeacherRecipe
+from sak.variants.probe import Probe, ProbeConfig
 
 
 def student(tasks=NYUD.channels, seed=0, **more):

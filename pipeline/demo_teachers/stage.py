@@ -29,9 +29,9 @@ from pipeline.demo_teachers.scenes import SceneBatch, SceneBatches, cut, random_
 from pipeline.demo_teachers.stem import StemTraining
 from pipeline.demo_teachers.trained import Trained
 from pipeline.progress import Update
+from pipeline.settings import load_settings, read_yaml
 from pipeline.training.devices import make_accelerator
 from pipeline.training.loop import Batch, Fit, FitResult, Hooks, StepResult
-from pipeline.training.recipe import load_recipe, read_recipe
 from pipeline.training.run import CONFIG, RunDirectory, differences
 from sak.errors import UsageError, nearest
 
@@ -65,7 +65,7 @@ def run_demo_teachers(
     for name in only:
         if name not in OBJECTIVES:
             raise UsageError(f"--only: no demo model is called {name!r}{nearest(name, OBJECTIVES)}")
-    recipe = load_recipe(DemoTeachersRecipe, None if config is None else Path(config), overrides)
+    recipe = load_settings(DemoTeachersRecipe, None if config is None else Path(config), overrides)
     root, found = Path(out), resolve_device(device)
     results: dict[str, FitResult] = {}
     for name in only or tuple(OBJECTIVES):
@@ -138,7 +138,7 @@ def _open_run(root: Path, settings: Mapping[str, Any]) -> RunDirectory:
 
 
 def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
-    changed = differences(read_recipe(root / CONFIG), settings)
+    changed = differences(read_yaml(root / CONFIG, "a run's settings"), settings)
     if changed:
         listed = "; ".join(f"{name}: was {old!r}, now {new!r}" for name, old, new in changed)
         raise UsageError(f"{root} was begun with other settings: {listed}; put them back, or remove it to begin again")

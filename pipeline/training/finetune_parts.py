@@ -9,8 +9,8 @@ from torch import nn
 from pipeline.data.datasets import task_table
 from pipeline.data.gate_noise import gate_noise
 from pipeline.data.task_batches import TaskBatches
+from pipeline.settings import Frozen
 from pipeline.training.balance import Balance
-from pipeline.training.config import Frozen
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.guides import LiveGuides, build_guides
 from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge

@@ -67,7 +67,8 @@ CLUSTER = ("scheduler", "device", "workers", "threads")
 
 def _flags(context: typer.Context, but: Sequence[str] = ()) -> dict[str, Any]:
     """What the command was given, by its parameters' names, lists taken apart; without how it is to answer."""
-    given = {name: value for name, value in context.params.items() if name not in ("as_json", *but)}
+    other = ("as_json", *but)
+    given = {name: value for name, value in context.params.items() if value is not None and name not in other}
     return {name: LISTS[name](value) if name in LISTS else value for name, value in given.items()}
 
 

@@ -32,6 +32,8 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "another stage uses the parts of extract": ("pipeline/distill.py", "import pipeline.extraction.plan"),
     "a stage reaches another by a helper": ("pipeline/planted.py", "import pipeline.extract", "pipeline/doctor.py"),
     "cluster imports training": ("pipeline/cluster.py", "import pipeline.training"),
+    "settings import a row of the task table": ("pipeline/settings.py", "import sak.tasks"),
+    "settings import storage": ("pipeline/settings.py", "import pipeline.storage"),
     "tasks import a metric": ("sak/tasks.py", "import sak.metrics"),
     "typer below the command line": ("pipeline/images/planted.py", "import typer"),
 }

@@ -510,6 +510,7 @@ app.add_typer(cache_app, name="cache")
 
 @cache_app.command("plan")
 def cache_plan(
+    context: typer.Context,
     spec: Annotated[Path, typer.Argument(help="A file of cache_specs/.")],
     samples: Annotated[int, typer.Option(help="How many images; ImageNet has 1,281,167.")] = 1_281_167,
     views: Annotated[int, typer.Option(help="Views of each image.")] = 1,
@@ -531,17 +532,11 @@ def cache_plan(
     from pipeline.cache.probe import probe
     from pipeline.cache.spec import load_spec
 
-    measured = probe(cache) if cache is not None else None
-    rates = Rates(
-        images_per_second=images_per_second,
-        training_images_per_second=training_images_per_second,
-        read_bytes_per_second=measured.read_bytes_per_second if measured else None,
-        gpu_hour_price=gpu_hour_price,
-        tb_month_price=tb_month_price,
-        epochs=epochs,
-        free_bytes=measured.free_bytes if measured else None,
-    )
-    found = plan(load_spec(spec, overrides or ()), samples, views, rates=rates)
+    rates = _flags(context, but=("spec", "samples", "views", "cache", "overrides"))
+    if cache is not None:
+        measured = probe(cache)
+        rates |= {"read_bytes_per_second": measured.read_bytes_per_second, "free_bytes": measured.free_bytes}
+    found = plan(load_spec(spec, overrides or ()), samples, views, rates=Rates(**rates))
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else plan_text(found))
 
 

@@ -1,6 +1,7 @@
 """The command table of `sak-cli`: names, flags and help; every command imports its stage when it runs.
 
-Nothing imports this module, and `--help` imports neither torch nor a stage.
+Nothing imports this module, and `--help` imports neither torch nor a stage. A command's parameters are there for typer;
+they go on to the stage's configuration by their names (`_flags`).
 """
 
 import atexit
@@ -9,15 +10,19 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sak import __version__
 from sak.errors import SakError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from pipeline.training.protocols import FitResult
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[
     0
@@ -54,6 +59,23 @@ def _root(
 def _say(line: str) -> None:
     """Beside the results, which go to standard output."""
     typer.echo(line, err=True)
+
+
+RUN = ("out", "resume", "overwrite", "force", "trackers")
+CLUSTER = ("scheduler", "device", "workers", "threads")
+
+
+def _flags(context: typer.Context, but: Sequence[str] = ()) -> dict[str, Any]:
+    """What the command was given, by its parameters' names, lists taken apart; without how it is to answer."""
+    other = ("as_json", *but)
+    given = {name: value for name, value in context.params.items() if value is not None and name not in other}
+    return {name: LISTS[name](value) if name in LISTS else value for name, value in given.items()}
+
+
+def _end(result: "FitResult") -> None:
+    """Say how a run ended, and exit accordingly."""
+    typer.echo(f"{'Stopped' if result.stopped else 'Done'} after {result.step:,} steps; {result.checkpoint}")
+    raise typer.Exit(128 + (result.signal or 0) if result.stopped else 0)
 
 
 # Options that several commands have.
@@ -102,6 +124,7 @@ def doctor(
 
 @app.command()
 def demo_data(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
     images: Annotated[int, typer.Option(help="ImageNet-like images, in webdataset shards.")] = 512,
     scenes: Annotated[int, typer.Option(help="Scenes written to each downstream layout.")] = 96,
@@ -118,16 +141,7 @@ def demo_data(
     from pipeline.progress import progress_bar
 
     with progress_bar("images") as progress:
-        manifest = write_demo_data(
-            out,
-            images=images,
-            scenes=scenes,
-            size=size,
-            seed=seed,
-            processes=processes,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        manifest = write_demo_data(**_flags(context), progress=progress)
     trees = ", ".join(f"{out / folder} ({name})" for name, folder in manifest.folders.items())
     typer.echo(
         f"{manifest.images} images and {manifest.scenes} scenes of {manifest.size} px, seed {manifest.seed}: {trees}"
@@ -241,6 +255,7 @@ def boundary(
 
 @app.command()
 def extract(
+    context: typer.Context,
     spec: Annotated[Path, typer.Option(help="What the cache contains: a file of cache_specs/.")],
     data: Annotated[str, typer.Option(help="Image shards: a folder, pattern or URL; or a folder of images.")],
     cache: CachePlace,
@@ -271,20 +286,8 @@ def extract(
     from pipeline.extraction.config import ExtractConfig, Voice
     from pipeline.progress import progress_bar
 
-    config = ExtractConfig(
-        spec=str(spec),
-        data=data,
-        cache=cache,
-        teachers=comma_list(teachers),
-        views=views,
-        batch_size=batch_size,
-        limit=limit,
-        max_bad=max_bad,
-        dry_run=dry_run,
-        ignore_space=ignore_space,
-        overrides=overrides or (),
-        cluster=ClusterConfig(scheduler, device, workers, threads),
-    )
+    cluster = ClusterConfig(scheduler, device, workers, threads)
+    config = ExtractConfig(cluster=cluster, **_flags(context, but=CLUSTER))
     with progress_bar("images") as progress:
         report = run_extraction(config, Voice(say=_say, progress=progress))
     typer.echo(report.to_json() if as_json else report.to_text())
@@ -292,6 +295,7 @@ def extract(
 
 @app.command()
 def distill(
+    context: typer.Context,
     cache: CachePlace,
     out: RunDirectory,
     config: Annotated[Path | None, typer.Option(help="A recipe, such as those of recipes/distill/.")] = None,
@@ -326,45 +330,21 @@ def distill(
 
     Example: [cyan]sak-cli distill --cache ./cache --out ./runs/b --config recipes/distill/sak_b_from_b.yaml[/cyan]
     """
-    from pipeline.distill import run_distill
+    from pipeline.distill import distill as run_distillation
+    from pipeline.distill import distill_config
     from pipeline.progress import progress_bar
+    from pipeline.training.run import Start
 
+    asked = distill_config(**_flags(context, but=RUN))
+    start, tracked = Start(resume, overwrite, force), comma_list(trackers) or ()
     with progress_bar("steps") as progress:
-        result = run_distill(
-            cache,
-            out,
-            config=config,
-            overrides=overrides or (),
-            teachers=comma_list(teachers),
-            levels=number_list("--levels", levels),
-            spec=str(spec) if spec is not None else None,
-            data=data,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            precision=precision,
-            val_cache=val_cache,
-            val_data=val_data,
-            online=online,
-            teachers_online=comma_list(teachers_online) or (),
-            allow_partial=allow_partial,
-            views=views,
-            fresh_views=fresh_views,
-            device=device,
-            seed=seed,
-            resume=resume,
-            overwrite=overwrite,
-            force=force,
-            trackers=comma_list(trackers) or (),
-            say=_say,
-            progress=progress,
-        )
-    typer.echo(f"{'Stopped' if result.stopped else 'Done'} after {result.step:,} steps; {result.checkpoint}")
-    raise typer.Exit(128 + (result.signal or 0) if result.stopped else 0)
+        result = run_distillation(asked, out, start=start, trackers=tracked, say=_say, progress=progress)
+    _end(result)
 
 
 @app.command()
 def finetune(
+    context: typer.Context,
     init: Annotated[
         str, typer.Option(help="A distilled run, an imported checkpoint, imagenet, random:SEED, or teacher:NAME.")
     ],
@@ -387,8 +367,8 @@ def finetune(
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of the training images, fixed by the seed.")] = 1.0,
     eval_boundary: Annotated[
-        bool, typer.Option("--eval-boundary", help="Measure edges by odsF while training, not by their loss.")
-    ] = False,
+        bool | None, typer.Option("--eval-boundary", help="Measure edges by odsF while training, not by their loss.")
+    ] = None,
     epochs: Epochs = None,
     steps: Steps = None,
     batch_size: GlobalBatch = None,
@@ -408,45 +388,21 @@ def finetune(
     Example: [cyan]sak-cli finetune --init ./runs/b --dataset nyud --data /data/NYUDv2 --out ./runs/b-nyud
     --config recipes/finetune/nyud_b.yaml[/cyan]
     """
-    from pipeline.finetune import run_finetune
+    from pipeline.finetune import Session, finetune_config
+    from pipeline.finetune import finetune as run_finetuning
     from pipeline.progress import progress_bar
+    from pipeline.training.run import Start
 
+    asked = finetune_config(**_flags(context, but=RUN))
+    start, tracked = Start(resume, overwrite, force), comma_list(trackers) or ()
     with progress_bar("steps") as progress:
-        result = run_finetune(
-            init,
-            dataset,
-            str(data),
-            out,
-            config=config,
-            overrides=overrides or (),
-            tasks=comma_list(tasks),
-            teachers=comma_list(teachers),
-            spec=str(spec) if spec is not None else None,
-            distil=not no_distill,
-            baseline=baseline,
-            baseline_run=str(baseline_run) if baseline_run is not None else None,
-            fraction=fraction,
-            eval_boundary=eval_boundary or None,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            precision=precision,
-            device=device,
-            workers=workers,
-            seed=seed,
-            resume=resume,
-            overwrite=overwrite,
-            force=force,
-            trackers=comma_list(trackers) or (),
-            say=_say,
-            progress=progress,
-        )
-    typer.echo(f"{'Stopped' if result.stopped else 'Done'} after {result.step:,} steps; {result.checkpoint}")
-    raise typer.Exit(128 + (result.signal or 0) if result.stopped else 0)
+        result = run_finetuning(asked, out, Session(start, tracked, _say, progress))
+    _end(result)
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     run: FinetunedRun,
     data: Annotated[Path | None, typer.Option(help="The data set's folder; where it was, by default.")] = None,
     dataset: OtherDataset = None,
@@ -472,34 +428,15 @@ def evaluate(
     from pipeline.evaluate import EvaluateConfig
     from pipeline.evaluate import evaluate as run_evaluation
     from pipeline.progress import progress_bar
-    from pipeline.training.task_models import parse_checkpoint
 
-    chosen = comma_list(tasks)
-    config = EvaluateConfig(
-        run=run,
-        data=data,
-        dataset=dataset,
-        split=split,
-        checkpoint=parse_checkpoint(checkpoint),
-        baseline=baseline_run,
-        tasks=tuple(chosen) if chosen is not None else None,
-        boundary=boundary,
-        trivial=trivial,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        save=save,
-        limit=limit,
-        pictures=pictures,
-        again=again,
-    )
-    report = run_evaluation(config, bar=progress_bar, say=_say)
+    report = run_evaluation(EvaluateConfig(**_flags(context)), bar=progress_bar, say=_say)
     if report.is_told:
         typer.echo(report.to_json() if as_json else report.to_text())
 
 
 @app.command()
 def predict(
+    context: typer.Context,
     run: FinetunedRun,
     images: Annotated[list[Path], typer.Argument(help="Images of any size and kind, and folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures: one folder a task, and panels.")],
@@ -519,30 +456,16 @@ def predict(
     from pipeline.predict import PredictConfig
     from pipeline.predict import predict as run_prediction
     from pipeline.progress import progress_bar
-    from pipeline.training.task_models import parse_checkpoint
 
-    chosen = comma_list(tasks)
-    config = PredictConfig(
-        run=run,
-        images=tuple(images),
-        out=out,
-        tasks=tuple(chosen) if chosen is not None else None,
-        checkpoint=parse_checkpoint(checkpoint),
-        dataset=dataset,
-        size=size,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        overwrite=overwrite,
-    )
     with progress_bar("images") as progress:
-        report = run_prediction(config, progress=progress)
+        report = run_prediction(PredictConfig(**_flags(context)), progress=progress)
     typer.echo(report.to_text())
     raise typer.Exit(1 if report.bad else 0)
 
 
 @app.command()
 def ablate(
+    context: typer.Context,
     study: Annotated[Path, typer.Argument(help="A study, such as those of recipes/ablations/.")],
     out: Annotated[Path | None, typer.Option(help="Its folder; runs/<the study's name> by default.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Stages at once; one for each visible GPU by default.")] = None,
@@ -557,8 +480,7 @@ def ablate(
     from pipeline.ablate import AblateConfig, run_ablation
     from pipeline.tables import SCREEN
 
-    config = AblateConfig(study, out, jobs, dry_run, device, overrides or ())
-    report = run_ablation(config, _say)
+    report = run_ablation(AblateConfig(**_flags(context)), _say)
     typer.echo(report.to_text(SCREEN))
     raise typer.Exit(report.exit_code)
 
@@ -589,6 +511,7 @@ app.add_typer(cache_app, name="cache")
 
 @cache_app.command("plan")
 def cache_plan(
+    context: typer.Context,
     spec: Annotated[Path, typer.Argument(help="A file of cache_specs/.")],
     samples: Annotated[int, typer.Option(help="How many images; ImageNet has 1,281,167.")] = 1_281_167,
     views: Annotated[int, typer.Option(help="Views of each image.")] = 1,
@@ -610,17 +533,11 @@ def cache_plan(
     from pipeline.cache.probe import probe
     from pipeline.cache.spec import load_spec
 
-    measured = probe(cache) if cache is not None else None
-    rates = Rates(
-        images_per_second=images_per_second,
-        training_images_per_second=training_images_per_second,
-        read_bytes_per_second=measured.read_bytes_per_second if measured else None,
-        gpu_hour_price=gpu_hour_price,
-        tb_month_price=tb_month_price,
-        epochs=epochs,
-        free_bytes=measured.free_bytes if measured else None,
-    )
-    found = plan(load_spec(spec, overrides or ()), samples, views, rates=rates)
+    rates = _flags(context, but=("spec", "samples", "views", "cache", "overrides"))
+    if cache is not None:
+        measured = probe(cache)
+        rates |= {"read_bytes_per_second": measured.read_bytes_per_second, "free_bytes": measured.free_bytes}
+    found = plan(load_spec(spec, overrides or ()), samples, views, rates=Rates(**rates))
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else plan_text(found))
 
 
@@ -685,6 +602,7 @@ def cache_verify(
 
 @cache_app.command("repair")
 def cache_repair(
+    context: typer.Context,
     cache: Annotated[str, typer.Argument(help="The cache: one folder or URL.")],
     data: MovedImages = None,
     spec: Annotated[Path | None, typer.Option(help="The spec it was made from: mends damaged manifests.")] = None,
@@ -703,13 +621,8 @@ def cache_repair(
     from pipeline.extraction.repair import RepairConfig, repair
     from pipeline.progress import progress_bar
 
-    config = RepairConfig(
-        cache,
-        data,
-        str(spec) if spec is not None else None,
-        batch_size=batch_size,
-        cluster=ClusterConfig(scheduler, device, workers, threads),
-    )
+    cluster = ClusterConfig(scheduler, device, workers, threads)
+    config = RepairConfig(cluster=cluster, **_flags(context, but=CLUSTER))
     with progress_bar("images") as progress:
         report = repair(config, Voice(say=_say, progress=progress))
     typer.echo(report.to_text())
@@ -718,6 +631,7 @@ def cache_repair(
 
 @cache_app.command("check-live")
 def cache_check_live(
+    context: typer.Context,
     cache: ExistingCache,
     teachers: Teachers = None,
     samples: Annotated[int, typer.Option(help="Images of every column, spread evenly over it.")] = 16,
@@ -732,7 +646,7 @@ def cache_check_live(
     """
     from pipeline.extraction.check_live import check_live
 
-    report = check_live(cache, teachers=comma_list(teachers), samples=samples, view=view, data=data, device=device)
+    report = check_live(**_flags(context))
     typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.to_text())
     raise typer.Exit(0 if report.agrees else 1)
 
@@ -765,6 +679,7 @@ def cache_prune(
 
 @cache_app.command("copy")
 def cache_copy(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="The cache to read.")],
     target: Annotated[str, typer.Argument(help="The cache to write: a folder or URL.")],
     teachers: Teachers = None,
@@ -783,9 +698,7 @@ def cache_copy(
     from pipeline.progress import progress_bar
 
     with progress_bar("blocks") as progress:
-        report = copy_cache(
-            source, target, teachers=comma_list(teachers), to_format=to_format, codec=codec, progress=progress
-        )
+        report = copy_cache(**_flags(context), progress=progress)
     typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else copy_text(report))
 
 
@@ -846,6 +759,7 @@ def export(
 
 @app.command("import-checkpoint")
 def import_checkpoint(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="One of the authors' files: .safetensors, or PyTorch's.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint in our layout.")],
     image_size: Annotated[
@@ -863,37 +777,34 @@ def import_checkpoint(
     """
     from sak.checkpoints.reference import import_checkpoint as bring_in
 
-    written = bring_in(
-        file,
-        out,
-        image_size=image_size,
-        num_heads=num_heads,
-        teachers=comma_list(teachers),
-        tasks=comma_list(tasks),
-        dataset=dataset,
-        overwrite=overwrite,
-    )
-    typer.echo(f"Wrote {written}")
+    typer.echo(f"Wrote {bring_in(**_flags(context))}")
 
 
-def number_list(option: str, text: str | None) -> list[int] | None:
+def number_list(option: str, text: str | None) -> tuple[int, ...] | None:
     """`9,12` as numbers; None where nothing was given."""
     parts = comma_list(text)
     if parts is None:
         return None
     if not all(part.isdigit() for part in parts):
         raise UsageError(f"{option} {text!r}: give numbers separated by commas, such as 9,12")
-    return [int(part) for part in parts]
+    return tuple(int(part) for part in parts)
 
 
-def comma_list(text: str | None) -> list[str] | None:
+def comma_list(text: str | None) -> tuple[str, ...] | None:
     """`a,b` as a list; None where nothing was given, UsageError where nothing is named."""
     if text is None:
         return None
-    named = [part.strip() for part in text.split(",") if part.strip()]
+    named = tuple(part.strip() for part in text.split(",") if part.strip())
     if not named:
         raise UsageError(f"{text!r} names nothing: give names separated by commas, or leave the option out")
     return named
+
+
+LISTS: dict[str, Callable[[str | None], object]] = {
+    **dict.fromkeys(("teachers", "teachers_online", "tasks"), comma_list),
+    "levels": partial(number_list, "--levels"),
+}
+"""Parameter -> how its list is taken apart."""
 
 
 def _usage_line(error: Exception) -> str:

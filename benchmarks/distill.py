@@ -40,10 +40,10 @@ from pipeline.cache.training_cost import forward_operations
 from pipeline.data.distill_batch import DistillBatch
 from pipeline.data.distillation import CachedBatches
 from pipeline.distill import DistillConfig, distill_step, make_batches
+from pipeline.settings import load_settings
 from pipeline.training.config import make_optimiser
 from pipeline.training.devices import make_accelerator
 from pipeline.training.distill_recipe import DistillRecipe, student_config
-from pipeline.training.recipe import load_recipe
 from pipeline.training.taught import TargetSource, open_targets
 from sak.losses.distillation import DistillationLoss
 from sak.student.build import build_student
@@ -201,7 +201,7 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
     cache, spec = make_cache(options, root)
     overrides = [f"training.batch_size={options.batch}", f"training.precision={options.precision}",
                  f"data.workers={options.workers}", "student.weights=random:0", *options.set]  # fmt: skip
-    recipe = load_recipe(DistillRecipe, Path(options.recipe), overrides)
+    recipe = load_settings(DistillRecipe, Path(options.recipe), overrides)
     accelerator = make_accelerator(recipe.training, device=options.device)
     asked = DistillConfig(cache=cache, recipe=recipe, device=options.device)
     targets = open_targets(asked, accelerator.device)

@@ -34,12 +34,12 @@ from pipeline.data.live_teachers import LiveTeachers
 from pipeline.data.task_batches import TaskBatch
 from pipeline.demo.data.write import write_demo_data
 from pipeline.finetune import FinetuneConfig, find_guides, make_batches
+from pipeline.settings import load_settings
 from pipeline.training.config import make_optimiser
 from pipeline.training.devices import make_accelerator
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.networks import find_origin, make_network
 from pipeline.training.objective import Distillation, Objective, finetune_step
-from pipeline.training.recipe import load_recipe
 from pipeline.training.task_data import open_task_data
 from sak.variants.weighting import Fixed
 
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
         data = str(root / "demo")
         write_demo_data(Path(data), images=1, scenes=options.scenes, size=options.size, processes=1)
     overrides = [f"training.precision={options.precision}", f"data.workers={options.workers}", *options.set]
-    recipe = load_recipe(FinetuneRecipe, Path(options.recipe), overrides)
+    recipe = load_settings(FinetuneRecipe, Path(options.recipe), overrides)
     spec = random_spec(options.spec, root)
     config = FinetuneConfig(init="random:0", dataset=options.dataset, data=data, recipe=recipe, spec=spec,
                             device=options.device)  # fmt: skip

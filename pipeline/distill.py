@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from pydantic import Field
@@ -13,13 +14,13 @@ from pipeline.cluster import resolve_device
 from pipeline.data.distill_batch import DistillBatch
 from pipeline.data.distillation import CachedBatches
 from pipeline.progress import Update
-from pipeline.training.config import Frozen
+from pipeline.settings import Frozen, parse_settings
 from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
 from pipeline.training.distill_recipe import DistillRecipe, LossRecipe, student_config
 from pipeline.training.figures import draw_distillation
 from pipeline.training.loop import Fit
 from pipeline.training.protocols import FitResult, Hooks, Step, StepResult
-from pipeline.training.recipe import load_recipe, parse_recipe
+from pipeline.training.recipe import recipe_and_rest
 from pipeline.training.rep_sim import mean_similarities
 from pipeline.training.run import ANEW, Start, open_run
 from pipeline.training.standardised import save_standardisers, standardisers
@@ -56,66 +57,11 @@ class DistillConfig(Frozen):
     device: str = "cuda"
 
 
-def run_distill(  # noqa: PLR0913 (the flags of the command)
-    cache: str,
-    out: str | Path,
-    *,
-    config: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    teachers: Sequence[str] | None = None,
-    levels: Sequence[int] | None = None,
-    spec: str | None = None,
-    data: str | None = None,
-    epochs: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    precision: str | None = None,
-    val_cache: str | None = None,
-    val_data: str | None = None,
-    online: bool = False,
-    teachers_online: Sequence[str] = (),
-    allow_partial: bool = False,
-    views: int | None = None,
-    fresh_views: bool = False,
-    device: str = "cuda",
-    seed: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    force: bool = False,
-    trackers: Sequence[str] = (),
-    say: Callable[[str], None] | None = None,
-    progress: Update | None = None,
-) -> FitResult:
-    """`sak-cli distill`: flags over `overrides` over the recipe file `config`; see `DistillConfig` and `Start`."""
-    if epochs is not None and steps is not None:
-        raise UsageError("give --epochs or --steps, one of them")
-    length = {"epochs": epochs, "steps": steps} if epochs is not None or steps is not None else {}
-    flags = {"batch_size": batch_size, "precision": precision, "seed": seed}
-    recipe = load_recipe(
-        DistillRecipe,
-        Path(config) if config is not None else None,
-        [*overrides, *(f"training.{name}=null" for name in length)],
-        {f"training.{name}": value for name, value in (flags | length).items()},
-    )
-    settings = {
-        "cache": str(cache),
-        "recipe": recipe,
-        "teachers": None if teachers is None else tuple(teachers),
-        "levels": None if levels is None else tuple(levels),
-        "spec": spec,
-        "data": data,
-        "val_cache": val_cache,
-        "val_data": val_data,
-        "online": online,
-        "teachers_online": tuple(teachers_online),
-        "allow_partial": allow_partial,
-        "views": views,
-        "fresh_views": fresh_views,
-        "device": resolve_device(device),
-    }
-    asked = parse_recipe(DistillConfig, settings, "distill")
-    start = Start(resume, overwrite, force)
-    return distill(asked, Path(out), start=start, trackers=trackers, say=say, progress=progress)
+def distill_config(**flags: Any) -> DistillConfig:
+    """What the flags of `sak-cli distill` ask for, by their names; those of the recipe go over its file."""
+    recipe, rest = recipe_and_rest(DistillRecipe, flags)
+    device = resolve_device(rest.get("device", "cuda"))
+    return parse_settings(DistillConfig, {**rest, "recipe": recipe, "device": device}, "distill")
 
 
 def distill(

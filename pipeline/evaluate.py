@@ -68,7 +68,7 @@ def _silent(line: str) -> None:
 
 def _baseline(evaluator: Evaluator, own: OpenedRun) -> Mapping[str, float] | None:
     """The metrics of the baseline's run on the very same images."""
-    place = evaluator.config.baseline
+    place = evaluator.config.baseline_run
     if place is None:
         return None
     other = evaluator.open(place, like=own)
@@ -87,7 +87,7 @@ def _compared(
     if baseline is None or gain is None:
         return None
     return {
-        "run": str(config.baseline),
+        "run": str(config.baseline_run),
         "metrics": dict(baseline),
         "delta_m": gain.value,
         "gain_per_task": gain.per_task,

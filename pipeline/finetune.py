@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
 from pipeline.cache.spec import load_spec
 from pipeline.cluster import resolve_device
 from pipeline.progress import Update
+from pipeline.settings import parse_settings
 from pipeline.training.batch_norm import synchronise
 from pipeline.training.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
 from pipeline.training.figures import draw_finetuning
@@ -25,16 +27,16 @@ from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.finetune_record import facts, tell, what_is_read
 from pipeline.training.live_rep_sim import draw_live_rep_sim
 from pipeline.training.loop import Fit
-from pipeline.training.networks import find_origin, make_network, run_of
+from pipeline.training.networks import Baseline, find_origin, make_network, run_of
 from pipeline.training.objective import counts_of_all, finetune_step, without_unused
 from pipeline.training.protocols import FitResult, Hooks
-from pipeline.training.recipe import load_recipe
+from pipeline.training.recipe import recipe_and_rest
 from pipeline.training.run import ANEW, Start, open_run
 from pipeline.training.standardised import load_standardisers, save_standardisers
 from pipeline.training.task_model import STAGE, restore_task_model, save_task_model
 from sak.errors import UsageError, nearest
 
-__all__ = ["FinetuneConfig", "Session", "find_guides", "finetune", "make_batches", "run_finetune"]
+__all__ = ["FinetuneConfig", "Session", "find_guides", "finetune", "finetune_config", "make_batches"]
 
 Say = Callable[[str], None]
 
@@ -49,71 +51,20 @@ class Session:
     progress: Update | None = None
 
 
-def run_finetune(  # noqa: PLR0913 (the flags of the command)
-    init: str,
-    dataset: str,
-    data: str,
-    out: str | Path,
-    *,
-    config: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    tasks: Sequence[str] | None = None,
-    teachers: Sequence[str] | None = None,
-    spec: str | None = None,
-    distil: bool = True,
-    baseline: str | None = None,
-    baseline_run: str | None = None,
-    fraction: float = 1.0,
-    eval_boundary: bool | None = None,
-    epochs: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    precision: str | None = None,
-    device: str = "cuda",
-    workers: int | None = None,
-    seed: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    force: bool = False,
-    trackers: Sequence[str] = (),
-    say: Say | None = None,
-    progress: Update | None = None,
-) -> FitResult:
-    """`sak-cli finetune`: flags over `overrides` over the recipe file `config`; see `FinetuneConfig` and `Start`."""
-    if epochs is not None and steps is not None:
-        raise UsageError("give --epochs or --steps, one of them")
-    if baseline not in (None, "single-task", "multi-task"):
-        raise UsageError(f"no baseline {baseline!r}{nearest(str(baseline), ('single-task', 'multi-task'))}")
-    length = {"epochs": epochs, "steps": steps} if epochs is not None or steps is not None else {}
-    flags = {f"training.{name}": value for name, value in length.items()} | {
-        "training.batch_size": batch_size,
-        "training.precision": precision,
-        "training.seed": seed,
-        "data.workers": workers,
-        "evaluation.workers": workers,
-        "evaluation.boundary": eval_boundary,
-    }
-    recipe = load_recipe(
-        FinetuneRecipe,
-        Path(config) if config is not None else None,
-        [*overrides, *(f"training.{name}=null" for name in length)],
-        flags,
-    )
-    asked = FinetuneConfig(
-        init=init,
-        dataset=str(Path(dataset).resolve()) if dataset.endswith((".yaml", ".yml")) else dataset,
-        data=str(data),
-        recipe=recipe,
-        tasks=None if tasks is None else tuple(tasks),
-        teachers=None if teachers is None else tuple(teachers),
-        spec=spec,
-        distil=distil,
-        baseline=baseline,  # type: ignore[arg-type]  # checked above
-        baseline_run=baseline_run,
-        fraction=fraction,
-        device=resolve_device(device),
-    )
-    return finetune(asked, Path(out), Session(Start(resume, overwrite, force), trackers, say, progress))
+RECIPE_FLAGS = {"workers": ("data.workers", "evaluation.workers"), "eval_boundary": ("evaluation.boundary",)}
+"""Flags that stand for settings of the recipe."""
+
+
+def finetune_config(**flags: Any) -> FinetuneConfig:
+    """What the flags of `sak-cli finetune` ask for, by their names; those of the recipe go over its file."""
+    recipe, rest = recipe_and_rest(FinetuneRecipe, flags, RECIPE_FLAGS)
+    baseline, dataset = rest.get("baseline"), rest.get("dataset", "")
+    if baseline is not None and baseline not in get_args(Baseline):
+        raise UsageError(f"no baseline {baseline!r}{nearest(baseline, get_args(Baseline))}")
+    if dataset.endswith((".yaml", ".yml")):
+        rest["dataset"] = str(Path(dataset).resolve())
+    decided = {"distil": not rest.pop("no_distill", False), "device": resolve_device(rest.get("device", "cuda"))}
+    return parse_settings(FinetuneConfig, {**rest, **decided, "recipe": recipe}, "finetune")
 
 
 def finetune(config: FinetuneConfig, out: Path, session: Session = Session()) -> FitResult:

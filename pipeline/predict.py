@@ -17,7 +17,7 @@ from pipeline.pictures.photos import PANELS, Failure, Photo, PhotoWork, Wanted, 
 from pipeline.processes import WAITING, in_order, worker_pool
 from pipeline.progress import Update
 from pipeline.training.task_model import Checkpoint
-from pipeline.training.task_models import TaskModels
+from pipeline.training.task_models import TaskModels, check_checkpoint
 from sak.errors import UsageError
 from sak.tasks import Dataset
 
@@ -60,6 +60,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
+        check_checkpoint(self.checkpoint)
         for option, value, least in (("--batch-size", self.batch_size, 1), ("--workers", self.workers, 0)):
             if value < least:
                 raise UsageError(f"{option} must be at least {least}, got {value}")

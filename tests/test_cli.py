@@ -140,3 +140,94 @@ def test_threads_spin_briefly_unless_the_user_says_so(given, count):
     environment = dict(given)
     cli.wait_briefly(environment)
     assert environment.get("GOMP_SPINCOUNT") == count
+
+
+def asked_by(monkeypatch, stage: str, arguments: list[str]):
+    """What a command hands to its stage, which is not carried out."""
+    given = []
+
+    def take(config, *others, **named):
+        given.append((config, *others, named))
+        raise SakError("that is all")
+
+    monkeypatch.setattr(stage, take)
+    assert exit_code(arguments) == 1
+    return given[0]
+
+
+def test_every_flag_of_distill_reaches_its_configuration(monkeypatch, tmp_path):
+    flags = (
+        "--teachers a,b --levels 9,12 --spec s.yaml --data d --steps 7 --batch-size 6 --precision bf16 --val-cache v "
+    )
+    flags += "--val-data w --online --teachers-online a --allow-partial --views 2 --fresh-views --device cpu --seed 3 "
+    flags += "--set loss.kind=l2 --set data.workers=1 --resume --force --trackers tensorboard"
+    line = ["distill", "--cache", "c", "--out", str(tmp_path / "run"), *flags.split()]
+    config, out, named = asked_by(monkeypatch, "pipeline.distill.distill", line)
+    assert config.model_dump(exclude={"recipe"}) == {
+        "cache": "c", "teachers": ("a", "b"), "levels": (9, 12), "spec": "s.yaml", "data": "d", "val_cache": "v",
+        "val_data": "w", "online": True, "teachers_online": ("a",), "allow_partial": True, "views": 2,
+        "fresh_views": True, "device": "cpu",
+    }  # fmt: skip
+    training = config.recipe.training
+    assert (training.steps, training.epochs, training.batch_size) == (7, None, 6)
+    assert (training.precision, training.seed, config.recipe.loss.kind) == ("bf16", 3, "l2")
+    assert out == tmp_path / "run"
+    assert (named["start"].resume, named["start"].force, named["trackers"]) == (True, True, ("tensorboard",))
+
+
+def test_every_flag_of_finetune_reaches_its_configuration(monkeypatch, tmp_path):
+    flags = "--init i --dataset nyud --data d --tasks depth,edge --teachers a --spec s.yaml --no-distill --baseline "
+    flags += "multi-task --baseline-run b --fraction 0.5 --eval-boundary --epochs 0.5 --batch-size 6 --precision bf16 "
+    flags += "--device cpu --workers 1 --seed 3 --set tasks.weighting=dwa --overwrite --trackers wandb"
+    line = ["finetune", "--out", str(tmp_path / "run"), *flags.split()]
+    config, out, session, _ = asked_by(monkeypatch, "pipeline.finetune.finetune", line)
+    assert config.model_dump(exclude={"recipe"}) == {
+        "init": "i", "dataset": "nyud", "data": "d", "tasks": ("depth", "edge"), "teachers": ("a",), "spec": "s.yaml",
+        "distil": False, "baseline": "multi-task", "baseline_run": "b", "fraction": 0.5, "device": "cpu",
+    }  # fmt: skip
+    recipe = config.recipe
+    assert (recipe.training.epochs, recipe.training.steps, recipe.training.batch_size) == (0.5, None, 6)
+    assert (recipe.training.precision, recipe.training.seed, recipe.tasks.weighting) == ("bf16", 3, "dwa")
+    assert (recipe.evaluation.boundary, recipe.evaluation.workers, recipe.data.workers) == (True, 1, 1)
+    assert out == tmp_path / "run"
+    assert (session.start.overwrite, session.trackers) == (True, ("wandb",))
+
+
+@pytest.mark.parametrize(
+    ("stage", "line", "wanted"),
+    [
+        ("pipeline.evaluate.evaluate",
+         "evaluate r --data d --baseline-run b --tasks depth --no-boundary --save s --limit 3 --again --json",
+         {"run": Path("r"), "data": Path("d"), "baseline_run": Path("b"), "tasks": ("depth",), "boundary": False,
+          "save": Path("s"), "limit": 3, "again": True, "dataset": None, "workers": 2}),
+        ("pipeline.predict.predict", "predict r x.jpg y --out o --tasks depth,edge --size 32 48 --overwrite",
+         {"run": Path("r"), "out": Path("o"), "tasks": ("depth", "edge"), "size": (32, 48), "overwrite": True}),
+        ("pipeline.ablate.run_ablation", "ablate s.yaml --out o --jobs 2 --dry-run --device cpu --set a=1 --set b=2",
+         {"study": Path("s.yaml"), "out": Path("o"), "jobs": 2, "dry_run": True, "overrides": ["a=1", "b=2"]}),
+        ("pipeline.extract.extract",
+         "extract --spec s.yaml --data d --cache c --teachers a,b --views 2 --workers 1 --threads 3 --device cpu "
+         "--limit 4 --max-bad 0.5 --dry-run --ignore-space --set codec=zstd",
+         {"data": "d", "cache": "c", "teachers": ("a", "b"), "views": 2, "limit": 4, "max_bad": 0.5, "dry_run": True,
+          "ignore_space": True, "overrides": ["codec=zstd"]}),
+    ],
+)  # fmt: skip
+def test_flags_reach_the_configurations_of_the_other_stages(monkeypatch, stage, line, wanted):
+    config = asked_by(monkeypatch, stage, line.split())[0]
+    assert {name: getattr(config, name) for name in wanted} == wanted
+
+
+def test_where_an_extraction_runs_is_told_apart(monkeypatch):
+    line = "extract --spec s.yaml --data d --cache c --workers 2 --threads 3 --device cpu"
+    cluster = asked_by(monkeypatch, "pipeline.extract.extract", line.split())[0].cluster
+    assert (cluster.scheduler, cluster.device, cluster.workers, cluster.threads) == (None, "cpu", 2, 3)
+
+
+@pytest.mark.parametrize("line", ["evaluate r --checkpoint lst", "predict r x.jpg --out o --checkpoint lst"])
+def test_a_checkpoint_that_is_none_is_wrong_usage(capsys, line):
+    assert exit_code(line.split()) == 2
+    assert capsys.readouterr().err == "sak-cli: no checkpoint 'lst'; did you mean 'last'?\n"
+
+
+def test_an_option_that_names_nothing_is_wrong_usage(capsys):
+    assert exit_code(["predict", "r", "x.jpg", "--out", "o", "--tasks", ","]) == 2
+    assert "names nothing" in capsys.readouterr().err

@@ -36,6 +36,8 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "a stage reaches another by a helper": ("pipeline/planted.py", "import pipeline.extract", "pipeline/doctor.py"),
     "the ablation uses the demo": ("pipeline/ablate.py", "def f():\n    from pipeline.demo.data import write"),
     "cluster imports training": ("pipeline/cluster.py", "import pipeline.training"),
+    "settings import a row of the task table": ("pipeline/settings.py", "import sak.tasks"),
+    "settings import storage": ("pipeline/settings.py", "import pipeline.storage"),
     "tasks import a metric": ("sak/tasks.py", "import sak.metrics"),
     "typer below the command line": ("pipeline/images/planted.py", "import typer"),
 }

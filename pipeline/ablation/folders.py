@@ -12,11 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.ablation.jobs import Job, TrainJob, job_name
 from pipeline.ablation.specs import spec_document
 from pipeline.cache.spec import CacheSpec
+from pipeline.settings import dump_yaml
 from pipeline.storage.local import replace_durably
 from pipeline.training.run import RunDirectory
 from sak.errors import UsageError
@@ -109,6 +108,6 @@ def about(run: RunDirectory) -> dict[str, Any]:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    text = yaml.safe_dump(document, sort_keys=False).encode()
+    text = dump_yaml(document).encode()
     if not path.is_file() or path.read_bytes() != text:
         replace_durably(path, text)

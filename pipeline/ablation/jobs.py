@@ -13,9 +13,9 @@ from pipeline.ablation.stages import EvaluateSettings, StageSettings, cache_sett
 from pipeline.ablation.study import Row, Study, is_on, make_rows
 from pipeline.cache.key import canonical_json
 from pipeline.cache.spec import CacheSpec, TeacherSpec
-from pipeline.cache.spec_file import read_yaml
 from pipeline.data.datasets import task_table
 from pipeline.finetune import FinetuneConfig
+from pipeline.settings import read_yaml
 from pipeline.training.evaluation_store import store_name
 from sak.errors import UsageError
 
@@ -136,7 +136,7 @@ def _finetuning(settings: Mapping[str, Any], before: TrainJob | None, source: st
     document = {**checked.identity(), **({"init": start.name} if start is not None else {})}
     spec = checked.flags.get("spec")
     if spec is not None:
-        document["spec"] = read_yaml(Path(spec))
+        document["spec"] = read_yaml(Path(spec), "a cache spec")
     if start is not None:
         checked = replace(checked, flags={name: value for name, value in checked.flags.items() if name != "init"})
     name = job_name("finetune", document)

@@ -1,10 +1,10 @@
-"""Settings by dotted names: `distill.recipe.loss.cosine` is a place in nested mappings."""
+"""A study's settings: nested mappings merged, with dotted names for what lies deeper."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from sak.errors import UsageError
+from pipeline.settings import section_of
 
 Settings = dict[str, Any]
 
@@ -25,14 +25,7 @@ def put(settings: Settings, name: str, value: Any) -> None:
     `steps` replaces `epochs` beside it and the other way round, as they do on a command line. UsageError where a part
     of the name is no mapping.
     """
-    *parents, last = name.split(".")
-    for parent in parents:
-        inner = settings.setdefault(parent, {})
-        if inner is None or isinstance(inner, bool):  # a stage that was off
-            inner = settings[parent] = {}
-        if not isinstance(inner, dict):
-            raise UsageError(f"{name}: {parent} is {inner!r}, it has no settings inside")
-        settings = inner
+    settings, last = section_of(settings, name)
     if isinstance(value, Mapping) and isinstance(settings.get(last), dict):
         for key, inner in value.items():
             put(settings[last], key, inner)

@@ -5,26 +5,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.ablation.settings import flattened
 from pipeline.cache.spec import CacheSpec, parse_spec
-from pipeline.cache.spec_file import apply_overrides, read_yaml
+from pipeline.settings import Frozen, dump_yaml, overridden, parse_yaml, read_yaml
 from sak.errors import UsageError, nearest
 
 ALL = "*"
 _WHOLE = ("encoding", "size", "scale", "ratio")
 
 
-class CacheSettings(BaseModel):
+class CacheSettings(Frozen):
     """One cache of a study: the section `extract` or `held_out`.
 
     Without `spec` it is read as it is and nothing is extracted. `overrides` change the spec, `*` standing for every
     teacher. `samples` is how many images there are, for estimates where the data is not at hand.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache: str
     spec: str | None = None
@@ -43,20 +40,19 @@ def resolve_spec(settings: CacheSettings, source: str) -> CacheSpec | None:
         if settings.overrides:
             raise UsageError(f"{source}: overrides change a spec, and there is none; name it with spec")
         return None
-    return _resolved(settings.spec, yaml.safe_dump(dict(_overrides(settings, source)), sort_keys=True), source)
+    return _resolved(settings.spec, dump_yaml(dict(_overrides(settings, source)), sort_keys=True), source)
 
 
 @lru_cache(maxsize=256)
 def _resolved(path: str, overrides: str, source: str) -> CacheSpec:
     """Teachers are built (without memory) to know their levels and widths: once for each spec is enough."""
-    return parse_spec(
-        apply_overrides(read_yaml(Path(path)), yaml.safe_load(overrides), path), source=f"{source}: {path}"
-    )
+    document = overridden(read_yaml(Path(path), "a cache spec"), parse_yaml(overrides, source))
+    return parse_spec(document, source=f"{source}: {path}")
 
 
 def _overrides(settings: CacheSettings, source: str) -> list[tuple[str, Any]]:
     """(dotted name, value), `*` taken apart; what a spec takes as one value is kept whole."""
-    teachers = list(_teachers(read_yaml(Path(str(settings.spec)))))
+    teachers = list(_teachers(read_yaml(Path(str(settings.spec)), "a cache spec")))
     found: list[tuple[str, Any]] = []
     for name, value in _leaves(settings.overrides):
         parts = name.split(".")

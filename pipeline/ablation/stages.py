@@ -11,10 +11,9 @@ from pipeline.ablation.settings import Settings, merged
 from pipeline.ablation.specs import CacheSettings
 from pipeline.distill import DistillConfig
 from pipeline.finetune import FinetuneConfig
-from pipeline.training.config import Frozen
+from pipeline.settings import Frozen, parse_settings, read_yaml
 from pipeline.training.distill_recipe import DistillRecipe
 from pipeline.training.finetune_recipe import FinetuneRecipe
-from pipeline.training.recipe import parse_recipe, read_recipe
 from sak.errors import UsageError, nearest
 
 RECIPE = "recipe"
@@ -110,8 +109,8 @@ def stage_settings(stage: str, settings: Mapping[str, Any], source: str) -> Stag
     recipe: Settings = {}
     if kind.recipe is not None:
         recipe = _recipe(settings, source, stage)
-        decided[RECIPE] = parse_recipe(kind.recipe, recipe, f"{source}: {stage}.recipe")
-    checked = parse_recipe(kind.config, {**decided, **given}, f"{source}: {stage}")
+        decided[RECIPE] = parse_settings(kind.recipe, recipe, f"{source}: {stage}.recipe")
+    checked = parse_settings(kind.config, {**decided, **given}, f"{source}: {stage}")
     flags = {name: value for name, value in given.items() if value is not False or name in kind.negated}
     return StageSettings(stage, flags, recipe, checked)
 
@@ -124,7 +123,7 @@ def _recipe(settings: Mapping[str, Any], source: str, stage: str) -> Settings:
             f"{source}: {stage}.recipe is {changes!r}: it changes settings of a recipe, whose file is {stage}.config"
         )
     file = settings.get(CONFIG)
-    return merged(read_recipe(Path(file)) if file is not None else {}, changes)
+    return merged(read_yaml(Path(file)) if file is not None else {}, changes)
 
 
 def _plain(value: Any) -> Any:
@@ -145,4 +144,4 @@ def flag(name: str, value: Any, negated: str | None = None) -> list[str]:
 
 def cache_settings(section: str, settings: Mapping[str, Any], source: str) -> CacheSettings:
     """A study's section for a cache, checked."""
-    return parse_recipe(CacheSettings, settings, f"{source}: {section}")
+    return parse_settings(CacheSettings, settings, f"{source}: {section}")

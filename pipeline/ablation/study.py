@@ -6,12 +6,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.ablation.settings import Settings, merged
 from pipeline.paper import paper_table
-from pipeline.training.recipe import parse_recipe, read_recipe
+from pipeline.settings import Frozen, parse_override, parse_settings, read_yaml
 from sak.errors import UsageError, nearest
 
 STAGES = ("extract", "held_out", "distill", "finetune", "evaluate")
@@ -20,11 +19,7 @@ TRAINED = ("distill", "finetune")
 Changes = Mapping[str, Any]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rates(_Frozen):
+class Rates(Frozen):
     """Images a second of each stage, for the plan's estimate where nothing was measured; `basis` says whence."""
 
     extract: float | None = Field(default=None, gt=0)
@@ -34,7 +29,7 @@ class Rates(_Frozen):
     basis: str = "the study's rates"
 
 
-class Study(_Frozen):
+class Study(Frozen):
     """What `sak-cli ablate` reads.
 
     `extract` and `held_out` are the caches for training and for rep_sim, `distill`, `finetune` and `evaluate` the
@@ -123,9 +118,9 @@ class Row:
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read and check a study; `overrides` are `a.b=value` lines that change its base. UsageError, one line."""
-    document = read_recipe(path)
-    changes = dict(_override(line) for line in overrides)
-    return parse_recipe(Study, merged_base(document, changes, str(path)), str(path))
+    document = read_yaml(path, "a study")
+    changes = dict(map(parse_override, overrides))
+    return parse_settings(Study, merged_base(document, changes, str(path)), str(path))
 
 
 def merged_base(document: Mapping[str, Any], changes: Changes, source: str) -> Settings:
@@ -202,13 +197,3 @@ def _label(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)
-
-
-def _override(line: str) -> tuple[str, Any]:
-    name, equals, text = line.partition("=")
-    if not equals:
-        raise UsageError(f"--set {line!r}: write it as name=value, such as extract.cache=./cache")
-    try:
-        return name.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {line!r}: the value is not YAML") from error

@@ -4,15 +4,15 @@ All that decides the bytes of a column is here and in its key; `codec`, `block` 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.cache.spec_file import apply_overrides, read_yaml, spec_error
 from pipeline.images.views import ViewPolicy
+from pipeline.settings import Frozen, Overrides, overridden, parse_settings, read_yaml
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
 from sak.teachers.recipe import TeacherFacts, TeacherRecipe, is_sam
@@ -25,25 +25,21 @@ _STUDENT_PATCH = 16
 _BLOCKS = {"float16": 512, "bfloat16": 512}
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class EncodingSpec(_Frozen):
+class EncodingSpec(Frozen):
     """How tokens become bytes: `kind`, after a projection onto the first `pca` principal components where given."""
 
     kind: Literal["float16", "bfloat16", "int8", "int4"] = "int8"
     pca: Annotated[int, Field(ge=1, strict=True)] | None = None
 
 
-class CalibrationSpec(_Frozen):
+class CalibrationSpec(Frozen):
     """Where channel statistics and principal components come from: how many samples, and the seed that picks them."""
 
     samples: Annotated[int, Field(ge=2, strict=True)] = 2048
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
 
 
-class TeacherSpec(_Frozen):
+class TeacherSpec(Frozen):
     """One teacher and how its features are kept.
 
     `model` is a library and its name with the full weights tag (`timm/vit_base_patch14_dinov2.lvd142m`,
@@ -100,7 +96,7 @@ class TeacherSpec(_Frozen):
         return self
 
 
-class CacheSpec(_Frozen):
+class CacheSpec(Frozen):
     """A cache's contents. How many views there are is not part of it: more append to those there are.
 
     `student_grid` is (height, width) of the student's patches, by default the view's size over 16. `block` is the
@@ -161,7 +157,7 @@ class CacheSpec(_Frozen):
 
 def load_spec(
     path: str | Path,
-    overrides: Mapping[str, object] | Sequence[str] | None = None,
+    overrides: Overrides | None = None,
     *,
     facts: Mapping[str, TeacherFacts] | None = None,
 ) -> CacheSpec:
@@ -171,7 +167,7 @@ def load_spec(
     teacher registry says of width, depth and grid, by teacher name. Raises UsageError, one line, for unreadable YAML,
     unknown or wrong keys, levels beyond the depth and PCA wider than the teacher.
     """
-    document = apply_overrides(read_yaml(Path(path)), overrides or {}, str(path))
+    document = overridden(read_yaml(Path(path), "a cache spec"), overrides or {})
     return parse_spec(document, source=str(path), facts=facts)
 
 
@@ -179,10 +175,7 @@ def parse_spec(
     document: Mapping[str, object], *, source: str = "spec", facts: Mapping[str, TeacherFacts] | None = None
 ) -> CacheSpec:
     """A checked spec from a document already read; see `load_spec`. `source` begins every error."""
-    try:
-        spec = CacheSpec.model_validate(document)
-    except ValidationError as error:
-        raise spec_error(error, source, _fields_at) from error
+    spec = parse_settings(CacheSpec, document, source)
     filled = {name: _filled(teacher, spec) for name, teacher in spec.teachers.items()}
     spec = spec.model_copy(update={"teachers": filled, "student_grid": spec.grid, "block": spec.samples_per_block})
     checked = {}
@@ -216,17 +209,3 @@ def _checked(teacher: TeacherSpec, facts: TeacherFacts, where: str) -> TeacherSp
             f"{where}: encoding.pca must be at most the teacher's width {facts.width}, got {teacher.encoding.pca}"
         )
     return teacher.model_copy(update={"levels": tuple(levels)})
-
-
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    """The keys a mapping at `location` of a spec may have."""
-    nested: dict[str | int, type[BaseModel]] = {
-        "views": ViewPolicy,
-        "calibration": CalibrationSpec,
-        "encoding": EncodingSpec,
-    }
-    if not location:
-        return list(CacheSpec.model_fields)
-    if location[0] == "teachers" and len(location) == 2:
-        return list(TeacherSpec.model_fields)
-    return list(nested[location[-1]].model_fields)

@@ -13,13 +13,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from pipeline.data.files import finite_depth, read_array, read_lines, read_mask, read_png, read_rgb, read_values
 from pipeline.data.pascal_context import decode_normals, plane
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
+from pipeline.settings import Frozen, parse_settings, read_yaml
 from sak import tasks as table
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary.score import from_boundary_map
@@ -29,11 +29,7 @@ FEWEST_CLASSES = 2
 ROWS = {task.name: task for dataset in (table.PASCAL_CONTEXT, table.NYUD) for task in dataset}
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FolderTask(_Frozen):
+class FolderTask(Frozen):
     """Labels of one task: `<folder>/<id><suffix>`.
 
     PNG values are class numbers (255 ignored), 0/255 masks (sal, edge), or 2 * png / 255 - 1 (normals); depth is .npy
@@ -48,7 +44,7 @@ class FolderTask(_Frozen):
     weight: float | None = Field(default=None, gt=0)
 
 
-class FolderSpec(_Frozen):
+class FolderSpec(Frozen):
     """What the YAML file says; paths are relative to the data folder."""
 
     images: str
@@ -60,14 +56,7 @@ class FolderSpec(_Frozen):
     @classmethod
     def load(cls, path: Path) -> "FolderSpec":
         """Read and check a file; UsageError names the key that is wrong."""
-        try:
-            read = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} cannot be read as YAML: {error}") from error
-        try:
-            spec = cls.model_validate(read)
-        except ValidationError as error:
-            raise UsageError(f"{path}: {_first(error)}") from error
+        spec = parse_settings(cls, read_yaml(path, "a folder's description"), str(path))
         for name, task in spec.tasks.items():
             _check_classes_of(name, task.classes, path)
         return spec.model_copy(update={"name": path.stem} if spec.name == "folder" else {})
@@ -108,16 +97,6 @@ def _check_new(name: str, classes: Sequence[str], path: Path) -> None:
         )
     if not name.isidentifier():
         raise UsageError(f"{path}: tasks: a task's name is letters, digits and _, got {name!r}")
-
-
-def _first(error: ValidationError) -> str:
-    # an unknown key first: what is then missing is most often what it was meant to be
-    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = FolderSpec.model_fields if len(problem["loc"]) == 1 else FolderTask.model_fields
-        return f"unknown key {place}{nearest(str(problem['loc'][-1]), known)}"
-    return f"{place}: {problem['msg']}"
 
 
 class FolderDataset:

@@ -1,11 +1,13 @@
 """How an extraction goes: where the cache, the images and the workers are; nothing here decides bytes of a column."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.cache.lease import SECONDS
 from pipeline.cluster import ClusterConfig
 from pipeline.progress import Update
+from pipeline.settings import Overrides
 from sak.errors import UsageError
 
 Say = Callable[[str], None]
@@ -40,7 +42,7 @@ class ExtractConfig:
     after saying what would be done. `ignore_space` starts although the disk seems too small.
     """
 
-    spec: str
+    spec: str | Path
     data: str
     cache: str
     teachers: Sequence[str] | None = None
@@ -50,7 +52,7 @@ class ExtractConfig:
     max_bad: float = MAX_BAD
     dry_run: bool = False
     ignore_space: bool = False
-    overrides: Mapping[str, object] | Sequence[str] = ()
+    overrides: Overrides = ()
     lease_seconds: float = SECONDS
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from uuid import uuid4
 
 from pipeline.cache.column import CALIBRATION
@@ -41,7 +42,7 @@ class RepairConfig:
 
     cache: str
     data: str | None = None
-    spec: str | None = None
+    spec: str | Path | None = None
     batch_size: int = 32
     lease_seconds: float = SECONDS
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -116,7 +117,7 @@ def repair(config: RepairConfig, voice: Voice | None = None) -> RepairReport:
 def _restore(cache: Cache, found: Verification, config: RepairConfig, voice: Voice) -> Verification:
     """Make again what concerns columns as a whole; what is wrong after that."""
     _rewrite_metadata(cache.top, found.problems)
-    if config.spec is not None and restore_manifests(cache, found.problems, config.spec, voice):
+    if config.spec is not None and restore_manifests(cache, found.problems, str(config.spec), voice):
         found = verify(Cache.open(config.cache), deep=True, progress=voice.progress)
     places = columns_struck(found.problems, CALIBRATION) - columns_struck(found.problems, MANIFEST)
     if not places:

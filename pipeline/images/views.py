@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 import google_crc32c
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.images.decode import MAX_PIXELS
 from pipeline.images.errors import BadImage, ReplayError
+from pipeline.settings import Frozen
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
@@ -29,7 +30,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=1, le=8192, strict=True)]
 
 
-class ViewPolicy(BaseModel):
+class ViewPolicy(Frozen):
     """How views are drawn; part of what a cache's keys are made of. How many views there are is not.
 
     `random_resized_crop`: torchvision's RandomResizedCrop(size, scale, ratio), then a mirror image with probability
@@ -38,8 +39,6 @@ class ViewPolicy(BaseModel):
     `size` is (height, width); one number stands for a square. `scale` is the share of the image's area and `ratio` its
     width over height; only random_resized_crop takes them. `hflip` is 0 by default for the other two.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["random_resized_crop", "center_crop", "resize"]
     size: tuple[Side, Side]

@@ -4,17 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
+from pipeline.settings import Frozen
 from pipeline.training.schedules import Poly, Schedule, WarmupCosine
-
-
-class Frozen(BaseModel):
-    """A part of a recipe: unknown keys are errors, and so are numbers that are not finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 SHARE = "share"

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.data.view_images import PhotometricJitter
-from pipeline.training.config import Frozen, TrainingConfig
+from pipeline.settings import Frozen
+from pipeline.training.config import TrainingConfig
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
 from sak.student.config import StudentConfig, size_from_json

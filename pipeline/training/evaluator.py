@@ -24,7 +24,7 @@ from pipeline.training.evaluation_store import (
 from pipeline.training.gates import recorded_gates
 from pipeline.training.run import CONFIG
 from pipeline.training.task_model import Checkpoint
-from pipeline.training.task_models import TaskModels
+from pipeline.training.task_models import TaskModels, check_checkpoint
 from pipeline.training.trivial import label_statistics, needs_labels, trivial_predict
 from sak.errors import UsageError
 from sak.tasks import Dataset
@@ -44,7 +44,7 @@ class EvaluateConfig:
         dataset: its name or YAML file; None: the run's own.
         split: train or val, or one of a described folder.
         checkpoint: `best` or `last`.
-        baseline: a run to take delta_m over, with single-task networks as the paper has it.
+        baseline_run: a run to take delta_m over, with single-task networks as the paper has it.
         tasks: some of them; None: all that the run predicts.
         boundary: False leaves edges out, which take longest.
         trivial: also evaluate predictors that look at no image.
@@ -62,7 +62,7 @@ class EvaluateConfig:
     dataset: str | None = None
     split: str = "val"
     checkpoint: Checkpoint = "best"
-    baseline: Path | None = None
+    baseline_run: Path | None = None
     tasks: tuple[str, ...] | None = None
     boundary: bool = True
     trivial: bool = False
@@ -76,6 +76,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
+        check_checkpoint(self.checkpoint)
         for option, value, least in (
             ("--batch-size", self.batch_size, 1),
             ("--workers", self.workers, 0),

@@ -10,8 +10,8 @@ from pipeline.data.datasets import task_table
 from pipeline.data.gate_noise import gate_noise
 from pipeline.data.live_teachers import LiveTeachers, live_for_student
 from pipeline.data.task_batches import TaskBatches
+from pipeline.settings import Frozen
 from pipeline.training.backward import Backward, GradientSurgery, PlainBackward
-from pipeline.training.config import Frozen
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from pipeline.training.held_out import HeldOut, Judge, baseline_scores, judge
 from pipeline.training.networks import Baseline, Origin

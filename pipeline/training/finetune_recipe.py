@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
+from pipeline.settings import Frozen
+from pipeline.training.config import OptimiserConfig, ScheduleConfig, TrainingConfig
 from pipeline.training.distill_recipe import LossRecipe, StudentRecipe
 from sak.losses.distillation import DistillationLoss
 from sak.student.config import Fusion, Lora

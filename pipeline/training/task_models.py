@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +71,7 @@ class TaskModels:
         return {task: output for model in self.models for task, output in model.predict(images).items()}
 
 
-def parse_checkpoint(name: str) -> Checkpoint:
-    """`best` or `last`; UsageError for anything else."""
-    if name not in ("best", "last"):
-        raise UsageError(f"no checkpoint {name!r}{nearest(name, ('best', 'last'))}")
-    return "last" if name == "last" else "best"
+def check_checkpoint(name: str) -> None:
+    """UsageError for anything but `best` and `last`."""
+    if name not in get_args(Checkpoint):
+        raise UsageError(f"no checkpoint {name!r}{nearest(name, get_args(Checkpoint))}")

@@ -13,7 +13,7 @@ from pipeline.ablation.specs import only_teachers
 from pipeline.ablation.study import load_study
 from pipeline.cache.spec import load_spec, parse_spec
 from pipeline.data import datasets, folder
-from pipeline.finetune import run_finetune
+from pipeline.finetune import finetune, finetune_config
 from pipeline.training.finetune_recipe import FinetuneRecipe
 from sak import tasks
 from sak.student.build import new_student
@@ -82,8 +82,9 @@ def _png(path: Path, pixels) -> None:
 
 def train(dataset: str, data: Path, *overrides: str):
     overrides = [*QUICK, "data.size=[32, 32]", *overrides]
-    return run_finetune("random:0", dataset, str(data), data / "run", overrides=overrides, baseline="multi-task",
-                        steps=2, batch_size=2, device="cpu", workers=0)  # fmt: skip
+    asked = finetune_config(init="random:0", dataset=dataset, data=data, overrides=overrides, baseline="multi-task",
+                            steps=2, batch_size=2, device="cpu", workers=0)  # fmt: skip
+    return finetune(asked, data / "run")
 
 
 def test_the_described_folder_is_read_and_trained_on(roads):

@@ -7,10 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.data.distillation import CachedBatches
-from pipeline.distill import run_distill
+from pipeline.distill import ANEW, Start, distill, distill_config
 from pipeline.training import saver
 
 STEPS = {"steps": 20, "batch_size": 8, "device": "cpu"}
+
+
+def run(cache, out, recipe, start=ANEW, **flags):
+    """A run of twenty steps."""
+    return distill(distill_config(cache=cache, config=recipe, **STEPS, **flags), out, start=start)
 
 
 @contextmanager
@@ -34,27 +39,27 @@ def signalled(step, number, rank=0):
 def stopped(cache, out, recipe):
     """Seven steps."""
     with signalled(7, signal.SIGTERM):
-        run_distill(cache, out, config=recipe, **STEPS)
+        run(cache, out, recipe)
 
 
 def together(cache, out, recipe):
     """Twenty steps; seven that end in a signal to process 1 and the other thirteen; thirteen after one process's seven,
     and seven for one process to go on with."""
-    common = {"config": recipe, **STEPS}
-    results = [run_distill(cache, out / "straight", **common)]
+    again = Start(resume=True)
+    results = [run(cache, out / "straight", recipe)]
     with signalled(7, signal.SIGTERM, rank=1):
-        results.append(run_distill(cache, out / "parts", **common))
-    results.append(run_distill(cache, out / "parts", **common, resume=True))
-    results.append(run_distill(cache, out / "more", **common, resume=True))
+        results.append(run(cache, out / "parts", recipe))
+    results.append(run(cache, out / "parts", recipe, again))
+    results.append(run(cache, out / "more", recipe, again))
     with signalled(7, signal.SIGTERM, rank=1):
-        results.append(run_distill(cache, out / "fewer", **common))
+        results.append(run(cache, out / "fewer", recipe))
     (out / f"steps-{os.environ['RANK']}.txt").write_text(repr([result.step for result in results]))
 
 
 def killed_in_a_step(cache, out, recipe):
     """SIGKILL between two checkpoints, in the middle of the second epoch."""
     with signalled(8, signal.SIGKILL):
-        run_distill(cache, out, config=recipe, overrides=["training.checkpoint_every=3"], **STEPS)
+        run(cache, out, recipe, overrides=["training.checkpoint_every=3"])
 
 
 def killed_while_saving(cache, out, recipe):
@@ -70,7 +75,7 @@ def killed_while_saving(cache, out, recipe):
             os.kill(os.getpid(), signal.SIGKILL)
 
     saver.write_state = write_state
-    run_distill(cache, out, config=recipe, overrides=["training.checkpoint_every=3"], **STEPS)
+    run(cache, out, recipe, overrides=["training.checkpoint_every=3"])
 
 
 if __name__ == "__main__":

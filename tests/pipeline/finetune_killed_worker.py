@@ -3,9 +3,10 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 from pipeline.data.task_batches import TaskBatches
-from pipeline.finetune import run_finetune
+from pipeline.finetune import finetune, finetune_config
 from pipeline.training import saver
 
 STEPS = {"steps": 10, "device": "cpu", "overrides": ["training.checkpoint_every=3"]}
@@ -41,4 +42,4 @@ def while_saving() -> None:
 if __name__ == "__main__":
     init, data, out, recipe, what = sys.argv[1:]
     {"in a step": in_a_step, "while saving": while_saving}[what]()
-    run_finetune(init, "demo-pascal", data, out, config=recipe, **STEPS)
+    finetune(finetune_config(init=init, dataset="demo-pascal", data=data, config=recipe, **STEPS), Path(out))

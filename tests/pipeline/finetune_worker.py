@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from pipeline.data.task_batches import TaskBatches
-from pipeline.finetune import run_finetune
+from pipeline.finetune import Session, finetune, finetune_config
+from pipeline.training.run import Start
 
 
 def main(init: str, data: str, out: Path, recipe: str, stopped: int) -> None:
@@ -19,12 +20,13 @@ def main(init: str, data: str, out: Path, recipe: str, stopped: int) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    common = {"config": recipe, "steps": 10, "device": "cpu"}
-    straight = run_finetune(init, "demo-pascal", data, out / "straight", **common)
+    flags = {"config": recipe, "steps": 10, "device": "cpu"}
+    asked = finetune_config(init=init, dataset="demo-pascal", data=data, **flags)
+    straight = finetune(asked, out / "straight")
     TaskBatches.start_at = stopping
-    first = run_finetune(init, "demo-pascal", data, out / "parts", **common)
+    first = finetune(asked, out / "parts")
     TaskBatches.start_at = plain
-    second = run_finetune(init, "demo-pascal", data, out / "parts", **common, resume=True)
+    second = finetune(asked, out / "parts", Session(Start(resume=True)))
     steps = [result.step for result in (straight, first, second)]
     (out / f"steps-{os.environ['RANK']}.txt").write_text(repr(steps))
 

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.cache.sealed import CacheError
 from pipeline.cache.selection import SpecMismatchError
-from pipeline.distill import DistillConfig, Start, distill, run_distill
+from pipeline.distill import DistillConfig, Start, distill, distill_config
 from pipeline.training.run import RunDirectory
 from sak.checkpoints.store import load_student
 from sak.errors import SakError, UsageError
@@ -64,9 +64,11 @@ def test_neither_teachers_nor_their_libraries_are_imported(small_world, tiny_rec
     recipe.write_text(yaml.safe_dump({**tiny_recipe, "training": {**tiny_recipe["training"], "steps": 2}}))
     program = (
         "import sys\n"
-        "from pipeline.distill import run_distill\n"
-        f"run_distill({str(small_world.cache)!r}, {str(tmp_path / 'run')!r}, config={str(recipe)!r}, device='cpu',"
+        "from pathlib import Path\n"
+        "from pipeline.distill import distill, distill_config\n"
+        f"asked = distill_config(cache={str(small_world.cache)!r}, config={str(recipe)!r}, device='cpu',"
         f" val_cache={str(small_world.val_cache)!r})\n"
+        f"distill(asked, Path({str(tmp_path / 'run')!r}))\n"
         "bad = [m for m in sys.modules if m.split('.')[0] in ('open_clip', 'segment_anything')"
         " or m.startswith('sak.teachers') and m not in ('sak.teachers', 'sak.teachers.recipe')]\n"
         "assert not bad, bad\n"
@@ -302,29 +304,29 @@ class TestRefusals:
                      val_cache=str(tmp_path / "val"))  # fmt: skip
 
 
-def test_no_views_are_refused_in_one_line(small_world, tmp_path):
-    with pytest.raises(UsageError, match=r"^distill: views: Input should be greater than or equal to 1$"):
-        run_distill(str(small_world.cache), tmp_path / "run", views=0, device="cpu")
+def test_no_views_are_refused_in_one_line(small_world):
+    with pytest.raises(UsageError, match=r"^distill: views: Input should be greater than or equal to 1, got 0$"):
+        distill_config(cache=str(small_world.cache), views=0, device="cpu")
 
 
 def test_flags_go_over_set_and_set_over_the_recipe(small_world, tiny_recipe, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe))
-    run_distill(
-        str(small_world.cache),
-        tmp_path / "run",
+    asked = distill_config(
+        cache=str(small_world.cache),
         config=recipe,
         overrides=["training.seed=5", "training.batch_size=2", "loss.kind=cos"],
         epochs=0.4,
         batch_size=5,
         device="cpu",
     )
+    distill(asked, tmp_path / "run")
     written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     training = written["recipe"]["training"]
     assert (training["seed"], training["batch_size"], training["epochs"], training["steps"]) == (5, 5, 0.4, None)
     assert written["recipe"]["loss"]["kind"] == "cos"
     with pytest.raises(UsageError, match="give --epochs or --steps, one of them"):
-        run_distill(str(small_world.cache), tmp_path / "x", epochs=1, steps=1, device="cpu")
+        distill_config(cache=str(small_world.cache), epochs=1, steps=1, device="cpu")
 
 
 def test_only_the_views_asked_for_are_read(run):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.distill import run_distill
+from pipeline.distill import Start, distill, distill_config
 from pipeline.training.run import RunDirectory
 from sak.checkpoints.store import load_student
 
@@ -69,7 +69,7 @@ def recipe(tiny_recipe, tmp_path_factory):
 def straight(small_world, recipe, tmp_path_factory):
     """Twenty steps of one process, with nothing in between."""
     out = tmp_path_factory.mktemp("one") / "straight"
-    run_distill(str(small_world.cache), out, config=recipe, **STEPS)
+    distill(distill_config(cache=str(small_world.cache), config=recipe, **STEPS), out)
     return out
 
 
@@ -103,7 +103,8 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(two, st
 @pytest.mark.slow
 def test_a_run_goes_on_with_more_or_fewer_processes_on_the_same_batches_and_says_so(two, straight, small_world, recipe):
     said = []
-    run_distill(str(small_world.cache), two / "fewer", config=recipe, resume=True, say=said.append, **STEPS)
+    asked = distill_config(cache=str(small_world.cache), config=recipe, **STEPS)
+    distill(asked, two / "fewer", start=Start(resume=True), say=said.append)
     assert [line for line in said if line.startswith("processes")] == [
         "processes: 2 until step 7, 1 from here on; batches are the same, sums are rounded differently, random draws "
         "(noise, dropout) are new"
@@ -123,7 +124,8 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint_bit_for_bit(
     assert codes == [-signal.SIGKILL], errors
     assert (out / "checkpoints/last").resolve().name == f"step-{saved:08d}"
     every = ["training.checkpoint_every=3"]
-    run_distill(str(small_world.cache), out, config=recipe, overrides=every, resume=True, **STEPS)
+    asked = distill_config(cache=str(small_world.cache), config=recipe, overrides=every, **STEPS)
+    distill(asked, out, start=Start(resume=True))
     assert losses(out) == losses(straight)
     assert have_the_same_weights(out, straight)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"last", "step-00000020"}

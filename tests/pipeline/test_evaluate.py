@@ -73,7 +73,7 @@ def test_gates_sum_to_one_and_are_over_all_images(run):
 
 def test_delta_m_is_over_the_baseline_and_zero_over_itself(demo, run, tmp_path):
     baseline = write_run(tmp_path / "multi", "demo-nyud", demo, parts=MULTI_TASK, seed=3)
-    report = evaluate(asked(run, baseline=baseline, boundary=False))
+    report = evaluate(asked(run, baseline_run=baseline, boundary=False))
     told = report.document["baseline"]
     values = {name: task["value"] for name, task in report.document["evaluation"]["tasks"].items()}
     signs = {"semseg": 1, "depth": -1, "normals": -1}
@@ -84,7 +84,7 @@ def test_delta_m_is_over_the_baseline_and_zero_over_itself(demo, run, tmp_path):
     assert told["gain_per_task"] == pytest.approx(gains)
     assert told["delta_m"] == pytest.approx(sum(gains.values()) / 3)
     assert "delta_m" in report.to_text()
-    assert evaluate(asked(run, baseline=run, boundary=False)).tables.gain.value == 0
+    assert evaluate(asked(run, baseline_run=run, boundary=False)).tables.gain.value == 0
 
 
 def evaluated_again(config):
@@ -193,9 +193,9 @@ def test_what_does_not_fit_is_one_line(demo, run, tmp_path):
 def test_a_baseline_that_lacks_a_task_is_named_before_anything_is_evaluated(demo, run, tmp_path):
     baseline = write_run(tmp_path / "less", "demo-nyud", demo, tasks=["depth", "edge"], parts=MULTI_TASK)
     with pytest.raises(UsageError, match="does not predict semseg, normals, so delta_m has no baseline"):
-        evaluate(asked(run, baseline=baseline))
+        evaluate(asked(run, baseline_run=baseline))
     assert not (run / "evaluation-val.json").exists()
-    assert evaluate(asked(run, baseline=baseline, tasks=("depth",))).tables.gain is not None
+    assert evaluate(asked(run, baseline_run=baseline, tasks=("depth",))).tables.gain is not None
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.data.datasets import open_dataset
 from pipeline.data.task_batches import TaskBatches
-from pipeline.finetune import FinetuneConfig, Session, finetune, run_finetune
+from pipeline.finetune import FinetuneConfig, Session, finetune, finetune_config
 from pipeline.training.held_out import Centred
 from pipeline.training.run import RunDirectory, Start
 from pipeline.training.task_model import load_task_model
@@ -273,9 +273,10 @@ def test_accumulated_parts_have_the_batchs_teachers_and_noise(run, distilled):
 def test_flags_go_over_set_and_set_over_the_recipe(scenes, finetune_recipe, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(finetune_recipe))
-    run_finetune("random:3", "demo-nyud", str(scenes), tmp_path / "run", config=recipe, tasks=["depth"], epochs=0.5,
-                 overrides=["training.batch_size=2", "tasks.weights.depth=7"], batch_size=5, baseline="multi-task",
-                 device="cpu")  # fmt: skip
+    asked = finetune_config(init="random:3", dataset="demo-nyud", data=str(scenes), config=recipe, tasks=["depth"],
+                            overrides=["training.batch_size=2", "tasks.weights.depth=7"], epochs=0.5, batch_size=5,
+                            baseline="multi-task", device="cpu")  # fmt: skip
+    finetune(asked, tmp_path / "run")
     written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["recipe"]
     training = written["training"]
     assert (training["batch_size"], training["epochs"], training["steps"]) == (5, 0.5, None)
@@ -357,7 +358,7 @@ class TestRefusals:
         self.refused(UsageError, r"no run there; train one with .* --baseline single-task", baseline="multi-task",
                      baseline_run=str(tmp_path / "nothing"))  # fmt: skip
         with pytest.raises(UsageError, match=r"no baseline 'multitask'; did you mean 'multi-task'\?"):
-            run_finetune("imagenet", "demo-nyud", str(scenes), tmp_path / "x", baseline="multitask", device="cpu")
+            finetune_config(init="imagenet", dataset="demo-nyud", data=str(scenes), baseline="multitask", device="cpu")
 
     def test_another_recipe_or_other_images_on_resume(self, run, monkeypatch):
         asked = {"baseline": "multi-task", "tasks": ("depth",)}

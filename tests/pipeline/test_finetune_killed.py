@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.finetune import run_finetune
-from pipeline.training.run import RunDirectory
+from pipeline.finetune import Session, finetune, finetune_config
+from pipeline.training.run import RunDirectory, Start
 from sak.checkpoints.store import load_student
 
 WORKER = Path(__file__).with_name("finetune_killed_worker.py")
@@ -30,8 +30,9 @@ def test_a_killed_run_is_resumed_bit_for_bit(what, saved, distilled, scenes, fin
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert (killed / "checkpoints/last").resolve().name == f"step-{saved:08d}"
-    result = run_finetune(str(distilled), "demo-pascal", str(scenes), killed, config=recipe, resume=True, **STEPS)
-    run_finetune(str(distilled), "demo-pascal", str(scenes), straight, config=recipe, **STEPS)
+    asked = finetune_config(init=str(distilled), dataset="demo-pascal", data=str(scenes), config=recipe, **STEPS)
+    result = finetune(asked, killed, Session(Start(resume=True)))
+    finetune(asked, straight)
     assert (result.step, result.stopped) == (10, False)
     assert losses(killed) == losses(straight)
     mine, theirs = (load_student(folder / "checkpoints/last").state_dict() for folder in (killed, straight))

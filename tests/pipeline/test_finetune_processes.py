@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.finetune import run_finetune
+from pipeline.finetune import finetune, finetune_config
 from pipeline.training.run import RunDirectory
 from sak.checkpoints.store import load_student
 
@@ -51,7 +51,8 @@ def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_global_b
     A bias before a BatchNorm has no gradient but rounding, which AdamW makes steps of; it moves the running mean alone.
     """
     out, recipe = two
-    run_finetune(str(distilled), "demo-pascal", str(scenes), out / "one", config=recipe, steps=10, device="cpu")
+    flags = {"dataset": "demo-pascal", "data": str(scenes), "config": recipe, "steps": 10, "device": "cpu"}
+    finetune(finetune_config(init=str(distilled), **flags), out / "one")
     for mine, theirs in zip(lines(out / "straight"), lines(out / "one"), strict=True):
         for name in theirs.keys() - {"images_per_second", "data_wait"}:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5), (name, theirs["step"])

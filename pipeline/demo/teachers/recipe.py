@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pipeline.demo.teachers.pool import PoolSpec
-from pipeline.training.config import Frozen, OptimiserConfig, ScheduleConfig, TrainingConfig
+from pipeline.settings import Frozen
+from pipeline.training.config import OptimiserConfig, ScheduleConfig, TrainingConfig
 
 MODELS = ("dino", "clip", "sam", "stem")
 

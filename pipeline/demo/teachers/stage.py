@@ -27,10 +27,10 @@ from pipeline.demo.teachers.recipe import DemoTeachersRecipe
 from pipeline.demo.teachers.sam import SamTraining
 from pipeline.demo.teachers.stem import StemTraining
 from pipeline.progress import Update
+from pipeline.settings import load_settings, read_yaml
 from pipeline.training.devices import make_accelerator
 from pipeline.training.loop import Fit
 from pipeline.training.protocols import FitResult, Hooks, StepResult
-from pipeline.training.recipe import load_recipe, read_recipe
 from pipeline.training.run import CONFIG, RunDirectory, differences
 from sak.errors import UsageError, nearest
 
@@ -64,7 +64,7 @@ def run_demo_teachers(
     for name in only:
         if name not in OBJECTIVES:
             raise UsageError(f"--only: no demo model is called {name!r}{nearest(name, OBJECTIVES)}")
-    recipe = load_recipe(DemoTeachersRecipe, None if config is None else Path(config), overrides)
+    recipe = load_settings(DemoTeachersRecipe, None if config is None else Path(config), overrides)
     root, found = Path(out), resolve_device(device)
     results: dict[str, FitResult] = {}
     for name in only or tuple(OBJECTIVES):
@@ -137,7 +137,7 @@ def _open_run(root: Path, settings: Mapping[str, Any]) -> RunDirectory:
 
 
 def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
-    changed = differences(read_recipe(root / CONFIG), settings)
+    changed = differences(read_yaml(root / CONFIG, "a run's settings"), settings)
     if changed:
         listed = "; ".join(f"{name}: was {old!r}, now {new!r}" for name, old, new in changed)
         raise UsageError(f"{root} was begun with other settings: {listed}; put them back, or remove it to begin again")

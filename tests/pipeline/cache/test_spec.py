@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cache.spec import CacheSpec, EncodingSpec, TeacherSpec, load_spec, parse_spec
-from pipeline.cache.spec_file import apply_overrides
+from pipeline.settings import overridden
 from sak.errors import UsageError
 from sak.teachers.recipe import TeacherFacts, is_sam
 
@@ -157,8 +157,8 @@ def test_a_file_is_read_with_overrides(tmp_path):
     ("text", "told"),
     [
         ("views: [", "not valid YAML"),
-        ("- a\n", "a spec is a mapping of keys, got list"),
-        ("", "a spec is a mapping of keys, got NoneType"),
+        ("- a\n", "is not a cache spec: it holds list, not named settings"),
+        ("", "is not a cache spec: it holds NoneType, not named settings"),
         ("codec: none\ncodec: zstd\n", "key 'codec' is given twice"),
         ("teachers:\n  sam: {model: a}\n  sam: {model: b}\n", "key 'sam' is given twice"),
         ("views: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
@@ -183,11 +183,11 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 
 @pytest.mark.parametrize("line", ["a", "a..b=1", "=1", "a=[1"])
 def test_lines_that_set_nothing_are_refused(line):
-    assert f"--set {line}" in error_of(apply_overrides, {}, [line])
+    assert f"--set {line}" in error_of(overridden, {}, [line])
 
 
 def test_a_value_cannot_be_set_inside_what_is_no_mapping():
-    assert "codec is 'none', not a mapping" in error_of(apply_overrides, {"codec": "none"}, ["codec.level=3"])
+    assert "codec is 'none', not a mapping" in error_of(overridden, {"codec": "none"}, ["codec.level=3"])
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -196,7 +196,7 @@ NAMES = st.sampled_from(["a", "b", "c"])
 @given(st.dictionaries(NAMES, st.dictionaries(NAMES, st.integers())), NAMES, NAMES, st.integers())
 def test_setting_changes_one_place_and_not_the_original(document, outer, inner, value):
     before = {name: dict(each) for name, each in document.items()}
-    changed = apply_overrides(document, {f"{outer}.{inner}": value})
+    changed = overridden(document, {f"{outer}.{inner}": value})
     assert document == before
     assert changed == {**before, outer: {**before.get(outer, {}), inner: value}}
 

@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
+from pipeline.settings import load_settings, read_yaml
 from pipeline.training.distill_recipe import DistillRecipe, StudentRecipe, TaughtBy, student_config
 from pipeline.training.finetune_recipe import FinetuneRecipe
-from pipeline.training.recipe import load_recipe, read_recipe
 from sak.errors import UsageError
 from sak.student.build import make_student, parameter_counts
 from sak.student.sizes import stem_size
@@ -24,7 +24,7 @@ def recipes(request):
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_recipes_have_the_hyperparameters_of_the_paper(recipes, name):
-    recipe = load_recipe(DistillRecipe, recipes / f"{name}.yaml")
+    recipe = load_settings(DistillRecipe, recipes / f"{name}.yaml")
     training, optimiser, schedule = recipe.training, recipe.training.optimiser, recipe.training.schedule
     assert (training.epochs, training.steps, training.batch_size, training.clip_norm) == (30, None, 128, None)
     assert (optimiser.rate, optimiser.weight_decay, optimiser.betas, optimiser.eps) == (1e-3, 0.01, (0.9, 0.999), 1e-8)
@@ -46,7 +46,7 @@ def test_the_recipes_have_the_hyperparameters_of_the_paper(recipes, name):
 )  # fmt: skip
 def test_numbers_that_make_no_sense_are_refused_in_one_line(setting):
     with pytest.raises(UsageError) as refusal:
-        load_recipe(DistillRecipe, None, [setting])
+        load_settings(DistillRecipe, None, [setting])
     assert setting.partition("=")[0].partition(".")[0] in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -56,7 +56,7 @@ def test_numbers_that_make_no_sense_are_refused_in_one_line(setting):
 def test_the_recipes_of_fine_tuning_have_the_papers_hyperparameters_and_a_stem_that_takes_their_size(
     recipes, data, size, name
 ):
-    recipe = load_recipe(FinetuneRecipe, recipes.parent / f"finetune/{data}_{name}.yaml")
+    recipe = load_settings(FinetuneRecipe, recipes.parent / f"finetune/{data}_{name}.yaml")
     training = recipe.training
     assert (training.steps, training.batch_size, training.clip_norm) == (40_000, 4, 10.0)
     assert (training.optimiser.rate, training.optimiser.weight_decay) == (2e-5, 1e-6)
@@ -68,7 +68,7 @@ def test_the_recipes_of_fine_tuning_have_the_papers_hyperparameters_and_a_stem_t
 @pytest.mark.parametrize(("name", "width", "millions"), [("swin_s", 96, 48.84), ("swin_b", 128, 86.74)])
 def test_a_swin_recipe_builds_timms_layout_with_a_path_a_teacher(recipes, name, width, millions):
     taught = {teacher: B[teacher] for teacher in ("dinov2", "clip")}
-    recipe = load_recipe(DistillRecipe, recipes / f"{name}_from_b.yaml")
+    recipe = load_settings(DistillRecipe, recipes / f"{name}_from_b.yaml")
     config = student_config(recipe.student, taught, (384, 384))
     assert config.level_widths == (width, 2 * width, 4 * width, 8 * width)
     assert (config.tapped, config.aligned, config.grid) == ((1, 2, 3, 4), True, (12, 12))
@@ -95,14 +95,14 @@ def test_a_swin_recipe_builds_timms_layout_with_a_path_a_teacher(recipes, name, 
 def test_a_student_takes_levels_from_its_own_depth_and_aligners_where_widths_differ(
     recipes, name, teachers, levels, aligned
 ):
-    config = student_config(load_recipe(DistillRecipe, recipes / f"{name}.yaml").student, teachers, (384, 384))
+    config = student_config(load_settings(DistillRecipe, recipes / f"{name}.yaml").student, teachers, (384, 384))
     assert (config.tapped, config.aligned) == (levels, aligned)
 
 
 def test_the_default_recipe_is_the_papers_and_takes_its_length_where_none_is_named():
     assert DistillRecipe().training.epochs == 30
-    assert load_recipe(DistillRecipe, None, ["training.seed=3"]).training.epochs == 30
-    assert load_recipe(DistillRecipe, None, ["training.steps=3"]).training.epochs is None
+    assert load_settings(DistillRecipe, None, ["training.seed=3"]).training.epochs == 30
+    assert load_settings(DistillRecipe, None, ["training.steps=3"]).training.epochs is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_default_recipe_is_the_papers_and_takes_its_length_where_none_is_nam
         ("training.optimiser.rtae=1", r"unknown key training.optimiser.rtae; did you mean 'rate'\?"),
         ("studnet.stem=x", r"unknown key studnet; did you mean 'student'\?"),
         ("training.batch_size=0", r"training.batch_size: .*greater than or equal to 1"),
-        ("training.precision=fp8", r"training.precision: .*'fp32', 'bf16' or 'fp16'"),
+        ("training.precision=fp8", r"training.precision must be one of fp32, bf16, fp16, got 'fp8'"),
         ("training.steps", r"write it as name=value"),
         ("training.seed=[", r"the value is not YAML"),
         ("loss.kind.x=1", r"loss.kind.x|loss.kind"),
@@ -120,36 +120,36 @@ def test_the_default_recipe_is_the_papers_and_takes_its_length_where_none_is_nam
 )
 def test_wrong_keys_and_values_are_one_clear_line(line, told):
     with pytest.raises(UsageError, match=told) as error:
-        load_recipe(DistillRecipe, None, [line])
+        load_settings(DistillRecipe, None, [line])
     assert "\n" not in str(error.value)
 
 
 def test_a_key_given_twice_is_refused_and_merged_mappings_are_not(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("a: &one {x: 1}\nb: {<<: *one, x: 2}\n")
-    assert read_recipe(recipe) == {"a": {"x": 1}, "b": {"x": 2}}
+    assert read_yaml(recipe) == {"a": {"x": 1}, "b": {"x": 2}}
     recipe.write_text("rows:\n  a: {x: 1}\n  a: {x: 2}\n")
     with pytest.raises(UsageError, match="key 'a' is given twice"):
-        read_recipe(recipe)
+        read_yaml(recipe)
 
 
 def test_an_unreadable_recipe_is_one_clear_line(tmp_path):
     with pytest.raises(UsageError, match="cannot be read as a recipe"):
-        load_recipe(DistillRecipe, tmp_path / "none.yaml")
+        load_settings(DistillRecipe, tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(UsageError, match="is not a recipe: it holds list"):
-        load_recipe(DistillRecipe, tmp_path / "list.yaml")
+        load_settings(DistillRecipe, tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1,\n")
     with pytest.raises(UsageError, match=r"broken\.yaml") as error:
-        load_recipe(DistillRecipe, tmp_path / "broken.yaml")
+        load_settings(DistillRecipe, tmp_path / "broken.yaml")
     assert "\n" not in str(error.value)
 
 
 def test_epochs_and_steps_exclude_each_other_and_parts_must_divide_the_batch():
     with pytest.raises(UsageError, match="give epochs or steps, one of them"):
-        load_recipe(DistillRecipe, None, ["training.steps=3", "training.epochs=1"])
+        load_settings(DistillRecipe, None, ["training.steps=3", "training.epochs=1"])
     with pytest.raises(UsageError, match="batch_size 10 does not divide into 4 accumulated parts"):
-        load_recipe(DistillRecipe, None, ["training.batch_size=10", "training.accumulate=4"])
+        load_settings(DistillRecipe, None, ["training.batch_size=10", "training.accumulate=4"])
 
 
 def test_teachers_with_other_levels_are_refused():

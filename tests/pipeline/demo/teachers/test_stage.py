@@ -12,8 +12,8 @@ from pipeline.demo.teachers.pictures import components, show_teachers
 from pipeline.demo.teachers.recipe import DemoTeachersRecipe
 from pipeline.demo.teachers.stage import OBJECTIVES, run_demo_teachers
 from pipeline.demo.weights.shipped import DIRECTORY, shipped_file
+from pipeline.settings import load_settings
 from pipeline.training.checkpoint import CheckpointError
-from pipeline.training.recipe import load_recipe
 from sak.errors import UsageError
 from sak.teachers import build_teacher
 
@@ -141,14 +141,14 @@ def test_the_recipe_file_is_the_default(request):
 
 def test_a_model_may_have_a_part_of_the_scenes():
     settings = ("pool.scenes=256", "pool.held_out=64", "clip.scenes=128", "sam.scenes=512")
-    recipe = load_recipe(DemoTeachersRecipe, None, settings)
+    recipe = load_settings(DemoTeachersRecipe, None, settings)
     assert [recipe.scenes(name).scenes for name in ("dino", "clip", "sam")] == [256, 128, 256]
     assert recipe.scenes("clip").spec().key == recipe.pool.spec().key
 
 
 def test_what_is_not_overridden_stays_as_the_shipped_models_were_trained():
     shipped = DemoTeachersRecipe()
-    recipe = load_recipe(DemoTeachersRecipe, None, ("clip.batch_size=8", "sam.schedule.warmup_steps=2"))
+    recipe = load_settings(DemoTeachersRecipe, None, ("clip.batch_size=8", "sam.schedule.warmup_steps=2"))
     assert recipe.clip == shipped.clip.model_copy(update={"batch_size": 8})
     assert recipe.sam.schedule == shipped.sam.schedule.model_copy(update={"warmup_steps": 2})
     assert (recipe.dino, recipe.stem) == (shipped.dino, shipped.stem)

@@ -60,9 +60,8 @@ def safe_key(key: str) -> str:
 
 def npy_header(array: ArrayLayout) -> bytes:
     """What stands before the values of one sample in a .npy file."""
-    header = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(array.dtype)), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(header, {**described, "shape": array.shape})
+    header, sample = io.BytesIO(), np.empty(array.shape, array.dtype)
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(sample))
     return header.getvalue()
 
 

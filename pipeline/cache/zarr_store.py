@@ -156,20 +156,15 @@ def column_documents(layout: ColumnLayout, views: int) -> Mapping[str, bytes]:
 
 def _chunk_codecs(name: str, array: ArrayLayout) -> dict[str, Any]:
     """What `create_array` is told of a chunk's way to bytes: the lossless codec by its own settings, then CRC32C."""
-    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-
-    codec = chunk_codec(name, array)
+    codec, checksum = chunk_codec(name, array), {"name": "crc32c"}
     if codec is None:
-        return {"compressors": [Crc32cCodec()]}
-    settings = {key: value for key, value in codec.get_config().items() if key != "id"}
+        return {"compressors": [checksum]}
+    # Zarr picks blosc's shuffle by the size of a number, as `chunk_codec` does.
+    settings = {key: value for key, value in codec.get_config().items() if key not in ("id", "shuffle")}
     if name == "pcodec":
-        from zarr.codecs.numcodecs import PCodec
-
-        return {"serializer": PCodec(**settings), "compressors": [Crc32cCodec()]}
-    if name == "blosc":
-        # Zarr picks the shuffle by the size of a number, as `chunk_codec` does.
-        return {"compressors": [BloscCodec(**{**settings, "shuffle": None}), Crc32cCodec()]}
-    return {"compressors": [ZstdCodec(**settings), Crc32cCodec()]}
+        serializer = {"name": "numcodecs.pcodec", "configuration": settings}
+        return {"serializer": serializer, "compressors": [checksum]}
+    return {"compressors": [{"name": name, "configuration": settings}, checksum]}
 
 
 def views_held(stored: bytes, wanted: bytes) -> float:

@@ -185,8 +185,7 @@ def _meaning(document: bytes) -> tuple[Mapping[str, Any], float]:
     from zarr.buffer.cpu import Buffer
 
     try:
-        said = json.loads(document)
-        if said.pop("attributes") != _seal(said):
+        if _sealed(json.loads(document)) != document:
             raise ValueError("its seal is broken")
         with _quiet():
             node = zarr.open(zarr.storage.MemoryStore({FILE: Buffer.from_bytes(document)}), mode="r", zarr_format=3)
@@ -199,11 +198,9 @@ def _meaning(document: bytes) -> tuple[Mapping[str, Any], float]:
 
 def _sealed(document: Mapping[str, Any]) -> bytes:
     plain = {name: value for name, value in document.items() if name != "attributes"}
-    return (json.dumps({**plain, "attributes": _seal(plain)}, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _seal(plain: Mapping[str, Any]) -> dict[str, str]:
-    return {"crc32c": f"{google_crc32c.value(json.dumps(plain, sort_keys=True).encode()):08x}"}
+    checksum = google_crc32c.value(json.dumps(plain, sort_keys=True).encode())
+    sealed = {**plain, "attributes": {"crc32c": f"{checksum:08x}"}}
+    return (json.dumps(sealed, sort_keys=True, indent=1) + "\n").encode()
 
 
 @contextmanager

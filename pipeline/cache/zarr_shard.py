@@ -8,13 +8,13 @@ allows: copying out of the page cache from other places takes up to a fifth long
 from concurrent.futures import Executor
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.block_file import BlockFile
 from pipeline.cache.chunk_codecs import ChunkCodec
 from pipeline.cache.layout import ArrayLayout
+from pipeline.cache.native_crc import crc32c
 from pipeline.storage import Location
 
 Longs = NDArray[np.int64]
@@ -33,7 +33,7 @@ def index_bytes(block: int) -> int:
 def encode_index(index: Longs) -> bytes:
     """An index as it stands at a file's end: little-endian, its CRC32C behind it."""
     data = index.astype("<i8").tobytes()
-    return data + int(google_crc32c.value(data)).to_bytes(SUM_BYTES, "little")
+    return data + crc32c(data).to_bytes(SUM_BYTES, "little")
 
 
 def decode_index(tail: NDArray[np.uint8], size: int, array: ArrayLayout, *, plain: bool) -> Longs:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.batch import Decoder, EncodedBatch
+from pipeline.cache.column import Column
 from pipeline.cache.folder import Cache
 from pipeline.cache.opening import Levels, count_views, levels_of, one_pixel_recipe
 from pipeline.cache.sealed import CacheError
@@ -83,6 +84,11 @@ class FeatureCache:
     def teachers(self) -> dict[str, CachedTeacher]:
         """Teacher -> width, grid, levels, whether its weights are random, ..."""
         return {teacher: reader.info for teacher, reader in self.readers.items()}
+
+    @property
+    def columns(self) -> dict[str, tuple[Column, ...]]:
+        """Teacher -> its columns, one for each data set and folder; each opens as zarr or webdataset."""
+        return {teacher: reader.columns for teacher, reader in self.readers.items()}
 
     @cached_property
     def view_policy(self) -> ViewPolicy:

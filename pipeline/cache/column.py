@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,11 @@ from pipeline.cache.stored_views import ROW, Rows, rows_from_bytes
 from pipeline.cache.stores import open_store
 from pipeline.images.index import ShardIndex
 from pipeline.storage import Location, MissingFileError
+from sak.errors import UsageError
+
+if TYPE_CHECKING:
+    import zarr
+    from webdataset import FluidWrapper
 
 CALIBRATION = "calibration.safetensors"
 Records = dict[tuple[int, int], BlockRecord]
@@ -72,6 +77,38 @@ class Column:
     def store(self) -> ColumnStore:
         """Its arrays."""
         return open_store(self.manifest, self.location / "data", self.folder)
+
+    def zarr_group(self) -> "zarr.Group":
+        """Its arrays as zarr opens them, read-only, from a local folder or a remote one; UsageError where it is tars.
+
+        `group["l9/values"]` is (views, samples, *one sample's shape); what is absent reads as the fill value, so ask
+        `present`.
+        """
+        self._lies_as("zarr", "webdataset()")
+        import zarr
+
+        return zarr.open_group(self.store.location.url, mode="r", zarr_format=3)
+
+    def webdataset(self, view: int = 0) -> "FluidWrapper":
+        """Its samples as webdataset reads them from the tars of `view`, in order; UsageError where it is zarr.
+
+        Each is a dict: `__key__`, and the arrays by their names in the layout (`l9/values`, ...). `shuffle`, `map`,
+        `batched` and the like go on from there; the workers of a DataLoader share the tars among them.
+        """
+        self._lies_as("webdataset", "zarr_group()")
+        blocks = sorted(block for (of_view, block), record in self.records.items() if of_view == view and record.files)
+        if not blocks:
+            raise CacheError(f"{self.location}: no block of view {view} is there; extract it")
+        from pipeline.cache.tar_store import tar_samples
+
+        return tar_samples(self.store.location, self.manifest.layout, view, blocks)
+
+    def _lies_as(self, wanted: str, other: str) -> None:
+        if self.manifest.format != wanted:
+            raise UsageError(
+                f"{self.location}: lies as {self.manifest.format}; open it with {other}, or copy it with "
+                f"`sak-cli cache copy --format {wanted}`"
+            )
 
     @cached_property
     def records(self) -> Records:

@@ -9,7 +9,6 @@ from pipeline.cache.quantizers import QUANTIZERS
 from pipeline.cache.reduction import Reduction
 from pipeline.cache.spec import CacheSpec, TeacherSpec
 from pipeline.cache.stored_views import ROW
-from pipeline.cache.tar_member import BLOCK, END, MemberHeaders
 from sak.teachers.recipe import TeacherFacts
 
 Grid = tuple[int, int]
@@ -100,6 +99,8 @@ def _tar_overhead(arrays: list[ArrayLayout], block: int) -> float:
 
     Keys so long that a member's name has over 100 letters take 1,024 bytes more.
     """
+    from pipeline.cache.tar_store import BLOCK, END, MemberHeaders
+
     members = [MemberHeaders(array, 0) for array in arrays]
     headers = sum(
         BLOCK + member.bytes + member.padding - array.nbytes for member, array in zip(members, arrays, strict=True)

@@ -1,11 +1,16 @@
 """Columns as webdataset: a tar for each view and block, with an index of offsets beside it.
 
-Any `webdataset.WebDataset` reads the tars, samples in order; we read values straight out of them. The index is
-(samples of a block, arrays, 3) little-endian int64: offset and bytes of the values, -1 where absent, and their CRC32C;
-behind it stands its own CRC32C.
+Members are `<key>.<view>.<level>.<array>.npy`. Any `webdataset.WebDataset` reads the tars, samples in order; we read
+values straight out of them. The index is (samples of a block, arrays, 3) little-endian int64: offset and bytes of the
+values, -1 where absent, and their CRC32C; behind it stands its own CRC32C.
 """
 
-from collections.abc import Callable, Sequence
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +22,19 @@ from pipeline.cache.layout import ArrayLayout, ColumnLayout
 from pipeline.cache.open_files import FileKey, OpenFile
 from pipeline.cache.staging import Staging
 from pipeline.cache.store import REMEDY, BlockWriter, Damage, DamageError
-from pipeline.cache.tar_member import BLOCK, END, MemberHeaders, safe_key
 from pipeline.cache.zarr_shard import SUM_BYTES, encode_index
 from pipeline.storage import Location
 from sak.errors import UsageError
 
+if TYPE_CHECKING:
+    from webdataset import FluidWrapper
+
 Longs = NDArray[np.int64]
+
+BLOCK = 512
+END = bytes(2 * BLOCK)
+_LONGEST_NAME = 100
+_CHECKSUM = slice(148, 156)
 
 
 def tar_path(view: int, block: int) -> str:
@@ -33,6 +45,54 @@ def tar_path(view: int, block: int) -> str:
 def index_path(tar: str) -> str:
     """The index beside a tar."""
     return f"{tar}.idx"
+
+
+def safe_key(key: str) -> str:
+    """The key as members' names have it: what is not a letter, digit, `_`, `-` or inner `/` is %-escaped.
+
+    So a name has no dot before the view's (webdataset ends the key at the first), and none leaves the folder it is
+    unpacked in. `urllib.parse.unquote` gives the key back.
+    """
+    parts = key.split("/")
+    separator = "/" if all(parts) else "%2F"
+    return separator.join(quote(part, safe="").replace(".", "%2E").replace("~", "%7E") for part in parts)
+
+
+def npy_header(array: ArrayLayout) -> bytes:
+    """What stands before the values of one sample in a .npy file."""
+    header, sample = io.BytesIO(), np.empty(array.shape, array.dtype)
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(sample))
+    return header.getvalue()
+
+
+class MemberHeaders:
+    """Tar and .npy headers of one array's members, which differ in name and checksum alone.
+
+    `tarfile` makes them once; from then on both fields are filled in, in a tenth of its time.
+    """
+
+    def __init__(self, array: ArrayLayout, view: int) -> None:
+        self._suffix = f".{view}.{array.name.replace('/', '.')}.npy"
+        self._npy = npy_header(array)
+        self.bytes = len(self._npy) + array.nbytes
+        self.padding = -self.bytes % BLOCK
+        template = self._info("").tobuf(tarfile.GNU_FORMAT)
+        self._rest = template[_LONGEST_NAME : _CHECKSUM.start], template[_CHECKSUM.stop :]
+        # The checksum counts its own field as eight spaces.
+        self._sum = sum(template) - sum(template[_CHECKSUM]) + 8 * ord(" ")
+
+    def _info(self, name: str) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = self.bytes, 0o644
+        return info
+
+    def of(self, key: str) -> bytes:
+        """All that stands before the values of the sample with a `safe_key`."""
+        name = (key + self._suffix).encode()
+        if len(name) > _LONGEST_NAME:
+            return self._info(name.decode()).tobuf(tarfile.GNU_FORMAT) + self._npy
+        checksum = b"%06o\0 " % (self._sum + sum(name))
+        return name.ljust(_LONGEST_NAME, b"\0") + self._rest[0] + checksum + self._rest[1] + self._npy
 
 
 class TarStore(IndexedStore):
@@ -164,3 +224,30 @@ class _TarWriter(FilesWriter):
         """See `FilesWriter`."""
         self.files[0].append_frame(END)
         self.files[1].append_frame(encode_index(self._index))
+
+
+def tar_samples(location: Location, layout: ColumnLayout, view: int, blocks: Iterable[int]) -> "FluidWrapper":
+    """A webdataset of the samples of some blocks of a view, in order; see `Column.webdataset`."""
+    import webdataset
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    tars = webdataset.SimpleShardList([location.at(tar_path(view, block)) for block in blocks])
+    names = {array.name: f"{view}.{array.name.replace('/', '.')}.npy" for array in layout.arrays}
+    stages = webdataset.split_by_worker, _opened, tar_file_expander, group_by_keys, partial(_decoded, names)
+    return webdataset.FluidWrapper(tars).compose(*stages)
+
+
+def _opened(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Webdataset's own opener leaves files to the collector, and reads remote ones through commands."""
+    import fsspec
+
+    for source in sources:
+        with fsspec.open(source["url"]) as stream:
+            yield {**source, "stream": stream}
+
+
+def _decoded(names: Mapping[str, str], samples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Webdataset's own decoding would load pickles, too."""
+    for sample in samples:
+        arrays = {name: np.lib.format.read_array(io.BytesIO(sample[member])) for name, member in names.items()}
+        yield {"__key__": unquote(sample["__key__"]), **arrays}

@@ -192,12 +192,12 @@ def surroundings(device: str) -> dict[str, object]:
     """Versions and hardware of this process, for records and reports."""
     where = torch.device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
-    libraries = ("timm", "open_clip_torch", "pillow", "numpy", "distributed")
+    libraries = ("timm", "open_clip_torch", "segment-anything", "torchvision", "pillow", "numpy", "numcodecs", "zarr")
     return {
         "sak": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # says which CUDA it was built for
-        **{library: version(library) for library in libraries},
+        **{library: version(library) for library in (*libraries, "distributed")},
         "device": f"{where.type} {name}",
         "host": platform.node(),
         "cores": os.cpu_count() or 1,

@@ -30,7 +30,11 @@ from pipeline.storage.local import is_scratch, replace_durably
 from sak.errors import UsageError
 
 CONFIG, ABOUT, METRICS, LOG, LOCK = "config.yaml", "run.json", "metrics.jsonl", "train.log", ".lock"
-PACKAGES = ("sak", "torch", "timm", "accelerate", "numpy", "zarr")
+# What decides pixels, features and numbers.
+PACKAGES = (
+    *("sak", "torch", "torchvision", "timm", "open_clip_torch", "segment-anything", "accelerate"),
+    *("numpy", "scipy", "scikit-image", "pillow", "opencv-python-headless", "numcodecs"),
+)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,38 @@ def test_the_printed_rotation_is_ours_at_every_width(reader, width):
     np.testing.assert_allclose(reader["unrotate"](values.numpy()), ours, atol=1e-5)
 
 
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """A column of one teacher where the page's examples look for it, in both formats."""
+    from pipeline.cache.copy import copy_cache
+
+    teachers = {"dino": {"model": "timm/made_up.dino", "levels": [2, 4]}}
+    Writer(tmp_path / "demo/cache", make_spec(teachers=teachers)).write("dino")
+    copy_cache(tmp_path / "demo/cache", tmp_path / "demo/tars", to_format="webdataset")
+    monkeypatch.chdir(tmp_path)
+
+
+def run_example(name, words):
+    """What a page's example leaves behind; the made-up column has levels 2 and 4."""
+    names = {}
+    exec(compile(block_with(page(name), words).replace("l9/", "l2/"), name, "exec"), names)
+    return names
+
+
+def test_the_example_with_zarr_hands_out_what_our_reader_reads(opened):
+    names = run_example("cache-format.md", "cache.columns")
+    expected = names["column"].store.read(0, [5], ["l2/values"])["l2/values"][0]
+    np.testing.assert_array_equal(names["values"], expected)
+    group = run_example("api.md", "zarr_group")["group"]
+    assert group.read_only
+    assert group["l2/scales"].shape[1] == 20
+
+
+def test_the_example_with_webdataset_gives_every_sample(opened, capsys):
+    shape = run_example("cache-format.md", ".webdataset(")["sample"]["l2/values"].shape
+    assert sorted(capsys.readouterr().out.splitlines()) == [f"n{number:03d} {shape}" for number in range(20)]
+
+
 def _place(writable):
     column = writable.column
     return column.folder, column.place

@@ -7,6 +7,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from pipeline.cache.column import CALIBRATION, Column
 from pipeline.cache.column_writer import WritableColumn
@@ -61,6 +62,50 @@ def test_a_job_left_without_finish_leaves_nothing(writer, stored_as, made):
     left = {entry.path for entry in column.column.location.walk()} - before
     assert not [path for path in left if not path.endswith("zarr.json")]
     assert column.pending(1) == BLOCKS
+
+
+def stored(column, view, samples):
+    """What our reader reads: array name -> (n, ...)."""
+    return column.store.read(view, samples, [array.name for array in column.manifest.layout.arrays])
+
+
+def test_zarr_opens_a_column_read_only(writer):
+    column = writer(bad={"n003": "truncated file"}).write("dino", views=2).column.fresh()
+    group = column.zarr_group()
+    assert group.read_only
+    for name, values in stored(column, 1, range(20)).items():
+        np.testing.assert_array_equal(group[name][1], values)
+
+
+def test_webdataset_gives_the_samples_that_have_records(writer, made):
+    keys = tuple(f"n01.x/é {number:02d}" for number in range(20))
+    maker = writer(spec=made.spec(format="webdataset"), keys=keys, bad={keys[3]: "truncated file"})
+    column = maker.write("dino", views=2).column.fresh()
+    column.location.delete("records/v001-b000001.json")
+    present = np.flatnonzero(column.fresh().present(1))
+    samples = list(column.fresh().webdataset(view=1))
+    assert [sample["__key__"] for sample in samples] == [keys[number] for number in present]
+    assert len(samples) == 11
+    for name, values in stored(column, 1, present).items():
+        read = np.stack([sample[name] for sample in samples])
+        assert read.dtype == values.dtype
+        np.testing.assert_array_equal(read, values)
+
+
+def test_workers_of_a_loader_share_the_tars(writer, made):
+    column = writer(spec=made.spec(format="webdataset")).write("dino").column
+    loader = DataLoader(column.webdataset(), batch_size=None, num_workers=2)
+    assert sorted(sample["__key__"] for sample in loader) == [f"n{number:03d}" for number in range(20)]
+
+
+def test_a_column_is_opened_as_what_it_is(writer, stored_as, made):
+    column = writer(spec=made.spec(format=stored_as)).write("dino").column
+    right, wrong = ("zarr_group", "webdataset") if stored_as == "zarr" else ("webdataset", "zarr_group")
+    with pytest.raises(UsageError, match=rf"lies as {stored_as}; open it with {right}\(\), or copy it .* --format"):
+        getattr(column, wrong)()
+    if stored_as == "webdataset":
+        with pytest.raises(CacheError, match="no block of view 5 is there; extract it"):
+            column.webdataset(5)
 
 
 def test_a_limit_leaves_a_partial_block_that_a_larger_limit_completes(writer, made):

@@ -1,12 +1,14 @@
 """A column on an S3 store: written by uploads, read through staged blocks."""
 
+import gc
+
 import numpy as np
 import pytest
 
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
 from pipeline.cache.staging import Staging
 from pipeline.cache.store import DamageError
-from pipeline.cache.tar_store import TarStore
+from pipeline.cache.tar_store import TarStore, tar_samples
 from pipeline.cache.zarr_store import ZarrStore
 from pipeline.storage import Location
 
@@ -54,7 +56,24 @@ def test_a_column_on_s3_is_written_checked_grown_and_read(bucket, tmp_path, kind
     samples = np.array([6, 0, 3, 3])
     for name, values in store.read(1, samples, list(data)).items():
         np.testing.assert_array_equal(values, data[name][samples])
+    if not zarr:
+        read = np.stack([sample["l3/values"] for sample in tar_samples(location, LAYOUT, 1, range(2))])
+        np.testing.assert_array_equal(read, data["l3/values"])
     store.forget()
     location.delete(records[0][0].path)
     with pytest.raises(DamageError, match=r"s3://.*not there"):
         store.read(1, [0], list(data))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # zarr leaves its session to the collector
+def test_zarr_opens_a_column_on_s3(bucket, writer):
+    column = writer(place=str(bucket)).write("dino").column.fresh()
+    group = column.zarr_group()
+    expected = column.store.read(0, range(20), ["l2/values"])["l2/values"]
+    np.testing.assert_array_equal(group["l2/values"][0], expected)
+    del group
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+    gc.collect()

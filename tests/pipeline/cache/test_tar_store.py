@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
-from pipeline.cache.tar_member import MemberHeaders, npy_header, safe_key
-from pipeline.cache.tar_store import TarStore
+from pipeline.cache.tar_store import MemberHeaders, TarStore, npy_header, safe_key
 from pipeline.storage import Location
 from sak.errors import UsageError
 

@@ -3,6 +3,7 @@
 import json
 import threading
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -186,3 +187,95 @@ def test_an_unknown_codec_names_the_known_ones(tmp_path):
     layout = ColumnLayout(ARRAYS, samples=11, block=4, codec="zsdt")
     with pytest.raises(UsageError, match="did you mean 'zstd'"):
         ZarrStore(Location.parse(tmp_path), layout).prepare(1)
+
+
+def rewrite(path, changes):
+    """The document at `path` with `changes` (None removes), sealed as every version of ours seals."""
+    document = {**json.loads(path.read_text()), **changes}
+    plain = {name: value for name, value in document.items() if name != "attributes" and value is not None}
+    seal = f"{google_crc32c.value(json.dumps(plain, sort_keys=True).encode()):08x}"
+    path.write_text(json.dumps({**plain, "attributes": {"crc32c": seal}}, sort_keys=True, indent=1) + "\n")
+
+
+BEFORE = {
+    "l3/scales": {
+        "shape": [2, 11, 6],
+        "data_type": "float16",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 4, 6]}},
+        "fill_value": "NaN",
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "chunk_shape": [1, 1, 6],
+    },
+    "l12/values": {
+        "shape": [2, 11, 70, 64],
+        "data_type": "uint16",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 4, 70, 64]}},
+        "fill_value": 0x7FC0,
+        "codecs": [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
+            {"name": "crc32c"},
+        ],
+        "chunk_shape": [1, 1, 70, 64],
+    },
+    "l3/values": {
+        "shape": [2, 11, 6, 5],
+        "data_type": "int8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 4, 6, 5]}},
+        "fill_value": 0,
+        "codecs": [
+            {"name": "bytes"},
+            {
+                "name": "blosc",
+                "configuration": {
+                    "typesize": 1,
+                    "cname": "zstd",
+                    "clevel": 5,
+                    "shuffle": "bitshuffle",
+                    "blocksize": 0,
+                },
+            },
+            {"name": "crc32c"},
+        ],
+        "chunk_shape": [1, 1, 6, 5],
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "codec"), [("l3/scales", "none"), ("l12/values", "zstd"), ("l3/values", "blosc")])
+def test_documents_that_were_written_by_hand_before_are_sound_and_are_what_zarr_makes(tmp_path, name, codec):
+    store, _ = make_column(tmp_path, codec)
+    document = {**BEFORE[name], "zarr_format": 3, "node_type": "array", "storage_transformers": []}
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    inner = {"chunk_shape": document.pop("chunk_shape"), "codecs": document["codecs"]}
+    inner |= {"index_codecs": index, "index_location": "end"}
+    document["codecs"] = [{"name": "sharding_indexed", "configuration": inner}]
+    document["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "."}}
+    path = tmp_path / name / "zarr.json"
+    made = path.read_bytes()
+    path.write_text("{}")
+    rewrite(path, document)
+    assert path.read_bytes() == made
+    assert store.check_metadata(2) == ()
+
+
+def test_documents_are_compared_by_what_zarr_understands(tmp_path):
+    store, data = make_column(tmp_path)
+    path = tmp_path / "l3/values/zarr.json"
+    codecs = json.loads(path.read_text())["codecs"]
+    codecs[0]["configuration"].pop("index_location")  # at the end, where nothing is said
+    rewrite(path, {"storage_transformers": None, "codecs": codecs})
+    assert store.check_metadata(2) == ()
+    store.prepare(3)
+    np.testing.assert_array_equal(zarr.open(str(tmp_path), mode="r")["l3/values"][1, 1], data["l3/values"][1, 1])
+    rewrite(path, {"fill_value": 1})
+    assert [(each.path, each.problem) for each in store.check_metadata(2)] == [
+        ("l3/values/zarr.json", "not what was written for this column")
+    ]
+
+
+def test_a_lost_group_is_made_again(tmp_path):
+    store, _ = make_column(tmp_path)
+    (tmp_path / "l3/zarr.json").unlink()
+    store.prepare(2)
+    assert store.check_metadata(2) == ()

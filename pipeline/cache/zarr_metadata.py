@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from pipeline.cache.chunk_codecs import bytes_codec, chunk_codec
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
-from pipeline.cache.native_crc import crc32c
 from pipeline.cache.store import REMEDY, Damage, DamageError
 from pipeline.storage import Location, MissingFileError
 
@@ -35,7 +35,7 @@ def metadata_files(layout: ColumnLayout, views: int) -> Iterator[tuple[str, byte
 def _sealed(document: dict[str, Any]) -> bytes:
     """The document with a checksum of itself among its attributes, so that no changed byte of it passes."""
     plain = json.dumps(document, sort_keys=True).encode()
-    sealed = {**document, "attributes": {"crc32c": f"{crc32c(plain):08x}"}}
+    sealed = {**document, "attributes": {"crc32c": f"{google_crc32c.value(plain):08x}"}}
     return (json.dumps(sealed, sort_keys=True, indent=1) + "\n").encode()
 
 

@@ -44,9 +44,9 @@ def test_a_batch_holds_the_features_of_its_keys_in_the_view_of_its_epoch(cache, 
             assert torch.equal(target, made.features("clip", batch.keys, epoch % 2)[4].half().float())
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_each_sample_comes_once_an_epoch_but_for_the_dropped_part(cache, threads):
-    found = keys_of(FeatureBatches(cache, order(), threads=threads, ahead=3))
+@pytest.mark.parametrize("processes", [0, 1, 3])
+def test_each_sample_comes_once_an_epoch_but_for_the_dropped_part(cache, processes):
+    found = keys_of(FeatureBatches(cache, order(), processes=processes, ahead=3))
     assert len(found) == 6
     assert len({key for keys in found for key in keys}) == 48
     whole = FeatureBatches(cache, order(batch_size=7, drop_last=True))
@@ -143,12 +143,15 @@ def test_buffers_wait_for_the_copy_to_the_device_before_they_are_filled():
     class Event:
         waited = False
 
+        def query(self):
+            return self.waited
+
         def synchronize(self):
             self.waited = True
 
-    pool = BufferPool(lambda: {"dino": {}}, limit=1)
+    pool = BufferPool(lambda: Filled({"dino": {}}), limit=1)
     first, event = pool.take(), Event()
-    pool.give_back(Filled(first.contents, event))
+    pool.give_back(Filled(first.contents, copied=event))
     again = pool.take()
     assert not event.waited, "whoever fills them waits, not whoever takes them"
     assert again.wait() is first.contents
@@ -186,7 +189,7 @@ def test_too_few_samples_for_a_batch_are_refused_before_anything_is_read(cache):
     with pytest.raises(UsageError, match="49 samples of view 0 make no batch of 64"):
         FeatureBatches(cache, order(batch_size=64))
     with pytest.raises(UsageError, match="must be positive"):
-        FeatureBatches(cache, order(), threads=0)
+        FeatureBatches(cache, order(), ahead=0)
 
 
 def test_absent_samples_change_nothing_for_the_blocks_of_others(cache):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from pipeline.cache.ranges import Bytes
 from pipeline.cache.store import FRAME, FileRecord
@@ -36,7 +37,7 @@ class BlockFile:
 
         What of it is not samples' values must be told to `frame`, in order.
         """
-        group: list[Bytes | bytes] = []
+        group: list[Any] = []
         size = 0
         for piece in pieces:
             group.append(piece)
@@ -52,7 +53,7 @@ class BlockFile:
             self._flushes.append(advise)
             self._flushed = self.bytes
 
-    def _write(self, group: list[Bytes | bytes], size: int) -> None:
+    def _write(self, group: list[Any], size: int) -> None:
         try:
             written = os.pwritev(self._descriptor, group, self.bytes)
             while written < size:  # a signal, or a disk that is nearly full

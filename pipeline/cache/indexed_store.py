@@ -52,7 +52,7 @@ class _Places:
         )
         descriptors = np.stack([np.repeat([file.descriptor for file, _ in each], counts) for each in files])
         arrays, samples = np.indices(descriptors.shape)
-        every = arrays, samples, descriptors, places
+        every: list[NDArray[Any]] = [arrays, samples, descriptors, places]
         ordered = [each.swapaxes(0, 1) for each in every] if together else every
         return cls(*(each.reshape(-1, *each.shape[2:]) for each in ordered))
 

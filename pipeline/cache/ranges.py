@@ -1,7 +1,7 @@
 """Byte ranges of files into memory: neighbours by one system call, the disk asked ahead, every checksum compared.
 
 Plain system calls, one after the other. Beside a thread that keeps the GIL busy each of them waits its turn, so
-training reads in processes of their own (`feature_process`).
+training reads in processes of their own (`reader_process`).
 """
 
 import os
@@ -60,7 +60,7 @@ class _Run:
     descriptor: int
     offset: int
     end: int
-    vectors: list[NDArray[Any]] = field(default_factory=list)
+    vectors: list[Any] = field(default_factory=list)  # arrays
 
     @property
     def bytes(self) -> int:
@@ -95,7 +95,7 @@ def read_ranges(ranges: Ranges, *, verify: bool = True) -> None:
 def read_fully(descriptor: int, memory: Bytes, offset: int) -> bool:
     """Fill memory from a file; false where that ends too early."""
     while len(memory):
-        got = os.preadv(descriptor, [memory], offset)
+        got = os.preadv(descriptor, [memory.data], offset)
         if not got:
             return False
         memory, offset = memory[got:], offset + got

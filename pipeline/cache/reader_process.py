@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from math import prod
 from multiprocessing.connection import Connection
@@ -195,7 +196,11 @@ class ProcessReader:
             command = f"from {serve.__module__} import {serve.__name__} as serve; serve({theirs.fileno()})"
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
             self._process = subprocess.Popen(
-                [sys.executable, "-c", command], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+                [sys.executable, "-c", command],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # an interrupt at the terminal is the parent's to answer, which then hangs up
             )
         self._connection = Connection(os.dup(self._socket.fileno()))
         self._mapped: weakref.WeakValueDictionary[int, SharedMemory] = weakref.WeakValueDictionary()
@@ -241,6 +246,10 @@ class ProcessReader:
         """See `BatchReader`."""
         return self._owner == os.getpid() and self._end.alive and self._process.poll() is None
 
+    def close(self) -> None:
+        """Let the process finish the batch at hand, and end it."""
+        self._end()
+
     def _tell(self, message: object) -> None:
         try:
             self._connection.send(message)
@@ -285,27 +294,26 @@ class _Order:
 
 def serve(descriptor: int) -> None:
     """What the process does until its parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     with socket.socket(fileno=descriptor) as connected, Connection(os.dup(descriptor)) as connection:
-        parts, sizes = connection.recv()
+        messages = iter(partial(_received, connection), None)
+        parts, sizes = next(messages, ({}, ArraySizes({})))
         mapped: dict[int, Contents] = {}
-        while (order := _next(connection)) is not None:
+        for order in messages:
             for number in order.gone:
                 mapped.pop(number, None)
             if order.new:
-                mapped[order.number] = _received(connected, sizes)
+                mapped[order.number] = _map(connected, sizes)
             error = _failure(parts, order, mapped[order.number])
             with suppress(ConnectionError):
                 connection.send(error)
 
 
-def _next(connection: Connection) -> _Order | None:
-    """The next order; None where the parent has hung up."""
+def _received(connection: Connection) -> Any:
+    """The next message; None where the parent has hung up."""
     try:
-        order: _Order = connection.recv()
+        return connection.recv()
     except (EOFError, ConnectionError):
         return None
-    return order
 
 
 def _failure(parts: Parts, order: _Order, contents: Contents) -> SakError | None:
@@ -316,7 +324,7 @@ def _failure(parts: Parts, order: _Order, contents: Contents) -> SakError | None
     return None
 
 
-def _received(connected: socket.socket, sizes: ArraySizes) -> Contents:
+def _map(connected: socket.socket, sizes: ArraySizes) -> Contents:
     _, (descriptor,), _, _ = socket.recv_fds(connected, 1, 1)
     try:
         return sizes.within(np.frombuffer(mmap.mmap(descriptor, sizes.bytes), np.uint8))

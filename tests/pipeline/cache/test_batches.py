@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.cache import batches as batches_module
 from pipeline.cache.batch import ReleasedBatchError
 from pipeline.cache.batches import FeatureBatches
 from pipeline.cache.buffers import BufferPool, Filled, HeldBatchesError
@@ -22,6 +23,12 @@ def cache(writer, made):
     return FeatureCache.open(maker.place)
 
 
+@pytest.fixture(params=["here", "process"])
+def where(request, monkeypatch):
+    """Small epochs are read in the training process, others by another: both must do the same."""
+    monkeypatch.setattr(batches_module, "_SMALL_EPOCH", 1 << 40 if request.param == "here" else 0)
+
+
 def order(**options):
     return ReadingOrder(**{"batch_size": 8, "seed": 3, "block": 8, "window": 3, **options})
 
@@ -34,6 +41,7 @@ def keys_of(batches):
     return found
 
 
+@pytest.mark.usefixtures("where")
 def test_a_batch_holds_the_features_of_its_keys_in_the_view_of_its_epoch(cache, made):
     batches = FeatureBatches(cache, order())
     for epoch in range(3):
@@ -79,6 +87,7 @@ def test_stopping_after_any_batch_and_resuming_gives_the_same_rest(cache):
         assert len(seen) + len(rest) in (6, 12)
 
 
+@pytest.mark.usefixtures("where")
 def test_the_state_counts_what_was_consumed_not_what_was_prefetched(cache):
     batches = FeatureBatches(cache, order(), ahead=4)
     assert batches.state == BatchState(0, 0)
@@ -102,6 +111,7 @@ def test_validation_reads_all_samples_in_order_and_masks_the_padding(cache):
     assert [int(mask.sum()) for mask in masked] == [8] * 6 + [1]
 
 
+@pytest.mark.usefixtures("where")
 def test_buffers_are_used_again_and_their_number_is_bounded(cache):
     batches = FeatureBatches(cache, order(), ahead=2)
     addresses = set()
@@ -112,6 +122,7 @@ def test_buffers_are_used_again_and_their_number_is_bounded(cache):
     assert len(addresses) <= 3
 
 
+@pytest.mark.usefixtures("where")
 def test_a_batch_keeps_its_bytes_until_it_is_released(cache, made):
     held = []
     batches = iter(FeatureBatches(cache, order(), ahead=2))
@@ -122,12 +133,14 @@ def test_a_batch_keeps_its_bytes_until_it_is_released(cache, made):
         assert torch.equal(target, made.features("clip", batch.keys, 0)[2].half().float())
 
 
+@pytest.mark.usefixtures("where")
 def test_holding_every_batch_is_an_error_not_a_wrong_batch(cache):
     with pytest.raises(HeldBatchesError, match=r"call batch\.release\(\)"):
         list(FeatureBatches(cache, order(), ahead=1))
     assert len(list(FeatureBatches(cache, order(), ahead=1, recycle=False))) == 6
 
 
+@pytest.mark.usefixtures("where")
 def test_batches_thrown_away_unreleased_stop_nothing_and_are_not_reused(cache):
     kept, numbers = [], 0
     for batch in FeatureBatches(cache, order(), ahead=1):
@@ -158,6 +171,7 @@ def test_buffers_wait_for_the_copy_to_the_device_before_they_are_filled():
     assert event.waited
 
 
+@pytest.mark.usefixtures("where")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory and streams need a CUDA device")
 def test_pinned_buffers_reused_at_once_give_the_right_features_on_the_device(cache, made):
     batches = FeatureBatches(cache, order(), ahead=2, pin=True)
@@ -175,6 +189,7 @@ def test_a_released_batch_cannot_be_read(cache):
     batch.release()
 
 
+@pytest.mark.usefixtures("where")
 def test_damage_is_raised_where_the_batch_is_asked_for(cache):
     column = cache.readers["clip"].columns[0]
     path = column.store.files(0, 2)[0]

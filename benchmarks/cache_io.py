@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables[title] = rows
         print(f"\n{title}\n\n{table(rows)}", flush=True)
 
-    about = f"{machine()}; {versions('numpy', 'numba', 'zarr', 'tensorstore', 'webdataset', 'safetensors')}"
+    about = f"{machine()}; {versions('numpy', 'google-crc32c', 'zarr', 'tensorstore', 'webdataset', 'safetensors')}"
     print(f"`{' '.join(['python', *sys.argv])}`\n\n{about}\n\n{size}")
     with tempfile.TemporaryDirectory(dir=chosen.disk) as disk, tempfile.TemporaryDirectory(dir=chosen.tmpfs) as tmpfs:
         run(size, Path(disk), Path(tmpfs), show)

@@ -7,15 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 Action = Callable[[], object]
 
 
 @dataclass
 class Timing:
-    """Seconds of wall clock and of processor time of all threads, one for each turn."""
+    """Seconds of wall clock and of processor time of all threads and child processes, one for each turn."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+
+
+def processor_seconds() -> float:
+    """Of this process, and of its children that live."""
+    children = [child.cpu_times() for child in psutil.Process().children()]
+    return time.process_time() + sum(times.user + times.system for times in children)
 
 
 def in_turns(variants: Mapping[str, Action], rounds: int, before: Action = lambda: None) -> dict[str, Timing]:
@@ -26,10 +34,10 @@ def in_turns(variants: Mapping[str, Action], rounds: int, before: Action = lambd
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             before()
-            cpu, wall = time.process_time(), time.perf_counter()
+            cpu, wall = processor_seconds(), time.perf_counter()
             variants[name]()
             timings[name].wall.append(time.perf_counter() - wall)
-            timings[name].cpu.append(time.process_time() - cpu)
+            timings[name].cpu.append(processor_seconds() - cpu)
     return timings
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from pipeline.cache.layout import ColumnLayout
+from pipeline.cache.reader_process import ArraySizes, Piece, ProcessReader, SharedMemory, StoredPart
 from pipeline.cache.zarr_store import ZarrStore
 
 Samples = NDArray[np.int64]
@@ -45,6 +46,31 @@ class RawReader:
         """The preads."""
         for descriptor, memory, offset in jobs:
             os.preadv(descriptor, memory, offset)
+
+
+class OtherProcess:
+    """Our reader in a process of its own, as training has it: a batch is asked for and waited for."""
+
+    def __init__(self, store: ZarrStore, names: Sequence[str], rows: int, buffers: int = 1) -> None:
+        parts = {"": [StoredPart("", store, tuple(names))]}
+        sizes = ArraySizes.of(parts, rows)
+        self._reader, self._memory = ProcessReader(parts, sizes), [SharedMemory(sizes) for _ in range(buffers)]
+        self._asked = 0
+
+    def ask(self, samples: Samples) -> None:
+        """Begin to read the next batch."""
+        memory = self._memory[self._asked % len(self._memory)]
+        self._reader.submit(0, {"": [Piece(0, samples, None)]}, memory.contents, memory)
+        self._asked += 1
+
+    def wait(self) -> None:
+        """Until the oldest batch is there."""
+        self._reader.wait()
+
+    def read(self, samples: Samples) -> None:
+        """One batch."""
+        self.ask(samples)
+        self.wait()
 
 
 class ZarrPython:

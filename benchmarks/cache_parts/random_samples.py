@@ -6,6 +6,7 @@ import numpy as np
 from cache_parts.columns import Written, names
 from cache_parts.measure import Timing, compare, drop_from_page_cache, in_turns
 from cache_parts.peers import (
+    OtherProcess,
     RawReader,
     Tensorstore,
     ZarrPython,
@@ -28,6 +29,7 @@ class Reading:
             array[:] = 0
         store = written.zarr[0]
         self.raw = RawReader(store, self.names, self.out)
+        self.process = OtherProcess(store, self.names, size.batch)
         self.zarr_python = ZarrPython(written.folders[0], self.names)
         self.tensorstore = Tensorstore(written.folders[0], self.names)
         self.rng = np.random.default_rng(0)
@@ -47,9 +49,10 @@ class Reading:
         written, n = self.written, self.size.batch
         few = max(1, n // 8)
 
-        def ours(kind: type[ZarrStore] | type[TarStore], *, verify: bool, threads: int | None) -> Callable[[], object]:
-            at = written.zarr[0].location if kind is ZarrStore else written.tar.location
-            store = kind(at, written.layout, verify=verify, threads=threads)
+        def ours(kind: type[ZarrStore] | type[TarStore], *, verify: bool) -> Callable[[], object]:
+            store = kind(
+                (written.zarr[0] if kind is ZarrStore else written.tar).location, written.layout, verify=verify
+            )
             return lambda: store.read(0, self.samples, self.names, self.out)
 
         def fresh(*, verify: bool) -> Callable[[], object]:
@@ -63,14 +66,12 @@ class Reading:
 
         return {
             "raw": (lambda: self.raw.read(self.jobs), n),
-            "zarr, unchecked, 1 thread": (ours(ZarrStore, verify=False, threads=1), n),
-            "zarr, unchecked": (ours(ZarrStore, verify=False, threads=None), n),
-            "zarr, unchecked, fresh": (fresh(verify=False), n),
-            "zarr, checked, 1 thread": (ours(ZarrStore, verify=True, threads=1), n),
-            "zarr, checked": (ours(ZarrStore, verify=True, threads=None), n),
+            "zarr, unchecked": (ours(ZarrStore, verify=False), n),
+            "zarr, checked": (ours(ZarrStore, verify=True), n),
             "zarr, checked, fresh": (fresh(verify=True), n),
-            "webdataset, unchecked": (ours(TarStore, verify=False, threads=None), n),
-            "webdataset, checked": (ours(TarStore, verify=True, threads=None), n),
+            "zarr, checked, by another process": (lambda: self.process.read(self.samples), n),
+            "webdataset, unchecked": (ours(TarStore, verify=False), n),
+            "webdataset, checked": (ours(TarStore, verify=True), n),
             "zarr, unchecked, a call a sample": (one_by_one(verify=False), n),
             "tensorstore": (lambda: self.tensorstore.read(self.samples[:few]), few),
             "zarr-python": (lambda: self.zarr_python.read(self.samples[:few]), few),

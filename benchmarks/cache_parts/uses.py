@@ -17,6 +17,7 @@ from cache_parts.columns import (
 )
 from cache_parts.measure import compare, drop_from_page_cache, in_turns
 from cache_parts.peers import (
+    OtherProcess,
     ZarrPython,
     stream_our_tars,
     stream_safetensors,
@@ -96,50 +97,68 @@ def python_work(units: int) -> int:
     return total
 
 
-def busy_consumer(written: Written, size: Size) -> Rows:
-    """Batches read ahead by one thread while the main thread computes in Python and never lets the GIL go."""
-    every = names(written.layout)
-    count = min(4 * size.batch, written.layout.samples)
-    buffers = [allocate(written.layout, every, count) for _ in range(3)]
-    samples = np.random.default_rng(2).permutation(written.layout.samples)[:count]
-    store, batches = written.zarr[0], 30
+class ReadAhead:
+    """The same batch again and again, two of them ahead of a main thread that computes in Python."""
 
-    def read(number: int) -> Batch:
-        return store.read(0, samples, every, buffers[number % len(buffers)])
+    batches = 30
 
-    def read_all() -> None:
-        for number in range(batches):
-            read(number)
+    def __init__(self, written: Written, size: Size) -> None:
+        self._store, self._names = written.zarr[0], names(written.layout)
+        count = min(4 * size.batch, written.layout.samples)
+        self._samples = np.random.default_rng(2).permutation(written.layout.samples)[:count]
+        self._buffers = [allocate(written.layout, self._names, count) for _ in range(3)]
+        self._process = OtherProcess(self._store, self._names, count, buffers=3)
 
-    def consume(units: int) -> None:
+    def by_process(self, units: int = 0) -> None:
+        """Another process reads; `units` of work a batch."""
+        for _ in range(2):
+            self._process.ask(self._samples)
+        for number in range(self.batches):
+            self._process.wait()
+            if number + 2 < self.batches:
+                self._process.ask(self._samples)
+            python_work(units)
+
+    def by_thread(self, units: int) -> None:
+        """A thread of this process reads."""
         with ThreadPoolExecutor(1) as ahead:
-            coming = [ahead.submit(read, number) for number in range(2)]
-            for number in range(batches):
+            coming = [ahead.submit(self._read, number) for number in range(2)]
+            for number in range(self.batches):
                 coming.pop(0).result()
-                if number + 2 < batches:
-                    coming.append(ahead.submit(read, number + 2))
+                if number + 2 < self.batches:
+                    coming.append(ahead.submit(self._read, number + 2))
                 python_work(units)
 
-    read_all()
-    reading = min(in_turns({"read": read_all}, 3)["read"].wall) / batches
+    def _read(self, number: int) -> Batch:
+        return self._store.read(0, self._samples, self._names, self._buffers[number % len(self._buffers)])
+
+
+def busy_consumer(written: Written, size: Size) -> Rows:
+    """Batches read ahead while the main thread computes in Python: by another process, and by a thread of this one."""
+    reader = ReadAhead(written, size)
+    reader.by_process()
+    reading = min(in_turns({"read": reader.by_process}, 3)["read"].wall) / reader.batches
     unit = min(in_turns({"work": lambda: python_work(1_000_000)}, 7)["work"].wall) / 1_000_000
     rows = []
     for share in (1.0, 0.45, 0.25):
         units = max(1, int(reading / share / unit))
         turns = in_turns(
             {
-                "read": read_all,
-                "compute": lambda n=units: [python_work(n) for _ in range(batches)],
-                "both": lambda n=units: consume(n),
+                "read": reader.by_process,
+                "compute": lambda n=units: [python_work(n) for _ in range(reader.batches)],
+                "process": lambda n=units: reader.by_process(n),
+                "thread": lambda n=units: reader.by_thread(n),
             },
             size.few,
         )
         best = {name: min(timing.wall) for name, timing in turns.items()}
+        longer = max(best["read"], best["compute"])
         rows.append(
             {
                 "reading / computing": best["read"] / best["compute"],
-                "of the longer": best["both"] / max(best["read"], best["compute"]),
+                "of the longer": best["process"] / longer,
                 "at most": 1.1 if best["read"] <= best["compute"] / 2 else 1.25,
+                "by a thread": best["thread"] / longer,
             }
         )
     return rows

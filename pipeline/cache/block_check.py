@@ -1,30 +1,60 @@
 """Whether a block's files are what its records say."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.memory import address
-from pipeline.cache.native_read import TRAILER, read_ranges, reason
-from pipeline.cache.open_files import OpenFile
+from pipeline.cache.file_opener import FileOpener
+from pipeline.cache.layout import ArrayLayout, ColumnLayout
+from pipeline.cache.open_files import FileKey, OpenFile
+from pipeline.cache.ranges import RangeError, Ranges, read_ranges
 from pipeline.cache.store import FRAME, Damage, DamageError, FileRecord
-from pipeline.storage import MissingFileError
-
-if TYPE_CHECKING:
-    from pipeline.cache.indexed_store import IndexedStore
+from pipeline.storage import Location, MissingFileError
 
 _PIECE = 1 << 20
 
 
-def check_block(
-    store: "IndexedStore", view: int, block: int, records: Sequence[FileRecord], *, deep: bool
+class CheckedStore(ABC):
+    """What a store must tell of a block's files so that they can be checked, and the check."""
+
+    location: Location
+    layout: ColumnLayout
+    opener: FileOpener
+
+    @abstractmethod
+    def data_file(self, array: ArrayLayout) -> tuple[str, int]:
+        """What names the file with an array, among those of a block, and which of the arrays in it it is."""
+
+    @abstractmethod
+    def data_path(self, file: str, view: int, block: int) -> str:
+        """The path of the file that `data_file` names."""
+
+    @abstractmethod
+    def files(self, view: int, block: int) -> tuple[str, ...]:
+        """See `ColumnStore`."""
+
+    @abstractmethod
+    def load(self, keys: Sequence[FileKey]) -> list[OpenFile]:
+        """Open data files, with their indices read and checked. DamageError names a file that is not right."""
+
+    @abstractmethod
+    def present(self, view: int, block: int) -> NDArray[np.bool_]:
+        """See `ColumnStore`."""
+
+    def check(self, view: int, block: int, records: Sequence[FileRecord], *, deep: bool = False) -> tuple[Damage, ...]:
+        """See `ColumnStore`."""
+        return _check_block(self, view, block, records, deep=deep)
+
+
+def _check_block(
+    store: CheckedStore, view: int, block: int, records: Sequence[FileRecord], *, deep: bool
 ) -> tuple[Damage, ...]:
-    """See `ColumnStore.check`."""
     paths = store.files(view, block)
     recorded = {record.path: record for record in records}
     found = [Damage(path, "recorded, but this block has no such file") for path in sorted({*recorded} - {*paths})]
@@ -52,7 +82,7 @@ def check_block(
     return tuple(found) or tuple(_disagreement(store, view, block))
 
 
-def _size_damage(store: "IndexedStore", path: str, record: FileRecord | None) -> Iterator[Damage]:
+def _size_damage(store: CheckedStore, path: str, record: FileRecord | None) -> Iterator[Damage]:
     if record is None:
         yield Damage(path, "not in the block's record")
         return
@@ -65,12 +95,12 @@ def _size_damage(store: "IndexedStore", path: str, record: FileRecord | None) ->
         yield Damage(path, f"{size} bytes, {record.bytes} were written")
 
 
-def _named_in(error: DamageError, store: "IndexedStore", paths: Sequence[str]) -> str:
+def _named_in(error: DamageError, store: CheckedStore, paths: Sequence[str]) -> str:
     """The file that an error's line begins with."""
     return next((path for path in paths if str(error).startswith(f"{store.location.at(path)}: ")), paths[0])
 
 
-def _value_damage(store: "IndexedStore", name: str, path: str, file: OpenFile) -> Iterator[Damage]:
+def _value_damage(store: CheckedStore, name: str, path: str, file: OpenFile) -> Iterator[Damage]:
     """Every sample whose values are not those of its checksum."""
     for array in store.layout.arrays:
         of_file, row = store.data_file(array)
@@ -80,19 +110,19 @@ def _value_damage(store: "IndexedStore", name: str, path: str, file: OpenFile) -
         memory = np.empty(int(places[:, 1].max(initial=0)), np.uint8)
         for position in np.flatnonzero(places[:, 0] >= 0).tolist():
             offset, length, *known = places[position].tolist()
-            expected = known[0] if known else TRAILER
-            (status,) = read_ranges(np.array([[file.descriptor, address(memory), offset, length, expected]]))
-            if status:
+            try:
+                read_ranges(Ranges([file.descriptor], [offset], [memory[:length]], known or None))
+            except RangeError as error:
                 sample = file.key[3] * store.layout.block + position
-                yield Damage(path, f"{array.name}: {reason(status)}", sample)
+                yield Damage(path, f"{array.name}: {error}", sample)
 
 
-def _frame_damage(store: "IndexedStore", record: FileRecord, values: NDArray[np.int64]) -> Iterator[Damage]:
+def _frame_damage(store: CheckedStore, record: FileRecord, values: NDArray[np.int64]) -> Iterator[Damage]:
     if frame_digest(Path(store.opener.local([record.path])[0]), values) != record.digest:
         yield Damage(record.path, "its headers, checksums or index are not those that were written")
 
 
-def _disagreement(store: "IndexedStore", view: int, block: int) -> Iterator[Damage]:
+def _disagreement(store: CheckedStore, view: int, block: int) -> Iterator[Damage]:
     """Arrays that hold different samples, each sound by itself."""
     try:
         store.present(view, block)

@@ -1,21 +1,16 @@
 """Buffers that are filled again and again, each only after the batch in it was given back."""
 
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.cache.batch import EncodedBatch
-from pipeline.cache.store import allocate
-from pipeline.cache.teacher_reader import TeacherReader
+from pipeline.cache.ranges import Bytes
+from pipeline.cache.reader_process import ArraySizes, Contents, SharedMemory
 from sak.errors import SakError
-
-Contents = dict[str, dict[str, NDArray[Any]]]
 
 
 class HeldBatchesError(SakError):
@@ -24,10 +19,16 @@ class HeldBatchesError(SakError):
 
 @dataclass(frozen=True)
 class Filled:
-    """Buffers that may be written once `copied`, a copy to the device, has ended."""
+    """Buffers that may be written once `copied`, a copy to the device, has ended; `shared` with other processes."""
 
     contents: Contents
+    shared: SharedMemory | None = None
     copied: torch.cuda.Event | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether they may be written now."""
+        return self.copied is None or self.copied.query()
 
     def wait(self) -> Contents:
         """The buffers, ready to be written."""
@@ -39,33 +40,34 @@ class Filled:
 class BufferPool:
     """At most `limit` sets of buffers; a set whose batch was thrown away unreleased is never reused, but replaced."""
 
-    def __init__(self, make: Callable[[], Contents], limit: int) -> None:
+    def __init__(self, make: Callable[[], Filled], limit: int) -> None:
         self._make, self._limit = make, limit
         self._free: list[Filled] = []
         self._made = 0
         self._lock = Lock()
 
     def take(self) -> Filled:
-        """A free set, or a new one; HeldBatchesError where `limit` sets are out."""
+        """A set that is ready, else a new one, else the oldest; HeldBatchesError where `limit` sets are out."""
         with self._lock:
-            if self._free:
-                return self._free.pop(0)
+            ready = next((number for number, filled in enumerate(self._free) if filled.ready), None)
+            if self._free and (ready is not None or self._made >= self._limit):
+                return self._free.pop(ready or 0)
             if self._made >= self._limit:
                 raise HeldBatchesError(
                     f"{self._made} batches are held at once; call batch.release() once a batch is decoded, "
                     "or read with recycle=False"
                 )
             self._made += 1
-        return Filled(self._make())
+        return self._make()
 
-    def lend(self, batch: EncodedBatch, contents: Contents) -> EncodedBatch:
-        """Tie `contents` to the batch that holds them, until it is released or thrown away."""
+    def lend(self, batch: EncodedBatch, filled: Filled) -> EncodedBatch:
+        """Tie `filled` to the batch that holds them, until it is released or thrown away."""
         lost = weakref.finalize(batch, self.lose)
         lost.atexit = False
 
         def release(copied: torch.cuda.Event | None) -> None:
             if lost.detach() is not None:
-                self.give_back(Filled(contents, copied))
+                self.give_back(replace(filled, copied=copied))
 
         batch.on_release = release
         return batch
@@ -81,19 +83,20 @@ class BufferPool:
             self._made -= 1
 
 
-def make_buffers(readers: Mapping[str, TeacherReader], count: int, *, pin: bool) -> Contents:
-    """Buffers for `count` samples of the wanted arrays; pinned ones copy to a CUDA device beside other work."""
-    if not pin:
-        return {teacher: allocate(reader.layout, reader.arrays, count) for teacher, reader in readers.items()}
-    return {
-        teacher: {
-            name: _pinned((count, *reader.layout[name].shape), reader.layout[name].dtype) for name in reader.arrays
-        }
-        for teacher, reader in readers.items()
-    }
+def make_buffers(sizes: ArraySizes, *, shared: bool, pin: bool) -> Filled:
+    """Buffers for a batch, `shared` or not; pinned ones copy to a CUDA device beside other work."""
+    memory = SharedMemory(sizes) if shared else None
+    if memory is not None and pin:
+        _pin(memory.memory)
+    if memory is not None:
+        return Filled(memory.contents, memory)
+    return Filled(
+        sizes.within(torch.empty(sizes.bytes, dtype=torch.uint8, pin_memory=True).numpy()) if pin else sizes.fresh()
+    )
 
 
-def _pinned(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory: NDArray[Any] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
-    return memory.view(np.dtype(dtype)).reshape(shape)
+def _pin(memory: Bytes) -> None:
+    """Pin memory for as long as an array holds it."""
+    runtime = torch.cuda.cudart()
+    torch.cuda.check_error(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+    weakref.finalize(memory, runtime.cudaHostUnregister, memory.ctypes.data).atexit = False

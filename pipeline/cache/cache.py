@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.batch import Decoder, EncodedBatch
 from pipeline.cache.column import Column
 from pipeline.cache.folder import Cache
 from pipeline.cache.opening import Levels, count_views, levels_of, one_pixel_recipe
+from pipeline.cache.reader_process import ArraySizes, Contents, Parts, Pieces, read_pieces
 from pipeline.cache.sealed import CacheError
 from pipeline.cache.selection import select_columns
 from pipeline.cache.spec import CacheSpec
@@ -27,6 +27,16 @@ from pipeline.cache.universe import Numbers, Universe
 from pipeline.images.errors import ReplayError
 from pipeline.images.views import ViewPolicy
 from sak.losses.targets import Targets
+
+
+@dataclass(frozen=True)
+class Request:
+    """Samples (n,) of a view, what to read for them, and by teacher the part (n,) that each is in."""
+
+    samples: Numbers
+    view: int
+    pieces: Pieces
+    parts: Mapping[str, Numbers]
 
 
 @dataclass(frozen=True)
@@ -143,19 +153,37 @@ class FeatureCache:
         CacheError names a sample that is not there, DamageError the file and sample of damaged bytes, ReplayError a
         sample whose pixels differ between teachers.
         """
+        wanted = self.request(samples, view)
+        contents = out or ArraySizes.of(self.stored, len(wanted.samples)).fresh()
+        read_pieces(self.stored, view, wanted.pieces, contents)
+        return self.batch(wanted, contents)
+
+    @cached_property
+    def stored(self) -> Parts:
+        """What is read of each part of each teacher's column."""
+        return {teacher: reader.stored for teacher, reader in self.readers.items()}
+
+    def request(self, samples: Sequence[int] | Numbers, view: int) -> Request:
+        """What to read for some samples; CacheError names one that is not there."""
         numbers = np.asarray(samples, np.int64).reshape(-1)
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.universe.samples:
             raise IndexError(f"samples are numbered from 0 to {self.universe.samples - 1}")
         if not 0 <= view < self.views:
             raise IndexError(f"view {view} of {self.views}")
-        contents: dict[str, dict[str, NDArray[Any]]] = {}
-        parts: dict[str, Numbers] = {}
-        for teacher, reader in self.readers.items():
-            contents[teacher], parts[teacher] = reader.read(view, numbers, None if out is None else out[teacher])
-        self._read[get_ident()] = self._read.get(get_ident(), 0) + self.sample_bytes * len(numbers)
-        views = self._stored_views(view, numbers, parts)
-        mask = np.ones(len(numbers), bool)
-        return EncodedBatch(numbers, self.universe.keys(numbers), view, views, mask, parts, contents, self.decoder)
+        found = {teacher: reader.pieces(view, numbers) for teacher, reader in self.readers.items()}
+        pieces = {teacher: of_teacher for teacher, (of_teacher, _) in found.items()}
+        return Request(numbers, view, pieces, {teacher: parts for teacher, (_, parts) in found.items()})
+
+    def batch(self, request: Request, contents: Contents) -> EncodedBatch:
+        """The batch of what was read for a request."""
+        samples, view = request.samples, request.view
+        self._read[get_ident()] = self._read.get(get_ident(), 0) + self.sample_bytes * len(samples)
+        views = self._stored_views(view, samples, request.parts)
+        mask = np.ones(len(samples), bool)
+        named = {teacher: dict(arrays) for teacher, arrays in contents.items()}
+        return EncodedBatch(
+            samples, self.universe.keys(samples), view, views, mask, dict(request.parts), named, self.decoder
+        )
 
     def _stored_views(self, view: int, samples: Numbers, parts: Mapping[str, Numbers]) -> StoredViews:
         """Box, flip and CRC, which must be the same for every teacher."""

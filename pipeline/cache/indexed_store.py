@@ -1,76 +1,90 @@
-"""What the two stores share: any samples read through cached indices, in one call without the GIL."""
+"""What the two stores share: any samples read through cached indices."""
 
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.block_check import check_block
+from pipeline.cache.block_check import CheckedStore
 from pipeline.cache.chunk_codecs import ChunkCodec, chunk_codec
 from pipeline.cache.file_opener import FileOpener
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
-from pipeline.cache.memory import address
-from pipeline.cache.native_calls import ABSENT, CUT, FAILED, WRONG_SUM
-from pipeline.cache.native_plan import plan
-from pipeline.cache.native_read import read_ranges, reason
-from pipeline.cache.open_files import FileKey, OpenFile, open_files
+from pipeline.cache.open_files import OpenFile, open_files
+from pipeline.cache.ranges import Bytes, RangeError, Ranges, read_ranges, rows_of
 from pipeline.cache.sample_request import SampleRequest
 from pipeline.cache.staging import Staging
-from pipeline.cache.store import REMEDY, Arrays, Damage, DamageError, FileRecord, allocate
+from pipeline.cache.store import REMEDY, Arrays, DamageError, allocate
 from pipeline.storage import Location
 from pipeline.storage.errors import explain
+from sak.errors import SakError
 
 Longs = NDArray[np.int64]
 # An array's file in each block asked for, and its row in it.
 ArrayFiles = Sequence[tuple[OpenFile, int]]
 
-# Bytes of a request from which several threads pay.
-_THREADED_FROM = 8 << 20
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a request's samples lie: of every place the array's number, the sample's in the sorted request, its file.
+
+    `places` is (places, 2 or 3) as in `OpenFile`. They are in the order in which they lie in the files.
+    """
+
+    arrays: Longs
+    samples: Longs
+    descriptors: Longs
+    places: Longs
+
+    @classmethod
+    def of(cls, request: SampleRequest, files: Sequence[ArrayFiles], *, together: bool) -> Self:
+        """`together` says that a file holds the arrays of each sample together."""
+        parts = [request.positions[start:stop] for start, stop in pairwise(request.starts)]
+        counts = [len(part) for part in parts]
+        places = np.stack(
+            [
+                np.concatenate([file.places[row][part] for (file, row), part in zip(each, parts, strict=True)])
+                for each in files
+            ]
+        )
+        descriptors = np.stack([np.repeat([file.descriptor for file, _ in each], counts) for each in files])
+        arrays, samples = np.indices(descriptors.shape)
+        every: list[NDArray[Any]] = [arrays, samples, descriptors, places]
+        ordered = [each.swapaxes(0, 1) for each in every] if together else every
+        return cls(*(each.reshape(-1, *each.shape[2:]) for each in ordered))
+
+    def where(self, chosen: NDArray[np.bool_]) -> Self:
+        """Some of them."""
+        return type(self)(self.arrays[chosen], self.samples[chosen], self.descriptors[chosen], self.places[chosen])
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        return self.places[:, 0] >= 0
+
+    def ranges(self, memory: Sequence[Bytes]) -> Ranges:
+        sums = self.places[:, 2].tolist() if self.places.shape[1] > 2 else None
+        return Ranges(self.descriptors.tolist(), self.places[:, 0].tolist(), memory, sums)
 
 
-class IndexedStore(ABC):
+class IndexedStore(CheckedStore):
     """The reading side of a `ColumnStore`.
 
-    `staging` takes copies of remote files, `threads` read a large request (by default one less than there are cores, up
-    to 4), and `verify` off skips the checksums of samples: for measurements, never for use.
+    `staging` takes copies of remote files, and `verify` off skips the checksums of samples: for measurements, never for
+    use.
     """
 
     # Whether a file holds the arrays of each sample together.
     together = False
 
     def __init__(
-        self,
-        location: Location,
-        layout: ColumnLayout,
-        *,
-        staging: Staging | None = None,
-        threads: int | None = None,
-        verify: bool = True,
+        self, location: Location, layout: ColumnLayout, *, staging: Staging | None = None, verify: bool = True
     ) -> None:
         self.location, self.layout = location, layout
         self.opener = FileOpener(location, staging or Staging())
-        self.threads = threads or max(1, min(4, len(os.sched_getaffinity(0)) - 1))
         self.verify = verify
-
-    @abstractmethod
-    def data_file(self, array: ArrayLayout) -> tuple[str, int]:
-        """What names the file with an array, among those of a block, and which of the arrays in it it is."""
-
-    @abstractmethod
-    def data_path(self, file: str, view: int, block: int) -> str:
-        """The path of the file that `data_file` names."""
-
-    @abstractmethod
-    def files(self, view: int, block: int) -> tuple[str, ...]:
-        """See `ColumnStore`."""
-
-    @abstractmethod
-    def load(self, keys: Sequence[FileKey]) -> list[OpenFile]:
-        """Open data files, with their indices read and checked. DamageError names a file that is not right."""
 
     def read(
         self,
@@ -102,10 +116,6 @@ class IndexedStore(ABC):
             raise DamageError(f"{path}: the arrays of this block hold different samples; {REMEDY}")
         return there[0, :count].copy()
 
-    def check(self, view: int, block: int, records: Sequence[FileRecord], *, deep: bool = False) -> tuple[Damage, ...]:
-        """See `ColumnStore`."""
-        return check_block(self, view, block, records, deep=deep)
-
     def forget(self) -> None:
         """See `ColumnStore`."""
         open_files().drop(self.location.url)
@@ -115,55 +125,60 @@ class IndexedStore(ABC):
         with self._borrowed(request.blocks, arrays) as files:
             plain = [number for number, codec in enumerate(codecs) if codec is None]
             if plain:
-                wanted = [arrays[number] for number in plain]
-                places = [(address(target[array.name]), array.nbytes) for array in wanted]
-                ranges = self._plan(request, places, [files[number] for number in plain])
-                self._fetch(ranges, wanted, request, target)
+                self._read_plain(
+                    request, [arrays[number] for number in plain], [files[number] for number in plain], target
+                )
             for array, codec, of_array in zip(arrays, codecs, files, strict=True):
                 if codec is not None:
                     self._read_encoded(request, array, codec, of_array, target)
 
-    def _plan(self, request: SampleRequest, places: Sequence[tuple[int, int]], files: Sequence[ArrayFiles]) -> Longs:
-        return plan(request, places, files, checked=self.verify, together=self.together)
+    def _read_plain(
+        self, request: SampleRequest, arrays: Sequence[ArrayLayout], files: Sequence[ArrayFiles], target: Arrays
+    ) -> None:
+        """Read straight into the results; absent samples become the fill."""
+        places = _Places.of(request, files, together=self.together)
+        absent = places.where(~places.present)
+        for number, sample in zip(absent.arrays.tolist(), absent.samples.tolist(), strict=True):
+            target[arrays[number].name][request.order[sample]] = arrays[number].fill
+        there = places.where(places.present) if len(absent.arrays) else places
+        rows = [list(rows_of(target[array.name])) for array in arrays]
+        wanted = zip(there.arrays.tolist(), request.order[there.samples].tolist(), strict=True)
+        self._fetch(there, [rows[number][row] for number, row in wanted], arrays, request)
 
-    def _fetch(self, ranges: Longs, arrays: Sequence[ArrayLayout], request: SampleRequest, target: Arrays) -> None:
-        """Read what `plan` made; absent samples become the fill."""
-        large = len(ranges) > 1 and int(ranges[:, 3].sum()) >= _THREADED_FROM
-        status = read_ranges(ranges, self.threads if large else 1)
-        if not status.any():
-            return
-        for row in np.flatnonzero(status).tolist():
-            at, number = divmod(row, len(arrays)) if self.together else divmod(row, len(request))[::-1]
-            array = arrays[number]
-            if status[row] != ABSENT:
-                self._fail(array, request, at, int(status[row]))
-            target[array.name][request.order[at]] = np.dtype(array.dtype).type(array.fill)
+    def _fetch(
+        self, places: _Places, memory: Sequence[Bytes], arrays: Sequence[ArrayLayout], request: SampleRequest
+    ) -> None:
+        try:
+            read_ranges(places.ranges(memory), verify=self.verify)
+        except RangeError as error:
+            number, sample = int(places.arrays[error.row]), int(places.samples[error.row])
+            raise self._failure(arrays[number], request, sample, error) from error
 
     def _read_encoded(
         self, request: SampleRequest, array: ArrayLayout, codec: ChunkCodec, files: ArrayFiles, target: Arrays
     ) -> None:
-        ranges = self._plan(request, [(0, 0)], [files])
-        present = ranges[:, 2] >= 0
-        ends = np.cumsum(np.where(present, ranges[:, 3], 0))
-        chunks = np.empty(int(ends[-1]), np.uint8)
-        ranges[:, 1] = address(chunks) + ends - ranges[:, 3]
-        self._fetch(ranges, [array], request, target)
-        for i in np.flatnonzero(present).tolist():
-            sample = target[array.name][request.order[i] : request.order[i] + 1].reshape(-1)
+        places = _Places.of(request, [files], together=self.together)
+        target[array.name][request.order[places.samples[~places.present]]] = array.fill
+        there = places.where(places.present)
+        chunks = [np.empty(length, np.uint8) for length in there.places[:, 1].tolist()]
+        self._fetch(there, chunks, [array], request)
+        for sample, chunk in zip(there.samples.tolist(), chunks, strict=True):
+            row = request.order[sample]
             try:
-                codec.decode(chunks[ends[i] - ranges[i, 3] : ends[i]], sample)
-            except (RuntimeError, ValueError):
-                self._fail(array, request, i, WRONG_SUM)
+                codec.decode(chunk, target[array.name][row : row + 1].reshape(-1))
+            except (RuntimeError, ValueError) as error:
+                wrong = RangeError(sample, "its checksum does not match")
+                raise self._failure(array, request, sample, wrong) from error
 
-    def _fail(self, array: ArrayLayout, request: SampleRequest, at: int, status: int) -> None:
-        """Raise what went wrong with the request's sorted sample `at`; the files are opened anew next time."""
+    def _failure(self, array: ArrayLayout, request: SampleRequest, at: int, error: RangeError) -> SakError:
+        """What went wrong with the request's sorted sample `at`; the files are opened anew next time."""
         block = next(block for block, stop in zip(request.blocks, request.starts[1:], strict=True) if at < stop)
         place = self.location.at(self.data_path(self.data_file(array)[0], *block))
         self.forget()
-        if status not in (CUT, WRONG_SUM):
-            raise explain(OSError(status - FAILED, os.strerror(status - FAILED)), place)
-        what = f"sample {request.samples[at]} of view {block[0]} is damaged in {array.name}, {reason(status)}"
-        raise DamageError(f"{place}: {what}; {REMEDY}")
+        if error.refused is not None:
+            return explain(error.refused, place)
+        what = f"sample {request.samples[at]} of view {block[0]} is damaged in {array.name}, {error}"
+        return DamageError(f"{place}: {what}; {REMEDY}")
 
     @contextmanager
     def _borrowed(self, blocks: Sequence[tuple[int, int]], arrays: Sequence[ArrayLayout]) -> Iterator[list[ArrayFiles]]:

@@ -11,8 +11,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.memory import address
-
 Longs = NDArray[np.int64]
 
 
@@ -33,14 +31,6 @@ class OpenFile:
     places: Longs
     users: int = 0
     dropped: bool = False
-
-    def __post_init__(self) -> None:
-        """Remember where the places lie: `places` stays as it is."""
-        self._address = address(self.places)
-
-    def row_address(self, row: int) -> int:
-        """Where the places of one array lie in memory."""
-        return self._address + row * self.places.strides[0]
 
     @property
     def unlinked(self) -> bool:

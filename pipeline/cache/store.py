@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.layout import ColumnLayout
-from pipeline.cache.memory import aligned
+from pipeline.cache.ranges import result_memory
 from pipeline.storage import Location
 from sak.errors import SakError
 
@@ -93,7 +93,7 @@ class ColumnStore(Protocol):
 
         `views` is one number or one for each sample. Absent samples hold the layout's fill. The bytes go straight
         into `out` where given: C-contiguous arrays of exactly these shapes and dtypes (views of pinned memory too),
-        best page-aligned as `allocate` makes them. Everything is read and checked in one call without the GIL.
+        best as `allocate` makes them. Everything is read and checked in the calling thread.
         Raises DamageError naming file and sample, and IndexError for samples or views out of range.
         """
 
@@ -120,5 +120,5 @@ class ColumnStore(Protocol):
 
 
 def allocate(layout: ColumnLayout, names: Sequence[str], n: int) -> dict[str, NDArray[Any]]:
-    """Buffers for `ColumnStore.read` of `n` samples, page-aligned: copies out of the page cache are fastest so."""
-    return {name: aligned((n, *layout[name].shape), np.dtype(layout[name].dtype)) for name in names}
+    """Buffers for `ColumnStore.read` of `n` samples."""
+    return {name: result_memory((n, *layout[name].shape), layout[name].dtype) for name in names}

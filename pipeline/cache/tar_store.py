@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from pipeline.cache.block_writer import FilesWriter, Rows
 from pipeline.cache.indexed_store import IndexedStore
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
 from pipeline.cache.open_files import FileKey, OpenFile
+from pipeline.cache.ranges import Bytes, rows_of
 from pipeline.cache.staging import Staging
 from pipeline.cache.store import REMEDY, BlockWriter, Damage, DamageError
 from pipeline.cache.zarr_shard import SUM_BYTES, encode_index
@@ -107,10 +109,9 @@ class TarStore(IndexedStore):
         key: Callable[[int], str] | None = None,
         *,
         staging: Staging | None = None,
-        threads: int | None = None,
         verify: bool = True,
     ) -> None:
-        super().__init__(location, layout, staging=staging, threads=threads, verify=verify)
+        super().__init__(location, layout, staging=staging, verify=verify)
         if layout.codec != "none":
             raise UsageError(f"webdataset columns hold plain values, codec {layout.codec!r} goes with format zarr")
         self.key = key
@@ -184,7 +185,6 @@ class _TarWriter(FilesWriter):
         self._key, self._first = key, layout.block_samples(block).start
         self._headers = [MemberHeaders(array, view) for array in layout.arrays]
         self._index = np.full((layout.block, len(layout.arrays), 3), -1, np.int64)
-        self._zeros = np.zeros(BLOCK, np.uint8)
         with self.aborting():
             for path in (tar_path(view, block), index_path(tar_path(view, block))):
                 self.files.append(BlockFile(location, path, self.helpers))
@@ -192,33 +192,20 @@ class _TarWriter(FilesWriter):
     def write(self, positions: Longs, rows: Rows) -> None:
         """See `FilesWriter`: sample by sample, the arrays of each together."""
         keys = [safe_key(self._key(self._first + position)) for position in positions.tolist()]
-        headers = [[header.of(key) for header in self._headers] for key in keys]
-        memory = np.frombuffer(b"".join(part for sample in headers for part in sample), np.uint8)
-        lengths = np.array([[len(part) for part in sample] for sample in headers], np.int64)
-        pieces = np.empty((*lengths.shape, 3, 2), np.int64)
-        ends = np.cumsum(lengths).reshape(lengths.shape)
-        pieces[..., 0, 0], pieces[..., 0, 1] = memory.ctypes.data + ends - lengths, lengths
-        for i, (header, values) in enumerate(zip(self._headers, rows.values(), strict=True)):
-            nbytes = self.layout.arrays[i].nbytes
-            pieces[:, i, 1, 0] = values.ctypes.data + nbytes * np.arange(len(values))
-            pieces[:, i, 1, 1] = nbytes
-            pieces[:, i, 2] = self._zeros.ctypes.data, header.padding
-        self._append(positions, pieces)
-        framed = [
-            part + bytes(each.padding) for sample in headers for part, each in zip(sample, self._headers, strict=True)
-        ]
-        self.files[0].frame(b"".join(framed))
+        self.files[0].append(self._members(positions.tolist(), keys, [rows_of(values) for values in rows.values()]))
 
-    def _append(self, positions: Longs, pieces: Longs) -> None:
+    def _members(
+        self, positions: Sequence[int], keys: Sequence[str], arrays: Sequence[Bytes]
+    ) -> Iterator[Bytes | bytes]:
         tar = self.files[0]
-        start = tar.bytes
-        flat = pieces.reshape(-1, 2)
-        sums = np.zeros(len(flat), np.uint64)
-        tar.append(flat, sums)
-        ends = (start + np.cumsum(flat[:, 1])).reshape(pieces.shape[:-1])
-        self._index[positions, :, 0] = ends[..., 0]
-        self._index[positions, :, 1] = pieces[..., 1, 1]
-        self._index[positions, :, 2] = sums.reshape(pieces.shape[:-1])[..., 1]
+        at = tar.bytes
+        for row, (position, key) in enumerate(zip(positions, keys, strict=True)):
+            for column, (header, array) in enumerate(zip(self._headers, arrays, strict=True)):
+                head, values, padding = header.of(key), array[row], bytes(header.padding)
+                self._index[position, column] = at + len(head), len(values), google_crc32c.value(values)
+                at += len(head) + len(values) + len(padding)
+                tar.frame(head + padding)
+                yield from (head, values, padding)
 
     def seal(self) -> None:
         """See `FilesWriter`."""

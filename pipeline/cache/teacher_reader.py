@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import Grid, level_arrays, reduction_of
 from pipeline.cache.layout import ColumnLayout
+from pipeline.cache.reader_process import Piece, StoredPart
 from pipeline.cache.sealed import CacheError
-from pipeline.cache.store import Arrays, DamageError
 from pipeline.cache.stored_views import ROW, Rows
 from pipeline.cache.universe import Numbers, Universe
 from sak.errors import UsageError
@@ -110,22 +110,22 @@ class TeacherReader:
             missing &= ~self.universe.widen(column.place.data, column.absent(view))
         return missing
 
-    def read(self, view: int, samples: Numbers, out: Arrays | None = None) -> tuple[dict[str, NDArray[Any]], Numbers]:
-        """The arrays of samples that are present, name -> (n, *shape), and the part each came from (n,).
+    @cached_property
+    def stored(self) -> tuple[StoredPart, ...]:
+        """What is read of each part."""
+        return tuple(StoredPart(column.place.path, column.store, self.arrays) for column in self.columns)
 
-        `out` as in `ColumnStore.read`. DamageError names teacher, file and sample.
-        """
+    def pieces(self, view: int, samples: Numbers) -> tuple[list[Piece], Numbers]:
+        """What to read where for samples that are present, and the part that each is in (n,)."""
         parts = self.parts(view)[samples].astype(np.int64)
         self._refuse_absent(samples[parts == NOWHERE], view)
-        holders = np.unique(parts)
-        if len(holders) == 1:
-            return self._read_part(int(holders[0]), view, samples, out), parts
-        target = dict(out) if out is not None else self._empty(len(samples))
-        for part in holders.tolist():
-            here = parts == part
-            for name, array in self._read_part(part, view, samples[here], None).items():
-                target[name][here] = array
-        return target, parts
+        holders = np.unique(parts).tolist()
+        masks = [None] if len(holders) == 1 else [parts == part for part in holders]
+        return [self._piece(part, samples, rows) for part, rows in zip(holders, masks, strict=True)], parts
+
+    def _piece(self, part: int, samples: Numbers, rows: NDArray[np.bool_] | None) -> Piece:
+        wanted = samples if rows is None else samples[rows]
+        return Piece(part, self.universe.rows_in(self.columns[part].place.data, wanted), rows)
 
     def stored_views(self, view: int, samples: Numbers, parts: Numbers) -> Rows:
         """(n,) rows of box, flip and CRC."""
@@ -140,18 +140,6 @@ class TeacherReader:
         """Close the files of every part."""
         for column in self.columns:
             column.store.forget()
-
-    def _read_part(self, part: int, view: int, samples: Numbers, out: Arrays | None) -> dict[str, NDArray[Any]]:
-        column = self.columns[part]
-        try:
-            return column.store.read(view, self.universe.rows_in(column.place.data, samples), self.arrays, out)
-        except DamageError as error:
-            raise DamageError(f"{column.place.path}: {error}") from error
-
-    def _empty(self, count: int) -> dict[str, NDArray[Any]]:
-        return {
-            name: np.empty((count, *self.layout[name].shape), np.dtype(self.layout[name].dtype)) for name in self.arrays
-        }
 
     def _refuse_absent(self, samples: Numbers, view: int) -> None:
         if not len(samples):

@@ -5,16 +5,18 @@ A partial last shard has a full-length index. Large chunks start at multiples of
 allows: copying out of the page cache from other places takes up to a fifth longer.
 """
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.block_file import BlockFile
 from pipeline.cache.chunk_codecs import ChunkCodec
 from pipeline.cache.layout import ArrayLayout
-from pipeline.cache.native_crc import crc32c
+from pipeline.cache.ranges import Bytes, rows_of
 from pipeline.storage import Location
 
 Longs = NDArray[np.int64]
@@ -22,7 +24,6 @@ Longs = NDArray[np.int64]
 SUM_BYTES = 4
 _ABSENT = -1  # all ones, as signed
 _ALIGNMENT, _ALIGNED_FROM = 64, 4096
-_ZEROS = np.zeros(_ALIGNMENT, np.uint8)
 
 
 def index_bytes(block: int) -> int:
@@ -33,7 +34,7 @@ def index_bytes(block: int) -> int:
 def encode_index(index: Longs) -> bytes:
     """An index as it stands at a file's end: little-endian, its CRC32C behind it."""
     data = index.astype("<i8").tobytes()
-    return data + crc32c(data).to_bytes(SUM_BYTES, "little")
+    return data + google_crc32c.value(data).to_bytes(SUM_BYTES, "little")
 
 
 def decode_index(tail: NDArray[np.uint8], size: int, array: ArrayLayout, *, plain: bool) -> Longs:
@@ -63,32 +64,27 @@ class ShardWriter:
     def append(self, positions: Longs, rows: NDArray[Any]) -> None:
         """Add samples (n, *shape), C-contiguous, at their positions in the block; zeros are written like all else."""
         if self._codec is None:
-            addresses = rows.ctypes.data + self._nbytes * np.arange(len(rows), dtype=np.int64)
-            lengths = np.full(len(rows), self._nbytes, np.int64)
-            self._append(positions, addresses, lengths)
-            return
-        chunks = [np.frombuffer(chunk, np.uint8) for chunk in self._helpers.map(self._codec.encode, rows)]
-        lengths = np.array([len(chunk) for chunk in chunks], np.int64)
-        self._append(positions, np.array([chunk.ctypes.data for chunk in chunks], np.int64), lengths)
+            self._append(positions, list(rows_of(rows)))
+        else:
+            chunks = self._helpers.map(self._codec.encode, rows)
+            self._append(positions, [np.frombuffer(chunk, np.uint8) for chunk in chunks])
 
-    def _append(self, positions: Longs, addresses: Longs, lengths: Longs) -> None:
+    def _append(self, positions: Longs, chunks: Sequence[Bytes]) -> None:
+        lengths = np.array([len(chunk) for chunk in chunks], np.int64)
         padding = -(lengths + SUM_BYTES) % self._alignment
-        sums = np.zeros(3 * len(positions), np.uint64)
-        pieces = np.empty((len(positions), 3, 2), np.int64)
-        pieces[:, 0, 0], pieces[:, 0, 1] = addresses, lengths
-        # Each chunk's checksum is written from where it was just computed.
-        pieces[:, 1, 0] = sums.ctypes.data + sums.itemsize * 3 * np.arange(len(positions))
-        pieces[:, 1, 1] = SUM_BYTES
-        pieces[:, 2, 0], pieces[:, 2, 1] = _ZEROS.ctypes.data, padding
         start = self.file.bytes
-        self.file.append(pieces.reshape(-1, 2), sums)
-        stored = sums[::3].tolist()
-        self.file.frame(
-            b"".join(s.to_bytes(SUM_BYTES, "little") + bytes(p) for s, p in zip(stored, padding.tolist(), strict=True))
-        )
+        self.file.append(self._framed(chunks, padding.tolist()))
         ends = start + np.cumsum(lengths + SUM_BYTES + padding)
         self._index[positions, 0] = ends - padding - SUM_BYTES - lengths
         self._index[positions, 1] = lengths + SUM_BYTES
+
+    def _framed(self, chunks: Sequence[Bytes], padding: Sequence[int]) -> Iterator[Bytes | bytes]:
+        """Each chunk, summed when the file asks for it, and what stands behind it."""
+        for chunk, zeros in zip(chunks, padding, strict=True):
+            behind = google_crc32c.value(chunk).to_bytes(SUM_BYTES, "little") + bytes(zeros)
+            self.file.frame(behind)
+            yield chunk
+            yield behind
 
     def seal(self) -> None:
         """Append the index."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.cache import batches as batches_module
 from pipeline.cache.batch import ReleasedBatchError
 from pipeline.cache.batches import FeatureBatches
 from pipeline.cache.buffers import BufferPool, Filled, HeldBatchesError
@@ -22,6 +23,12 @@ def cache(writer, made):
     return FeatureCache.open(maker.place)
 
 
+@pytest.fixture(params=["here", "process"])
+def where(request, monkeypatch):
+    """Small epochs are read in the training process, others by another: both must do the same."""
+    monkeypatch.setattr(batches_module, "_SMALL_EPOCH", 1 << 40 if request.param == "here" else 0)
+
+
 def order(**options):
     return ReadingOrder(**{"batch_size": 8, "seed": 3, "block": 8, "window": 3, **options})
 
@@ -34,6 +41,7 @@ def keys_of(batches):
     return found
 
 
+@pytest.mark.usefixtures("where")
 def test_a_batch_holds_the_features_of_its_keys_in_the_view_of_its_epoch(cache, made):
     batches = FeatureBatches(cache, order())
     for epoch in range(3):
@@ -44,9 +52,9 @@ def test_a_batch_holds_the_features_of_its_keys_in_the_view_of_its_epoch(cache, 
             assert torch.equal(target, made.features("clip", batch.keys, epoch % 2)[4].half().float())
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_each_sample_comes_once_an_epoch_but_for_the_dropped_part(cache, threads):
-    found = keys_of(FeatureBatches(cache, order(), threads=threads, ahead=3))
+@pytest.mark.parametrize("processes", [0, 1, 3])
+def test_each_sample_comes_once_an_epoch_but_for_the_dropped_part(cache, processes):
+    found = keys_of(FeatureBatches(cache, order(), processes=processes, ahead=3))
     assert len(found) == 6
     assert len({key for keys in found for key in keys}) == 48
     whole = FeatureBatches(cache, order(batch_size=7, drop_last=True))
@@ -79,6 +87,7 @@ def test_stopping_after_any_batch_and_resuming_gives_the_same_rest(cache):
         assert len(seen) + len(rest) in (6, 12)
 
 
+@pytest.mark.usefixtures("where")
 def test_the_state_counts_what_was_consumed_not_what_was_prefetched(cache):
     batches = FeatureBatches(cache, order(), ahead=4)
     assert batches.state == BatchState(0, 0)
@@ -102,6 +111,7 @@ def test_validation_reads_all_samples_in_order_and_masks_the_padding(cache):
     assert [int(mask.sum()) for mask in masked] == [8] * 6 + [1]
 
 
+@pytest.mark.usefixtures("where")
 def test_buffers_are_used_again_and_their_number_is_bounded(cache):
     batches = FeatureBatches(cache, order(), ahead=2)
     addresses = set()
@@ -112,6 +122,7 @@ def test_buffers_are_used_again_and_their_number_is_bounded(cache):
     assert len(addresses) <= 3
 
 
+@pytest.mark.usefixtures("where")
 def test_a_batch_keeps_its_bytes_until_it_is_released(cache, made):
     held = []
     batches = iter(FeatureBatches(cache, order(), ahead=2))
@@ -122,12 +133,14 @@ def test_a_batch_keeps_its_bytes_until_it_is_released(cache, made):
         assert torch.equal(target, made.features("clip", batch.keys, 0)[2].half().float())
 
 
+@pytest.mark.usefixtures("where")
 def test_holding_every_batch_is_an_error_not_a_wrong_batch(cache):
     with pytest.raises(HeldBatchesError, match=r"call batch\.release\(\)"):
         list(FeatureBatches(cache, order(), ahead=1))
     assert len(list(FeatureBatches(cache, order(), ahead=1, recycle=False))) == 6
 
 
+@pytest.mark.usefixtures("where")
 def test_batches_thrown_away_unreleased_stop_nothing_and_are_not_reused(cache):
     kept, numbers = [], 0
     for batch in FeatureBatches(cache, order(), ahead=1):
@@ -143,18 +156,22 @@ def test_buffers_wait_for_the_copy_to_the_device_before_they_are_filled():
     class Event:
         waited = False
 
+        def query(self):
+            return self.waited
+
         def synchronize(self):
             self.waited = True
 
-    pool = BufferPool(lambda: {"dino": {}}, limit=1)
+    pool = BufferPool(lambda: Filled({"dino": {}}), limit=1)
     first, event = pool.take(), Event()
-    pool.give_back(Filled(first.contents, event))
+    pool.give_back(Filled(first.contents, copied=event))
     again = pool.take()
     assert not event.waited, "whoever fills them waits, not whoever takes them"
     assert again.wait() is first.contents
     assert event.waited
 
 
+@pytest.mark.usefixtures("where")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory and streams need a CUDA device")
 def test_pinned_buffers_reused_at_once_give_the_right_features_on_the_device(cache, made):
     batches = FeatureBatches(cache, order(), ahead=2, pin=True)
@@ -172,6 +189,7 @@ def test_a_released_batch_cannot_be_read(cache):
     batch.release()
 
 
+@pytest.mark.usefixtures("where")
 def test_damage_is_raised_where_the_batch_is_asked_for(cache):
     column = cache.readers["clip"].columns[0]
     path = column.store.files(0, 2)[0]
@@ -186,7 +204,7 @@ def test_too_few_samples_for_a_batch_are_refused_before_anything_is_read(cache):
     with pytest.raises(UsageError, match="49 samples of view 0 make no batch of 64"):
         FeatureBatches(cache, order(batch_size=64))
     with pytest.raises(UsageError, match="must be positive"):
-        FeatureBatches(cache, order(), threads=0)
+        FeatureBatches(cache, order(), ahead=0)
 
 
 def test_absent_samples_change_nothing_for_the_blocks_of_others(cache):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache import block_file, open_files
+from pipeline.cache import open_files
 from pipeline.cache.layout import ArrayLayout, ColumnLayout
 from pipeline.cache.staging import Staging
 from pipeline.cache.store import DamageError, FileRecord, allocate
@@ -311,7 +311,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(kind, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     writer = store.open_block(0, 0)
-    monkeypatch.setattr(block_file, "append", full)
+    monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(StorageError, match="no space left"):
         writer.append([0], part)
     with pytest.raises(ValueError, match="failed before"):

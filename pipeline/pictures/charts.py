@@ -34,10 +34,12 @@ def legend(axes: Axes) -> None:
 
 
 def name_points(axes: Axes, points: Mapping[str, Point], **style: Any) -> None:
-    """A name beside each point, above and below in turn so that near ones do not cover each other."""
+    """A name beside each point, towards the middle, above and below in turn so that near ones do not cover each other."""
+    middle = sum(axes.get_xlim()) / 2
     for number, (name, point) in enumerate(points.items()):
-        offset = (5, -12 if number % 2 else 6)
-        axes.annotate(name, point, xytext=offset, textcoords="offset points", **style)
+        across, side = (-5, "right") if point[0] > middle else (5, "left")
+        offset = (across, -12 if number % 2 else 6)
+        axes.annotate(name, point, xytext=offset, textcoords="offset points", ha=side, **style)
 
 
 def as_png(figure: Figure, *, dpi: int = 120) -> bytes:

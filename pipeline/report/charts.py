@@ -3,14 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, isfinite, pi
+from math import floor, isfinite, pi, sin
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipeline.pictures.charts import COLOURS, Point, as_svg, curve, name_points, svg_style
+from pipeline.pictures.charts import COLOURS, Point, as_svg, curve, name_points, panels, svg_style
 
 INK, FAINT, LINE, OVER = "#1b2430", "#5a6675", "#d8dee6", "#fefefe"
 VARIABLES = {colour: f"var(--c{number})" for number, colour in enumerate(COLOURS)} | {
@@ -67,7 +67,6 @@ def scatter(points: Mapping[str, Point], *, title: str, caption: str, x: str, y:
     with svg_style(**STYLE):
         figure, axes = _framed(x, y)
         axes.plot(*zip(*known.values(), strict=True), "o", color=COLOURS[0])
-        axes.margins(x=0.15)  # room for the last name
         name_points(axes, known)
         return _chart(figure, title, caption)
 
@@ -108,6 +107,8 @@ def radar(corners: Sequence[str], series: Mapping[str, Sequence[float]], *, titl
         axes = figure.add_axes((0.24, 0.15, 0.52, 0.73), projection="polar", theta_offset=pi / 2, theta_direction=-1)
         axes.set(ylim=(centre, 1), yticks=[centre + (1 - centre) * ring / 4 for ring in range(1, 5)], yticklabels=[])
         axes.set_xticks(turns, corners)
+        for label, turn in zip(axes.get_xticklabels(), turns, strict=True):
+            label.set_ha("center" if abs(sin(turn)) < 0.3 else "left" if sin(turn) > 0 else "right")
         axes.spines["polar"].set_color(LINE)
         for number, values in enumerate(series.values()):
             shares = [min(max(value, centre), 1.0) for value in values]
@@ -120,11 +121,20 @@ def radar(corners: Sequence[str], series: Mapping[str, Sequence[float]], *, titl
 
 def _framed(x: str, y: str) -> tuple[Figure, Axes]:
     """Axes with lines at the ticks of y."""
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-    axes = figure.add_axes((0.14, 0.18, 0.83, 0.75))
+    figure, (axes,) = panels(1, width=WIDTH / 72, height=HEIGHT / 72)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(axis="y")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_tick)
     return figure, axes
+
+
+def _tick(value: float, place: int | None = None) -> str:
+    if abs(value) < 1e-12:
+        return "0"
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _fits(value: float) -> bool:

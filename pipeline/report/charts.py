@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipeline.pictures.charts import COLOURS, Point, as_svg, curve, name_points, panels, svg_style
+from pipeline.pictures.charts import COLOURS, Point, axes_row, draw_curve, figure_svg, name_points, svg_style
 
 INK, FAINT, LINE, OVER = "#1b2430", "#5a6675", "#d8dee6", "#fefefe"
 VARIABLES = {colour: f"var(--c{number})" for number, colour in enumerate(COLOURS)} | {
@@ -51,22 +51,22 @@ def line_chart(
     known = {name: points for name, points in drawable.items() if points}
     if not known:
         return None
-    with svg_style(**STYLE):
+    with svg_style(STYLE):
         figure, axes = _framed(x, y)
         for number, points in enumerate(known.values()):
             dash = "-" if number < len(COLOURS) else "--"
-            curve(axes, points, marks=marks, color=COLOURS[number % len(COLOURS)], linestyle=dash)
+            draw_curve(axes, points, marks=marks, color=COLOURS[number % len(COLOURS)], linestyle=dash)
         return _chart(figure, title, caption, tuple(known))
 
 
-def scatter(points: Mapping[str, Point], *, title: str, caption: str, x: str, y: str) -> Chart | None:
+def scatter(points: Sequence[tuple[str, Point]], *, title: str, caption: str, x: str, y: str) -> Chart | None:
     """Named points; None where none can be drawn."""
-    known = {_short(name): point for name, point in points.items() if all(map(_fits, point))}
+    known = [(_short(name), point) for name, point in points if all(map(_fits, point))]
     if not known:
         return None
-    with svg_style(**STYLE):
+    with svg_style(STYLE):
         figure, axes = _framed(x, y)
-        axes.plot(*zip(*known.values(), strict=True), "o", color=COLOURS[0])
+        axes.plot(*zip(*(point for _, point in known), strict=True), "o", color=COLOURS[0])
         name_points(axes, known)
         return _chart(figure, title, caption)
 
@@ -79,7 +79,7 @@ def heat_map(
     largest = max((value for row in values for value in row if isfinite(value)), default=1.0) or 1.0
     left, across, down = 16 + 7 * max(map(len, names)), 62 * len(columns), 30 * len(rows)
     width, height = left + across + 8, down + 36
-    with svg_style(**STYLE):
+    with svg_style(STYLE):
         figure = Figure(figsize=(width / 72, height / 72))
         axes = figure.add_axes((left / width, 6 / height, across / width, down / height))
         axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
@@ -90,8 +90,8 @@ def heat_map(
         for row, line in enumerate(values):
             for column, value in enumerate(line):
                 share = min(max(0.0, value / largest), 1.0)
-                cell = {"facecolor": COLOURS[0], "alpha": 0.08 + 0.82 * share, "linewidth": 0}
-                axes.add_patch(Rectangle((column + 0.02, row + 0.03), 0.96, 0.94, **cell))
+                corner, colour = (column + 0.02, row + 0.03), (COLOURS[0], 0.08 + 0.82 * share)
+                axes.add_patch(Rectangle(corner, 0.96, 0.94, facecolor=colour, linewidth=0))
                 ink = OVER if share > 0.78 else INK
                 axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", color=ink)
         return _chart(figure, title, caption)
@@ -102,13 +102,13 @@ def radar(corners: Sequence[str], series: Mapping[str, Sequence[float]], *, titl
     lowest = min((value for values in series.values() for value in values), default=0.0)
     centre = max(0.0, floor((lowest - 0.1) * 10) / 10)
     turns = [2 * pi * number / len(corners) for number in range(len(corners))]
-    with svg_style(**STYLE):
+    with svg_style(STYLE):
         figure = Figure(figsize=(WIDTH / 72, 330 / 72))
         axes = figure.add_axes((0.24, 0.15, 0.52, 0.73), projection="polar", theta_offset=pi / 2, theta_direction=-1)
         axes.set(ylim=(centre, 1), yticks=[centre + (1 - centre) * ring / 4 for ring in range(1, 5)], yticklabels=[])
         axes.set_xticks(turns, corners)
         for label, turn in zip(axes.get_xticklabels(), turns, strict=True):
-            label.set_ha("center" if abs(sin(turn)) < 0.3 else "left" if sin(turn) > 0 else "right")
+            label.set_horizontalalignment("center" if abs(sin(turn)) < 0.3 else "left" if sin(turn) > 0 else "right")
         axes.spines["polar"].set_color(LINE)
         for number, values in enumerate(series.values()):
             shares = [min(max(value, centre), 1.0) for value in values]
@@ -121,7 +121,7 @@ def radar(corners: Sequence[str], series: Mapping[str, Sequence[float]], *, titl
 
 def _framed(x: str, y: str) -> tuple[Figure, Axes]:
     """Axes with lines at the ticks of y."""
-    figure, (axes,) = panels(1, width=WIDTH / 72, height=HEIGHT / 72)
+    figure, (axes,) = axes_row(1, width=WIDTH / 72, height=HEIGHT / 72)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(axis="y")
     for axis in (axes.xaxis, axes.yaxis):
@@ -129,7 +129,7 @@ def _framed(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _tick(value: float, place: int | None = None) -> str:
+def _tick(value: float, _: float = 0) -> str:
     if abs(value) < 1e-12:
         return "0"
     if abs(value) >= 1e6:
@@ -149,7 +149,7 @@ def _short(name: str) -> str:
 
 def _chart(figure: Figure, title: str, caption: str, names: Sequence[str] = ()) -> Chart:
     """The figure without what belongs to a file of its own: header, global style, identifiers of groups."""
-    text = as_svg(figure)
+    text = figure_svg(figure)
     inner = text[text.index("</defs>") + len("</defs>") : text.rindex("</svg>")]
     inner = re.sub(r'\n *<g id="[^"]*"', "<g", inner)
     inner = re.sub(r"#[0-9a-f]{6}\b", lambda found: VARIABLES.get(found[0], found[0]), inner)

@@ -165,8 +165,8 @@ def study(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, csv.Error) as error:
         return {"problem": f"{directory}: {RESULTS} cannot be read ({one_line(error)})"}
     shown = rows[:MOST_ROWS]
-    points = {_row_name(row): (_value(row, "bytes_per_image"), _value(row, "rep_sim")) for row in shown}
-    costs = {x for x, y in points.values() if isfinite(x) and isfinite(y)}
+    points = [(_row_name(row), (_value(row, "bytes_per_image"), _value(row, "rep_sim"))) for row in shown]
+    costs = {x for _, (x, y) in points if isfinite(x) and isfinite(y)}
     return {
         "name": directory.name,
         "path": path,

@@ -300,11 +300,11 @@ def test_numbers_of_a_table_keep_their_digits():
 
 def test_charts_survive_what_measurements_may_be():
     said = {"title": "t", "caption": "c"}
-    for number in (float("nan"), float("inf"), 1e308, -1e308):
-        assert line_chart({"a": [(0, number)]}, **said, x="x", y="y") is None
-        assert scatter({"a": (0, number)}, **said, x="x", y="y") is None
+    for value in (float("nan"), float("inf"), 1e308, -1e308):
+        assert line_chart({"a": [(0, value)]}, **said, x="x", y="y") is None
+        assert scatter([("a", (0, value))], **said, x="x", y="y") is None
         assert "nan" not in heat_map(["a"], ["b"], [[0.5]], **said).svg
-        assert "<text" in heat_map(["a"], ["b"], [[number]], **said).svg
+        assert "<text" in heat_map(["a"], ["b"], [[value]], **said).svg
     for points in ([(0, 1.0)], [(0, 5.0), (1, 5.0)], [(0, 0.0)], [(1e29, -1e29), (2.0**63, 1e-300)]):
         assert "<path" in line_chart({"a": points}, **said, x="x", y="y").svg
     assert "<text" in heat_map(["a"], ["b"], [[0.0]], **said).svg
@@ -315,7 +315,7 @@ def test_names_in_charts_are_text_whatever_they_are():
     names = (EVIL, "$\\frac$", "x" * 5000, "\ud800", "層", "\0", "_", "")
     for name in names:
         for chart in (heat_map([name], [name], [[1.0]], title=name, caption=name),
-                      scatter({name: (1.0, 2.0)}, title=name, caption=name, x="x", y="y")):  # fmt: skip
+                      scatter([(name, (1.0, 2.0))], title=name, caption=name, x="x", y="y")):  # fmt: skip
             assert not re.search("<(?!/?(g|path|text|defs|use|clipPath|rect)[ >/])", chart.svg)
             assert len(chart.svg) < 10_000
     assert "$\\frac$" in heat_map([names[1]], ["a"], [[1.0]], title="t", caption="c").svg
@@ -325,7 +325,7 @@ def test_a_chart_is_the_same_each_time_and_its_colours_are_the_pages():
     first, second = (line_chart({"a": [(0, 1.0), (1, 2.0)]}, title="t", caption="c", x="x", y="y") for _ in range(2))
     assert first == second
     assert {"var(--c0)", "var(--faint)", "var(--line)"} <= set(re.findall(r"var\(--\w+\)", first.svg))
-    assert not re.findall("#[0-9a-f]{6};|#[0-9a-f]{6}\"", first.svg)
+    assert not re.findall('#[0-9a-f]{6};|#[0-9a-f]{6}"', first.svg)
 
 
 def test_a_picture_of_the_page_is_a_png():

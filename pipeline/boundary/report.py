@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.pictures.charts import COLOURS, axes_row, figure_png
 from pipeline.storage.local import write_durably
 from sak.errors import UsageError
 from sak.metrics.boundary.score import THRESHOLDS, BoundaryScore, Curve
@@ -71,12 +71,7 @@ def write_report(report: BoundaryReport, folder: Path) -> tuple[Path, Path]:
 
 def precision_recall_png(report: BoundaryReport) -> bytes:
     """The curve over lines of equal F, with the point of the best F, as the bytes of a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = axes_row(1, width=5.2, height=5)
     recall = np.linspace(0.01, 1, 200)
     for f in np.arange(0.1, 1.0, 0.1):
         with np.errstate(divide="ignore"):
@@ -85,12 +80,10 @@ def precision_recall_png(report: BoundaryReport) -> bytes:
         axes.plot(recall[shown], precision[shown], color="#cbd5e1", linewidth=0.8, zorder=1)
         axes.annotate(f"F {f:.1f}", (0.995, f / (2 - f)), fontsize=7, color="#64748b", ha="right", va="bottom")
     whole, best = report.precision_recall, report.score
-    axes.plot(whole.recall, whole.precision, color="#1d4ed8", linewidth=2)
+    axes.plot(whole.recall, whole.precision, color=COLOURS[0], linewidth=2)
     label = f"ODS {best.ods:.3f} at {best.ods_threshold:.2f}\nOIS {best.ois:.3f}\nAP {best.ap:.3f}"
-    axes.plot(best.ods_recall, best.ods_precision, "o", color="#b91c1c", label=label)
+    axes.plot(best.ods_recall, best.ods_precision, "o", color=COLOURS[1], label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision")
     axes.set_title(f"{report.dataset}, {report.images} images ({report.protocol})", fontsize=10)
     axes.legend(loc="lower left", frameon=False)
-    image = BytesIO()
-    figure.savefig(image, dpi=130)
-    return image.getvalue()
+    return figure_png(figure, dpi=130)

@@ -51,9 +51,8 @@ class _Places:
             ]
         )
         descriptors = np.stack([np.repeat([file.descriptor for file, _ in each], counts) for each in files])
-        arrays, samples = np.indices(descriptors.shape)
-        every: list[NDArray[Any]] = [arrays, samples, descriptors, places]
-        ordered = [each.swapaxes(0, 1) for each in every] if together else every
+        every: list[NDArray[Any]] = [*np.indices(descriptors.shape), descriptors, places]
+        ordered = [part.swapaxes(0, 1) for part in every] if together else every
         return cls(*(each.reshape(-1, *each.shape[2:]) for each in ordered))
 
     def where(self, chosen: NDArray[np.bool_]) -> Self:

@@ -7,16 +7,15 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
 from pipeline.storage.errors import explain
 from pipeline.training.run import RunDirectory
 from pipeline.training.step_log import WAIT_WORTH_TELLING
 
 Lines = Sequence[Mapping[str, Any]]
-COLOURS = ("#1d4ed8", "#b91c1c", "#15803d", "#a16207", "#7e22ce", "#0e7490", "#be185d")
 
 
 def draw_distillation(run: RunDirectory) -> list[Path]:
@@ -56,7 +55,7 @@ def _recorded(run: RunDirectory) -> tuple[Lines, Lines]:
 def _task_losses(lines: Lines, path: Path) -> Path:
     """The total, then one panel a task, before its weight."""
     names = [name for name in lines[0] if name.startswith("task/")]
-    figure, axes = _panels(1 + len(names))
+    figure, axes = axes_row(1 + len(names))
     for panel, name in zip(axes, ("loss", *names), strict=True):
         _curve(panel, lines, name, name, COLOURS[0])
         panel.set_title(name.removeprefix("task/"))
@@ -66,7 +65,7 @@ def _task_losses(lines: Lines, path: Path) -> Path:
 def _metrics(lines: Lines, path: Path) -> Path:
     """One panel a measurement on the validation split."""
     names = [name for name in lines[-1] if name.startswith(("metric/", "loss/")) or name == "delta_m"]
-    figure, axes = _panels(max(len(names), 1))
+    figure, axes = axes_row(max(len(names), 1))
     for panel, name in zip(axes, names, strict=False):
         _curve(panel, lines, name, name, COLOURS[0])
         panel.set_title(name.removeprefix("metric/"))
@@ -76,7 +75,7 @@ def _metrics(lines: Lines, path: Path) -> Path:
 def _losses(lines: Lines, random: Collection[str], path: Path) -> Path:
     """The total, then the levels."""
     names = [name for name in lines[-1] if "/level" in name]
-    figure, (whole, *panels) = _panels(1 + len(_teachers(names)))
+    figure, (whole, *panels) = axes_row(1 + len(_teachers(names)))
     _curve(whole, lines, "loss", "", COLOURS[0])
     whole.set(title="all that is summed", ylabel="loss")
     _levels(panels, lines, names, random)
@@ -87,7 +86,7 @@ def _rep_sim(lines: Lines, random: Collection[str], path: Path) -> Path:
     """One line a teacher, then the levels."""
     names = [name for name in lines[-1] if name.startswith("rep_sim/") and "/level" in name]
     teachers = _teachers(names)
-    figure, (whole, *panels) = _panels(1 + len(teachers))
+    figure, (whole, *panels) = axes_row(1 + len(teachers))
     for colour, teacher in zip(cycle(COLOURS), teachers, strict=False):
         _curve(whole, lines, f"rep_sim/{teacher}", _titled(teacher, random), colour)
     whole.set(title="mean of the levels, held-out images", ylabel="rep_sim (map cosine)")
@@ -118,7 +117,7 @@ def _titled(teacher: str, random: Collection[str]) -> str:
 
 
 def _speed(lines: Lines, path: Path) -> Path:
-    figure, axes = _panels(3)
+    figure, axes = axes_row(3)
     rate, speed, wait = axes
     for panel, name in ((rate, "learning_rate"), (speed, "images_per_second"), (wait, "data_wait")):
         _curve(panel, lines, name, "", COLOURS[0])
@@ -133,16 +132,8 @@ def _speed(lines: Lines, path: Path) -> Path:
     return _save(figure, axes, path, legend=False)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(3.7 * count, 3.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
-
-
 def _curve(axes: Axes, lines: Lines, name: str, label: str, colour: Any) -> None:
-    points = [(line["step"], line[name]) for line in lines if name in line]
-    mark = "o" if len(points) < 3 else ""
-    axes.plot([step for step, _ in points], [value for _, value in points], color=colour, label=label, marker=mark)
+    draw_curve(axes, [(line["step"], line[name]) for line in lines if name in line], color=colour, label=label)
 
 
 def _save(figure: Figure, axes: Sequence[Axes], path: Path, *, legend: bool = True) -> Path:
@@ -151,9 +142,9 @@ def _save(figure: Figure, axes: Sequence[Axes], path: Path, *, legend: bool = Tr
         panel.set_xlabel("step")
         panel.grid(alpha=0.2)
     for panel in axes if legend else ():
-        panel.legend(frameon=False, fontsize=8)
+        draw_legend(panel)
     try:
-        figure.savefig(path, dpi=120)
+        path.write_bytes(figure_png(figure))
     except OSError as error:
         raise explain(error, str(path)) from error
     return path

@@ -1,22 +1,20 @@
 """Pictures of a fine-tuned network: gates by level, predictions beside labels, rep_sim by level."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipeline.data.fitted import fit, own_labels, read_at_own_size
 from pipeline.data.sample import TaskDataset
+from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
 from pipeline.pictures.colour import label_as_stored
 from pipeline.pictures.compare import Compared, comparison, title
 from pipeline.pictures.files import stored, write_whole
 from pipeline.pictures.panel import as_png
 from pipeline.training.evaluation import Predict
-from pipeline.training.figures import COLOURS
 from pipeline.training.gates import MeanGates
 from sak.tasks import Dataset, Task
 
@@ -29,7 +27,6 @@ def draw_gates(gates: MeanGates, table: Dataset, path: Path) -> Path:
     figure = Figure(
         figsize=(1.9 + 0.72 * len(gates.experts) * len(levels), 1.5 + 0.46 * len(tasks)), layout="constrained"
     )
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
     for axes, level in zip(panels, levels, strict=True):
         weights = np.array([gates.weights[level][task.name] for task in tasks])
@@ -56,15 +53,13 @@ def draw_gates(gates: MeanGates, table: Dataset, path: Path) -> Path:
 
 def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int], path: Path, *, images: int) -> Path:
     """How like each teacher's maps the student's are on so many images, a line a teacher over the student's levels."""
-    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, (axes,) = axes_row(1, width=4.6, height=3.4)
     for number, (teacher, values) in enumerate(similarity.items()):
-        axes.plot(range(len(values)), values, "o-", color=COLOURS[number % len(COLOURS)], label=teacher)
+        draw_curve(axes, list(enumerate(values)), marks=True, color=COLOURS[number % len(COLOURS)], label=teacher)
     axes.set_xticks(range(len(levels)), [f"level {level}" for level in levels])
     axes.set(title=f"rep_sim by level, {images:,} validation images", ylabel="cosine of the whole map", ylim=(None, 1))
     axes.grid(alpha=0.2)
-    axes.legend(frameon=False, fontsize=8)
+    draw_legend(axes)
     return _save(figure, path)
 
 
@@ -112,7 +107,5 @@ def _compared(
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    buffer = BytesIO()
-    figure.savefig(buffer, dpi=130)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, figure_png(figure, dpi=130))
     return path

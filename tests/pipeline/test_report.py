@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from pipeline.report import ReportConfig, write_report
-from pipeline.reporting.charts import Line, heat_map, line_chart, radar
-from pipeline.reporting.html import escape, number, picture, table
-from pipeline.reporting.overview_parts import starts_from
-from pipeline.reporting.runs import ReportedRun
+from pipeline.report.charts import heat_map, line_chart, radar, scatter
+from pipeline.report.overview import starts_from
+from pipeline.report.page import data_url, number
+from pipeline.report.runs import ReportedRun
 from sak.errors import SakError, UsageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -68,9 +68,8 @@ def test_maps_of_teachers_and_student_stand_side_by_side(report, distilled):
     text = report(distilled, maps=True)
     for teacher in ("dinov2", "clip", "sam"):
         for who in ("teacher", "student"):
-            assert re.search(
-                rf'<img src="data:image/png;base64,[^"]+" alt="{who}&#x27;s map of {teacher}, level 1', text
-            )
+            told = f"{who}'s map of {teacher}, level 1"
+            assert re.search(rf'<img src="data:image/png;base64,[^"]+" alt="{told}', text)
 
 
 def test_metrics_stand_beside_the_baseline_with_delta_m(report, tmp_path):
@@ -122,7 +121,7 @@ def test_the_start_is_a_run_of_the_page_only_where_it_is_that_one(tmp_path):
 def test_losses_of_tasks_are_not_compared_with_those_that_hold_distillation(report, tmp_path):
     runs = fine_tuned(tmp_path / "sak"), fine_tuned(tmp_path / "multi", kind="multi-task")
     (runs[0] / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "distillation": 1.0}\n')
-    assert "That of sak has the distillation loss in it, the others&#x27; only that of the tasks." in report(*runs)
+    assert "That of sak has the distillation loss in it, the others&#39; only that of the tasks." in report(*runs)
 
 
 def test_runs_measured_on_different_images_are_not_to_be_compared(report, tmp_path):
@@ -158,7 +157,7 @@ def test_the_papers_numbers_stand_beside_its_own_data_sets(report, tmp_path):
     text = report(fine_tuned(tmp_path / "sak", name="nyud"))
     assert "SAK (paper, L)" in text
     assert ">14.1<" in text
-    assert "In the paper&#x27;s rows it is the paper&#x27;s own, over its single-task baseline." in text
+    assert "In the paper's rows it is the paper's own, over its single-task baseline." in text
 
 
 def test_nothing_of_a_run_is_taken_for_html(report, tmp_path):
@@ -300,16 +299,38 @@ def test_numbers_of_a_table_keep_their_digits():
 
 
 def test_charts_survive_what_measurements_may_be():
-    nan = float("nan")
-    assert line_chart([Line("a", [(0, nan)])], title="t", x="x", y="y").text == ""
-    assert "<svg" in line_chart([Line("a", [(0, 1.0)])], title="t", x="x", y="y").text
-    assert "<svg" in line_chart([Line("a", [(0, 5.0), (1, 5.0)])], title="t", x="x", y="y").text
-    assert "<svg" in heat_map(["a"], ["b"], [[0.0]], title="t").text
-    assert "<svg" in radar(["a", "b", "c"], {"x": [1.0, 0.5, 0.0]}, title="t").text
-    assert table([], caption="c").text == ""
-    assert escape('"<&') == "&quot;&lt;&amp;"
+    said = {"title": "t", "caption": "c"}
+    for value in (float("nan"), float("inf"), 1e308, -1e308):
+        assert line_chart({"a": [(0, value)]}, **said, x="x", y="y") is None
+        assert scatter([("a", (0, value))], **said, x="x", y="y") is None
+        assert "nan" not in heat_map(["a"], ["b"], [[0.5]], **said).svg
+        assert "<text" in heat_map(["a"], ["b"], [[value]], **said).svg
+    for points in ([(0, 1.0)], [(0, 5.0), (1, 5.0)], [(0, 0.0)], [(1e29, -1e29), (2.0**63, 1e-300)]):
+        assert "<path" in line_chart({"a": points}, **said, x="x", y="y").svg
+    assert "<text" in heat_map(["a"], ["b"], [[0.0]], **said).svg
+    assert "<path" in radar(["a", "b", "c"], {"x": [1.0, 0.5, 0.0], "y": [-3.0, 7.0, 1.0]}, **said).svg
+
+
+def test_names_in_charts_are_text_whatever_they_are():
+    names = (EVIL, "$\\frac$", "x" * 5000, "\ud800", "層", "\0", "_", "")
+    for name in names:
+        for chart in (heat_map([name], [name], [[1.0]], title=name, caption=name),
+                      scatter([(name, (1.0, 2.0))], title=name, caption=name, x="x", y="y")):  # fmt: skip
+            assert not re.search("<(?!/?(g|path|text|defs|use|clipPath|rect)[ >/])", chart.svg)
+            assert len(chart.svg) < 10_000
+    assert "$\\frac$" in heat_map([names[1]], ["a"], [[1.0]], title="t", caption="c").svg
+
+
+def test_a_chart_is_the_same_each_time_and_its_colours_are_the_pages():
+    first, second = (line_chart({"a": [(0, 1.0), (1, 2.0)]}, title="t", caption="c", x="x", y="y") for _ in range(2))
+    assert first == second
+    assert {"var(--c0)", "var(--faint)", "var(--line)"} <= set(re.findall(r"var\(--\w+\)", first.svg))
+    assert not re.findall('#[0-9a-f]{6};|#[0-9a-f]{6}"', first.svg)
+
+
+def test_a_picture_of_the_page_is_a_png():
     with pytest.raises(ValueError, match="is a PNG"):
-        picture(b"<svg onload=alert(1)>", "x")
+        data_url(b"<svg onload=alert(1)>")
 
 
 MEASURE = """<script>

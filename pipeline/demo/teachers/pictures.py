@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.demo.scenes.compose import render_scene
 from pipeline.demo.teachers.pool import STREAM
 from pipeline.demo.weights.shipped import DEMO_MODELS, shipped_file
+from pipeline.pictures.charts import axes_row, draw_legend, figure_png
 from pipeline.pictures.panel import Tile, as_png, panel
 from pipeline.training.run import RunDirectory
 from sak.errors import UsageError
@@ -94,18 +93,17 @@ def draw_curves(run: RunDirectory) -> Path | None:
     measured = [line for line in lines if line.get("evaluation")]
     if not training:
         return None
-    panels = [("training", training, _names(training))]
-    panels += [(f"{name}, held out", measured, [name]) for name in _names(measured)]
-    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, shown, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    shown = [("training", training, _names(training))]
+    shown += [(f"{name}, held out", measured, [name]) for name in _names(measured)]
+    figure, every = axes_row(len(shown), width=3.6, height=3.2)
+    for axes, (title, part, names) in zip(every, shown, strict=True):
         for name in names:
-            axes.plot([line["step"] for line in shown], [line[name] for line in shown], label=name)
+            axes.plot([line["step"] for line in part], [line[name] for line in part], label=name)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.2)
-        axes.legend(frameon=False, fontsize=8)
+        draw_legend(axes)
     target = run.figures / "curves.png"
-    figure.savefig(target, dpi=120)
+    target.write_bytes(figure_png(figure))
     return target
 
 

@@ -1,18 +1,16 @@
 """One page to look at: what runs were made of, what they learnt, what they gain, and what their cache cost."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.reporting.cache_parts import caches
-from pipeline.reporting.map_parts import maps
-from pipeline.reporting.metric_parts import metrics, predictions
-from pipeline.reporting.overview_parts import overview
-from pipeline.reporting.page import page
-from pipeline.reporting.runs import find_runs, find_studies
-from pipeline.reporting.study_parts import studies
-from pipeline.reporting.training_parts import curves, gates, similarity
+from pipeline.report.maps import feature_maps, predictions
+from pipeline.report.overview import caches, overview, settings, speeds, study
+from pipeline.report.page import render
+from pipeline.report.results import curves, gates, metrics, similarity
+from pipeline.report.runs import find_runs, find_studies
 from pipeline.storage.errors import explain
 from pipeline.storage.local import replace_durably
 from sak import __version__
@@ -40,30 +38,30 @@ class ReportConfig:
 
 
 def write_report(config: ReportConfig, say: Callable[[str], None]) -> Path:
-    """Write the page; what a run does not have is left out and said there. UsageError where a place is no run."""
+    """Write the page; what a run does not have is left out and said there. UsageError where a directory is no run."""
     runs = find_runs(config.runs)
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain(error, str(config.out.parent)) from error
     say(f"{len(runs)} runs: {', '.join(run.name for run in runs)}")
-    sections = [
-        ("runs", "Runs", overview(runs)),
-        ("metrics", "Metrics", metrics(runs)),
-        ("studies", "Ablations", studies(find_studies(config.runs))),
-        ("rep-sim", "Similarity", similarity(runs)),
-        ("maps", "Feature maps", maps(runs, wanted=config.maps)),
-        ("predictions", "Predictions", predictions(runs)),
-        ("gates", "Gates", gates(runs)),
-        ("curves", "Curves", curves(runs)),
-        ("cache", "Cache", caches(runs)),
-    ]
-    counts = Counter(run.stage for run in runs)
-    trained = ", ".join(f"{count} {stage}" for stage, count in counts.items())
-    summary = (
-        "One student is distilled from several frozen teachers whose features are cached (stage distill), then "
-        f"fine-tuned for dense prediction (stage finetune). Runs on this page: {trained}."
+    page = render(
+        title=config.title,
+        version=__version__,
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        stages=Counter(run.stage for run in runs),
+        runs=runs,
+        overview=overview(runs),
+        settings=settings(runs),
+        metrics=metrics(runs),
+        studies=[study(directory) for directory in find_studies(config.runs)],
+        similarity=similarity(runs),
+        maps=feature_maps(runs) if config.maps else None,
+        predictions=predictions(runs),
+        gates=gates(runs),
+        curves=curves(runs),
+        caches=caches(runs),
+        speeds=speeds(runs),
     )
-    text = page(config.title, summary, sections, __version__)
-    replace_durably(config.out, text.encode(errors="replace"))  # JSON may hold halves of surrogate pairs
+    replace_durably(config.out, page.encode(errors="replace"))  # JSON may hold halves of surrogate pairs
     return config.out

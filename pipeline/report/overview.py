@@ -1,0 +1,287 @@
+"""What was run with what: runs, their settings, the studies they belong to, and the caches they read."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from pipeline.cache.folder import split_overlay
+from pipeline.cache.inventory import ls, stats
+from pipeline.report.charts import scatter
+from pipeline.report.page import number
+from pipeline.report.runs import RESULTS, ReportedRun, listing, mapping, one_line
+from pipeline.training.run import differences
+from sak.errors import SakError
+
+MOST_SETTINGS, MOST_ROWS, MOST_EXTRACTIONS = 60, 200, 8
+NO_RUN = ("teacher:", "teachers:", "random:")  # what --init says of no run, beside imagenet
+
+Row = dict[str, object]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+def overview(runs: Sequence[ReportedRun]) -> list[Row]:
+    """A line a run."""
+    return [
+        {
+            "run": run.name,
+            "stage": run.stage,
+            "kind": run.kind,
+            "starts from": starts_from(run, runs),
+            "trained on": _data(run),
+            "teachers": _teachers(run),
+            "student": _student(run),
+            "steps": f"{max(steps):,}" if (steps := _steps(run)) else "-",
+            "state": _state(run),
+            "images/s": number(run.mean("images_per_second"), 3),
+            "hardware": _hardware(run),
+        }
+        for run in runs
+    ]
+
+
+def settings(runs: Sequence[ReportedRun]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """By title: all settings of a stage's first run; of its others what differs from that."""
+    found = []
+    for run in runs:
+        base = next(other for other in runs if other.stage == run.stage)
+        if base is run:
+            title, told = f"{run.name}: all settings", _flat(run.config)
+        else:
+            title = f"{run.name}: what differs from {base.name}"
+            told = [(name, now) for name, _, now in differences(base.config, run.config)]
+        found.append((title, told[:MOST_SETTINGS]))
+    return found
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        whole = isinstance(value, Mapping) and value
+        flat += _flat(value, f"{prefix}{name}.") if whole else [(f"{prefix}{name}", value)]
+    return flat
+
+
+def starts_from(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
+    """The run of this page whose weights it took; else what its settings say."""
+    init = run.config.get("init")
+    if not isinstance(init, str) or init == "imagenet":
+        return str(mapping(mapping(run.config.get("recipe")).get("student")).get("weights") or "-")
+    if init.startswith(NO_RUN):
+        return init
+    path = Path(init)
+    path = path.parents[1] if path.parent.name == "checkpoints" else path
+    others = [other for other in runs if other is not run and other.stage == "distill"]
+    beside = [other for other in others if other.directory.resolve().parent == run.directory.resolve().parent]
+    for candidates, moved in ((others, False), (beside, True)):
+        same = [other.name for other in candidates if _is_at(other, path, moved=moved)]
+        if len(same) == 1:
+            return same[0]
+    return path.name or init
+
+
+def _is_at(run: ReportedRun, path: Path, *, moved: bool) -> bool:
+    """Whether a run is the one at `path`; `moved`: it may lie elsewhere by now, with the run that names it."""
+    parts = run.directory.resolve().parts
+    if path.is_absolute() and (not moved or _exists(path)):
+        return parts == path.parts
+    last = path.parts[-2:] if moved else path.parts
+    return len(last) >= (1 if moved else 2) and parts[-len(last) :] == last
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for a file
+        return False
+
+
+def _data(run: ReportedRun) -> str:
+    if run.dataset is not None:
+        count = run.reads.get("images")
+        return f"{run.dataset}, {count} images" if count is not None else run.dataset
+    samples, views = listing(run.reads.get("samples")), run.reads.get("views")
+    count = f"{samples[0]:,} images" if samples and isinstance(samples[0], int) else "?"
+    return f"cache, {count}, {views} view{'' if views == 1 else 's'}" if views is not None else "?"
+
+
+def _teachers(run: ReportedRun) -> str:
+    found = run.about.get("teachers") or mapping(run.about.get("student")).get("teachers")
+    told = found if isinstance(found, list | Mapping) else []
+    names = [pair[0] if isinstance(pair, list) and pair else pair for pair in told]  # pairs, or names
+    return ", ".join(_teacher(run, str(name)) for name in names) or "none"
+
+
+def _teacher(run: ReportedRun, name: str) -> str:
+    """`clip (demo/clip)`, where the run knows the model, and RANDOM where its weights are."""
+    sources = (run.reads.get("live"), run.about.get("teachers"))
+    models = [mapping(mapping(source).get(name)).get("model") for source in sources]
+    model = next(filter(None, models), None)
+    return f"{name}{f' ({model})' if model else ''}{' RANDOM' if name in run.random else ''}"
+
+
+def _student(run: ReportedRun) -> str:
+    student = run.about.get("student")
+    if not isinstance(student, Mapping):
+        return "frozen teacher" if run.about.get("probe") else "-"
+    stem = student.get("stem")
+    if isinstance(stem, Mapping):
+        stem = f"ViT {stem.get('width', '?')} wide, {stem.get('depth', '?')} deep"
+    return f"{stem}{'' if student.get('adapters', True) else ', no adapter paths'}"
+
+
+def _steps(run: ReportedRun) -> list[int]:
+    return [line["step"] for line in run.lines if isinstance(line.get("step"), int)]
+
+
+def _sessions(run: ReportedRun) -> list[Mapping[str, Any]]:
+    return [session for session in listing(run.about.get("sessions")) if isinstance(session, Mapping)]
+
+
+def _state(run: ReportedRun) -> str:
+    sessions = _sessions(run)
+    if not sessions or "ended" not in sessions[-1]:
+        return "not ended"
+    count = "" if len(sessions) == 1 else f", {len(sessions)} sessions"
+    return ("stopped" if sessions[-1].get("stopped") else "done") + count
+
+
+def _hardware(run: ReportedRun) -> str:
+    sessions = _sessions(run)
+    if not sessions:
+        return "-"
+    return f"{run.config.get('device', '?')}, torch {mapping(sessions[-1].get('packages')).get('torch', '?')}"
+
+
+def study(directory: Path) -> dict[str, Any]:
+    """A study's table, mean and standard deviation over seeds, as `sak-cli ablate` wrote it, and its cost drawn."""
+    path = directory / RESULTS
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        return {"problem": f"{directory}: {RESULTS} cannot be read ({one_line(error)})"}
+    shown = rows[:MOST_ROWS]
+    points = [(_row_name(row), (_value(row, "bytes_per_image"), _value(row, "rep_sim"))) for row in shown]
+    costs = {x for _, (x, y) in points if isfinite(x) and isfinite(y)}
+    return {
+        "name": directory.name,
+        "path": path,
+        "rows": [_study_row(row) for row in shown],
+        "left_out": len(rows) - len(shown),
+        "chart": len(costs) > 2
+        and scatter(
+            points,
+            title=f"rep_sim against bytes an image, {directory.name}",
+            caption=f"{directory.name}: what the cache's bytes buy; 0 bytes is a run with live teachers.",
+            x="bytes an image",
+            y="rep_sim",
+        ),
+    }
+
+
+def _row_name(row: Mapping[str, str]) -> str:
+    return f"{row.get('row', '')} RANDOM" if row.get("random") else row.get("row", "")
+
+
+def _study_row(row: Mapping[str, str]) -> Row:
+    shown: Row = {"row": _row_name(row)}
+    for name, value in row.items():
+        if name in ("row", "keys", "seeds", "random") or name is None or name.endswith(" std"):
+            continue
+        spread, mean = row.get(f"{name} std"), _cell(value)
+        shown[name] = f"{mean} ± {_cell(spread, 2)}" if spread and mean and name != "bytes_per_image" else mean
+    return {**shown, "seeds": row.get("seeds", "")}
+
+
+def _value(row: Mapping[str, str], name: str) -> float:
+    """A cell as a number; nan where it holds none."""
+    try:
+        return float(row.get(name) or nan)
+    except ValueError:
+        return nan
+
+
+def _cell(text: str | None, digits: int = 4) -> str:
+    try:
+        return number(float(text or "nan"), digits)
+    except ValueError:
+        return text or ""
+
+
+class Block(BaseModel):
+    """A block that an extraction wrote."""
+
+    teachers: list[str]
+
+
+class Extraction(BaseModel):
+    """What is shown of the report that an extraction left in its cache."""
+
+    started: str
+    status: str
+    images: Count
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    nbytes: dict[str, Count]
+    blocks: list[Block]
+
+    @property
+    def teachers(self) -> list[str]:
+        """Those whose features it wrote."""
+        return sorted({name for block in self.blocks for name in block.teachers})
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second."""
+        return self.images / self.seconds if self.seconds else None
+
+
+def caches(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Every cache that a run names, with the columns that the runs read."""
+    paths = dict.fromkeys(str(run.reads["cache"]) for run in runs if run.reads.get("cache"))
+    read = {column for run in runs for column in run.columns}
+    return [_cache(path, read) for path in paths]
+
+
+def _cache(path: str, read: set[str]) -> dict[str, Any]:
+    """What it weighs, how faithful it is, and what filling it took, as far as reports of that lie there."""
+    try:
+        columns = [column for column in ls(path) if column.name in read or not read]
+        names = {column.name for column in columns}
+        levels = [level for level in stats(path) if level.name in names and level.summary.get("samples")]
+        reports = [report for layer in split_overlay(path) for report in Path(layer, "reports").glob("*.json")]
+    except (SakError, OSError, ValueError) as error:  # no path has a zero byte or half a character
+        return {"problem": f"{path} is not here any more: {error}"}
+    reports.sort(key=lambda report: report.name)
+    return {
+        "name": Path(path).name,
+        "columns": columns,
+        "levels": levels,
+        "extractions": [(report.name, _extraction(report)) for report in reports[-MOST_EXTRACTIONS:]],
+        "reports": len(reports),
+    }
+
+
+def _extraction(path: Path) -> Extraction | None:
+    try:
+        return Extraction.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):  # a ValidationError is a ValueError
+        return None
+
+
+def speeds(runs: Sequence[ReportedRun]) -> list[Row]:
+    """What training took, with the teachers that ran beside it."""
+    return [
+        {
+            "run": run.name,
+            "stage": run.stage,
+            "teachers run live": ", ".join(map(str, mapping(run.reads.get("live")))) or "none",
+            "images/s": number(rate, 3),
+            "time spent waiting for data": "-" if (wait := run.mean("data_wait")) is None else f"{100 * wait:.0f} %",
+        }
+        for run in runs
+        if (rate := run.mean("images_per_second")) is not None
+    ]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.demo.scenes.plan import Plan, Spot, portrait, seen_from, somebody
+from pipeline.demo.scenes.floor_plan import FloorPlan, Spot, portrait, seen_from, somebody
 from pipeline.demo.scenes.scene import Camera, Light, Placed, Scene, Sky
 from pipeline.demo.things import animals, clutter, furniture, vehicles
 from pipeline.demo.things.materials import Colour, Material, Palette, dimmed, shade, tint
@@ -22,7 +22,7 @@ class Room:
         self.p = p
         self.half: Spot = (p.uniform(1.9, 3.1), p.uniform(1.8, 2.8))
         self.height = p.uniform(2.4, 3.0)
-        self.plan = Plan(p, self.half)
+        self.plan = FloorPlan(p, self.half)
         self.openings: list[list[Vec]] = []
         self._shell()
 
@@ -224,30 +224,30 @@ def _furnish(space: Room, kind: str, *, fewer: bool) -> None:
             _pillows(space.plan, item, (0.55,), 0.0)
         if item is not None and item.thing.name == "desk":
             space.plan.on_top(furniture.television(p), item, (0.0, -0.1))
-            space.plan.put(furniture.chair(p), Plan.beside(item, (0.0, 0.55)), item.yaw + np.pi, margin=-0.1)
+            space.plan.put(furniture.chair(p), FloorPlan.beside(item, (0.0, 0.55)), item.yaw + np.pi, margin=-0.1)
     if not fewer and p.chance(0.75 if kind == "kitchen" else 0.35):
         _dining(space.plan)
 
 
-def _pillows(plan: Plan, item: Placed, along_x: tuple[float, ...], along_z: float) -> None:
+def _pillows(plan: FloorPlan, item: Placed, along_x: tuple[float, ...], along_z: float) -> None:
     top = item.thing.top or item.thing.seat or 0.0
     for share in along_x:
-        x, z = Plan.beside(item, (share * item.thing.half[0], along_z * item.thing.half[2]))
+        x, z = FloorPlan.beside(item, (share * item.thing.half[0], along_z * item.thing.half[2]))
         plan.add(furniture.pillow(plan.palette), (x, item.position[1] + top, z), item.yaw)
 
 
-def _make_bed(plan: Plan, bed: Placed) -> None:
+def _make_bed(plan: FloorPlan, bed: Placed) -> None:
     """Pillows at its head, nightstands beside it."""
     x, _, z = bed.thing.half
     _pillows(plan, bed, (-0.4, 0.4), -0.8)
     for side in (-1, 1):
         if plan.palette.chance(0.6):
             stand = furniture.nightstand(plan.palette)
-            at = Plan.beside(bed, (side * (x + stand.half[0] + 0.06), stand.half[2] - z + 0.04))
+            at = FloorPlan.beside(bed, (side * (x + stand.half[0] + 0.06), stand.half[2] - z + 0.04))
             plan.put(stand, at, bed.yaw, margin=0.0)
 
 
-def _dining(plan: Plan) -> None:
+def _dining(plan: FloorPlan) -> None:
     p = plan.palette
     item = plan.scatter(furniture.table(p), ((-0.8, 0.8), (-0.8, 0.8)), p.uniform(-0.3, 0.3))
     if item is None:
@@ -256,7 +256,7 @@ def _dining(plan: Plan) -> None:
     for side, (at_x, at_z) in enumerate(((0.0, z + 0.25), (x + 0.25, 0.0), (0.0, -z - 0.25), (-x - 0.25, 0.0))):
         if p.chance(0.7):
             yaw = item.yaw + np.pi + side * np.pi / 2 + p.uniform(-0.2, 0.2)
-            plan.put(furniture.chair(p), Plan.beside(item, (at_x, at_z)), yaw, margin=-0.15)
+            plan.put(furniture.chair(p), FloorPlan.beside(item, (at_x, at_z)), yaw, margin=-0.15)
 
 
 def _overview(space: Room) -> Camera:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.demo.scenes.plan import Plan, portrait, seen_from, somebody
+from pipeline.demo.scenes.floor_plan import FloorPlan, portrait, seen_from, somebody
 from pipeline.demo.scenes.scene import Light, Scene, Sky
 from pipeline.demo.things import animals, clutter, furniture, nature, vehicles
 from pipeline.demo.things.materials import Material, Palette, dimmed, shade, tint
@@ -85,7 +85,7 @@ def _ground(p: Palette) -> tuple[str, Material]:
     return "ground", p.material("speckle", sand, shade(sand, 0.6), p.uniform(0.08, 0.2))
 
 
-def _landscape(plan: Plan, back: float) -> None:
+def _landscape(plan: FloorPlan, back: float) -> None:
     """Ground, and what closes the view behind `back`: hills, houses, rows of trees."""
     p = plan.palette
     name, soil = _ground(p)
@@ -99,7 +99,7 @@ def _landscape(plan: Plan, back: float) -> None:
         at += p.uniform(2.5, 6.0)
 
 
-def _street(plan: Plan, back: float) -> None:
+def _street(plan: FloorPlan, back: float) -> None:
     """Road with markings, pavements, and a row of houses behind `back`."""
     p = plan.palette
     grey = tint(0.6, 0.03, p.uniform(0.3, 0.5))
@@ -123,7 +123,7 @@ def _street(plan: Plan, back: float) -> None:
             plan.put(maker(p), (x + p.uniform(-1, 1), -6.0), 0.0)
 
 
-def _traffic(plan: Plan) -> None:
+def _traffic(plan: FloorPlan) -> None:
     p = plan.palette
     for lane, yaw in ((-3.4, np.pi / 2), (-0.7, -np.pi / 2)):
         for _ in range(int(p.uniform(0, 3))):
@@ -134,7 +134,7 @@ def _traffic(plan: Plan) -> None:
 def outdoors(p: Palette, *, people: int, subject: str | None = None) -> Scene:
     """A street, park or field; with `subject` (of OUTDOOR_SUBJECTS) one that is seen from before that thing."""
     kind = p.pick(("street", "park", "field"))
-    plan = Plan(p, (60.0, 60.0))
+    plan = FloorPlan(p, (60.0, 60.0))
     back = -8.0 if kind == "street" else p.uniform(-16.0, -9.0)
     lights, sky = weather(p)
     main = None
@@ -162,7 +162,7 @@ def outdoors(p: Palette, *, people: int, subject: str | None = None) -> Scene:
     return Scene(kind, tuple(plan.placed), lights, sky, camera, subject or "")
 
 
-def _park(plan: Plan, kind: str, back: float) -> None:
+def _park(plan: FloorPlan, kind: str, back: float) -> None:
     p = plan.palette
     if p.chance(0.5):
         half = p.uniform(8, 20)

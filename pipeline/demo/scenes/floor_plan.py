@@ -27,7 +27,7 @@ ON_TOPS = (
 
 
 @dataclass
-class Plan:
+class FloorPlan:
     """Things placed so far on a floor of half extents `half` (x, z); `palette` draws whatever is random."""
 
     palette: Palette
@@ -120,7 +120,7 @@ class Plan:
                 self.scatter(person(p), within)
 
 
-def somebody(plan: Plan) -> Placed | None:
+def somebody(plan: FloorPlan) -> Placed | None:
     """A person to look at, as often as not."""
     people = [item for item in plan.placed if item.thing.name == "person"]
     if not people or plan.palette.chance(0.35):
@@ -133,7 +133,7 @@ def seen_from(p: Palette, at: Vec, target: Vec, focal: tuple[float, float]) -> C
     return Camera(at, target, p.uniform(*focal), p.uniform(-0.05, 0.05))
 
 
-def portrait(p: Palette, subject: Placed, plan: Plan, keep_in: Spot, fills: tuple[float, float]) -> Camera:
+def portrait(p: Palette, subject: Placed, plan: FloorPlan, keep_in: Spot, fills: tuple[float, float]) -> Camera:
     """A camera that looks at `subject` from before it, so near that it fills about this share of the picture's side.
 
     Stays within `keep_in` (half extents of the floor) and away from what stands, as far as sixteen tries find.

@@ -51,7 +51,7 @@ def figure_png(figure: Figure, *, dpi: int = 120) -> bytes:
 
 @contextmanager
 def svg_style(style: Any = None) -> Iterator[None]:
-    """Within it a figure is made and written by `figure_svg`; `style` are settings of matplotlib by name."""
+    """Within it figures are made and written by `figure_svg`, with further settings of matplotlib's; names are text."""
     with rc_context(SVG), rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # which matplotlib's font lacks: the viewer's may not
         yield

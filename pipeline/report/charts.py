@@ -44,15 +44,15 @@ class Chart:
 
 
 def line_chart(
-    lines: Mapping[str, Sequence[Point]], *, title: str, caption: str, x: str, y: str, marks: bool = False
+    lines: Mapping[str, Sequence[Point]], *, title: str, caption: str, y: str, marks: bool = False
 ) -> Chart | None:
-    """Curves by name over a common axis; None where no line has a point that can be drawn."""
+    """Curves by name over the steps; None where no line has a point that can be drawn."""
     drawable = {name: [point for point in points if all(map(_fits, point))] for name, points in lines.items()}
     known = {name: points for name, points in drawable.items() if points}
     if not known:
         return None
     with svg_style(STYLE):
-        figure, axes = _framed(x, y)
+        figure, axes = _framed("step", y)
         for number, points in enumerate(known.values()):
             dash = "-" if number < len(COLOURS) else "--"
             draw_curve(axes, points, marks=marks, color=COLOURS[number % len(COLOURS)], linestyle=dash)
@@ -100,7 +100,7 @@ def heat_map(
 def radar(corners: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, caption: str) -> Chart:
     """One closed line a series over the corners; values are shares of each corner's best, and the centre is said."""
     lowest = min((value for values in series.values() for value in values), default=0.0)
-    centre = max(0.0, floor((lowest - 0.1) * 10) / 10)
+    centre = min(max(0.0, floor((lowest - 0.1) * 10) / 10), 0.9)
     turns = [2 * pi * number / len(corners) for number in range(len(corners))]
     with svg_style(STYLE):
         figure = Figure(figsize=(WIDTH / 72, 330 / 72))
@@ -141,10 +141,10 @@ def _fits(value: float) -> bool:
     return abs(value) < LARGEST  # nor does nan
 
 
-def _short(name: str) -> str:
-    """A name as text that any font can be asked about."""
-    name = name.encode(errors="replace").decode()
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
+def _short(name: object) -> str:
+    """A name, which foreign files may give as anything, as text that any font can be asked about."""
+    text = str(name).encode(errors="replace").decode()
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _chart(figure: Figure, title: str, caption: str, names: Sequence[str] = ()) -> Chart:

@@ -36,7 +36,7 @@ def overview(runs: Sequence[ReportedRun]) -> list[Row]:
             "student": _student(run),
             "steps": f"{max(steps):,}" if (steps := _steps(run)) else "-",
             "state": _state(run),
-            "images/s": number(run.mean("images_per_second"), 3),
+            "images/s": number(run.speed, 3),
             "hardware": _hardware(run),
         }
         for run in runs
@@ -117,8 +117,8 @@ def _teachers(run: ReportedRun) -> str:
 
 def _teacher(run: ReportedRun, name: str) -> str:
     """`clip (demo/clip)`, where the run knows the model, and RANDOM where its weights are."""
-    sources = (run.reads.get("live"), run.about.get("teachers"))
-    models = [mapping(mapping(source).get(name)).get("model") for source in sources]
+    sources = (run.live, mapping(run.about.get("teachers")))
+    models = [mapping(source.get(name)).get("model") for source in sources]
     model = next(filter(None, models), None)
     return f"{name}{f' ({model})' if model else ''}{' RANDOM' if name in run.random else ''}"
 
@@ -156,8 +156,13 @@ def _hardware(run: ReportedRun) -> str:
     return f"{run.config.get('device', '?')}, torch {mapping(sessions[-1].get('packages')).get('torch', '?')}"
 
 
-def study(directory: Path) -> dict[str, Any]:
-    """A study's table, mean and standard deviation over seeds, as `sak-cli ablate` wrote it, and its cost drawn."""
+def studies(directories: Sequence[Path]) -> list[dict[str, Any]]:
+    """Those of the directories that an ablation wrote its tables into."""
+    return [_study(directory) for directory in directories if (directory / RESULTS).is_file()]
+
+
+def _study(directory: Path) -> dict[str, Any]:
+    """A study's table, mean and standard deviation over seeds, and what its bytes buy as a chart."""
     path = directory / RESULTS
     try:
         with path.open(newline="") as file:
@@ -165,14 +170,14 @@ def study(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, csv.Error) as error:
         return {"problem": f"{directory}: {RESULTS} cannot be read ({one_line(error)})"}
     shown = rows[:MOST_ROWS]
-    points = [(_row_name(row), (_value(row, "bytes_per_image"), _value(row, "rep_sim"))) for row in shown]
-    costs = {x for _, (x, y) in points if isfinite(x) and isfinite(y)}
+    points = [(_row_name(row), (_value(row.get("bytes_per_image")), _value(row.get("rep_sim")))) for row in shown]
+    points = [(name, point) for name, point in points if all(map(isfinite, point))]
     return {
         "name": directory.name,
         "path": path,
         "rows": [_study_row(row) for row in shown],
         "left_out": len(rows) - len(shown),
-        "chart": len(costs) > 2
+        "chart": len({x for _, (x, _) in points}) > 2
         and scatter(
             points,
             title=f"rep_sim against bytes an image, {directory.name}",
@@ -197,17 +202,18 @@ def _study_row(row: Mapping[str, str]) -> Row:
     return {**shown, "seeds": row.get("seeds", "")}
 
 
-def _value(row: Mapping[str, str], name: str) -> float:
+def _value(text: str | None) -> float:
     """A cell as a number; nan where it holds none."""
     try:
-        return float(row.get(name) or nan)
+        return float(text or nan)
     except ValueError:
         return nan
 
 
 def _cell(text: str | None, digits: int = 4) -> str:
+    """A number shortened; other text as it is."""
     try:
-        return number(float(text or "nan"), digits)
+        return number(float(text or nan), digits)
     except ValueError:
         return text or ""
 
@@ -270,18 +276,3 @@ def _extraction(path: Path) -> Extraction | None:
         return Extraction.model_validate_json(path.read_bytes())
     except (OSError, ValueError):  # a ValidationError is a ValueError
         return None
-
-
-def speeds(runs: Sequence[ReportedRun]) -> list[Row]:
-    """What training took, with the teachers that ran beside it."""
-    return [
-        {
-            "run": run.name,
-            "stage": run.stage,
-            "teachers run live": ", ".join(map(str, mapping(run.reads.get("live")))) or "none",
-            "images/s": number(rate, 3),
-            "time spent waiting for data": "-" if (wait := run.mean("data_wait")) is None else f"{100 * wait:.0f} %",
-        }
-        for run in runs
-        if (rate := run.mean("images_per_second")) is not None
-    ]

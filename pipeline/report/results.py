@@ -30,34 +30,32 @@ Scores = Mapping[str, Mapping[str, float]]
 
 def metrics(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """The results on each data set, and the runs that have none."""
-    mine = [run for run in runs if run.metrics and run.dataset is not None]
+    by_dataset: dict[str, list[ReportedRun]] = {}
+    for run in runs:
+        if run.dataset is not None and run.metrics:
+            by_dataset.setdefault(run.dataset, []).append(run)
     missing = [run.name for run in runs if run.dataset is not None and not run.metrics]
-    return {"missing": missing, "datasets": [_on(name, mine) for name in dict.fromkeys(run.dataset for run in mine)]}
+    return {"missing": missing, "datasets": [_results(*found) for found in by_dataset.items()]}
 
 
-def _on(name: str | None, runs: Sequence[ReportedRun]) -> dict[str, Any]:
+def _results(name: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
+    """A table, how runs stand to the baseline, and the radar of Figure 3."""
     try:
-        dataset = task_table(str(name))
+        dataset = task_table(name)
     except SakError as error:
         return {"problem": str(error)}
-    return _results(dataset, [run for run in runs if run.dataset == name])
-
-
-def _results(dataset: Dataset, runs: Sequence[ReportedRun]) -> dict[str, Any]:
-    """A table, how runs stand to the baseline, and the radar of Figure 3."""
-    scores: Scores = {_title(run): run.metrics for run in runs}
-    trivial: Scores = {f"{run.name}: looks at no image": run.trivial for run in runs[:1] if run.trivial}
+    scores = {_title(run): run.metrics for run in runs}
+    trivial = {f"{run.name}: looks at no image": run.trivial for run in runs[:1] if run.trivial}
     # the demo's sets are other images: the paper's numbers do not belong beside them
-    paper: Scores = {name: TABLES[table].rows[row] for name, (table, row) in PAPER.get(dataset.name, {}).items()}
+    paper = {name: TABLES[table].rows[row] for name, (table, row) in PAPER.get(dataset.name, {}).items()}
     baselines = [run for kind in ("single-task", "multi-task") for run in runs if run.kind == kind]
     base = next((run for run in baselines if all(_is_base(run.metrics.get(task.name)) for task in dataset)), None)
     others = [run for run in runs if run is not base]
-    gains = {name: _gain(values, dataset, base) for name, values in {**scores, **trivial}.items()}
-    gains |= {name: values.get("delta_m") for name, values in paper.items()}
-    everything = {**scores, **trivial, **paper}
+    rows = [_row(name, values, dataset, _gain(values, dataset, base)) for name, values in (scores | trivial).items()]
+    rows += [_row(name, values, dataset, values.get("delta_m")) for name, values in paper.items()]
     return {
         "name": dataset.name,
-        "rows": [_row(name, values, dataset, gains[name]) for name, values in everything.items()],
+        "rows": rows,
         "best": _best(list(scores.values()), dataset),
         "kinds": [task.metric for task in dataset],
         "images": _images(runs),
@@ -160,7 +158,6 @@ def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
             {run.name: _points(run.training, ["loss"]) for run in mine},
             title=f"Training loss of {stage}",
             caption=f"{stage}: the training loss over the steps, a line a run.{_not_comparable(mine)}",
-            x="step",
             y="loss",
         )
         charts.append(chart)
@@ -188,14 +185,12 @@ def _parts_of_loss(run: ReportedRun) -> list[Chart | None]:
             {teacher: _points(run.training, levels) for teacher, levels in teachers.items()},
             title=f"Distillation loss by teacher, {run.name}",
             caption=f"{run.name}: the distillation loss of each teacher, the mean over its levels.",
-            x="step",
             y="mean loss per level",
         ),
         line_chart(
             {name.removeprefix("task/"): _points(run.training, [name]) for name in tasks},
             title=f"Loss by task, {run.name}",
             caption=f"{run.name}: each task's own loss, before the weights with which they are added up.",
-            x="step",
             y="loss, unweighted",
         ),
     ]
@@ -220,7 +215,6 @@ def similarity(runs: Sequence[ReportedRun]) -> dict[str, Any]:
         {run.name: _points(run.measured, ["rep_sim"]) for run in mine},
         title="rep_sim over the steps",
         caption="The mean over teachers and levels, a line a run.",
-        x="step",
         y="rep_sim",
         marks=True,
     )

@@ -62,14 +62,24 @@ class ReportedRun:
         return [line for line in self.lines if line.get("evaluation")]
 
     def mean(self, name: str) -> float | None:
-        """Of what was recorded at each step, such as `images_per_second`."""
+        """Of what was recorded at each step, such as `data_wait`."""
         found = [line[name] for line in self.training if isinstance(line.get(name), float)]
         return fmean(found) if found else None
+
+    @property
+    def speed(self) -> float | None:
+        """Images a second."""
+        return self.mean("images_per_second")
 
     @property
     def reads(self) -> Mapping[str, Any]:
         """What was read, of a cache or a data set."""
         return mapping(self.about.get("reads"))
+
+    @property
+    def live(self) -> Mapping[str, Any]:
+        """Teachers that ran beside the training, by name."""
+        return mapping(self.reads.get("live"))
 
     @property
     def columns(self) -> list[str]:
@@ -172,11 +182,6 @@ def _of_study(directory: Path) -> dict[Path, str | None]:
             if (run / ABOUT).is_file():
                 named.setdefault(run, f"{line.get('row')}, seed {line.get('seed')}{suffix}")
     return named
-
-
-def find_studies(directories: Sequence[Path]) -> list[Path]:
-    """Those that an ablation wrote its tables into."""
-    return [directory for directory in directories if (directory / RESULTS).is_file()]
 
 
 def _ends(paths: Sequence[Path]) -> dict[Path, str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.report.maps import feature_maps, predictions
-from pipeline.report.overview import caches, overview, settings, speeds, study
+from pipeline.report.overview import caches, overview, settings, studies
 from pipeline.report.page import render
 from pipeline.report.results import curves, gates, metrics, similarity
-from pipeline.report.runs import find_runs, find_studies
+from pipeline.report.runs import find_runs
 from pipeline.storage.errors import explain
 from pipeline.storage.local import replace_durably
 from sak import __version__
@@ -54,14 +54,13 @@ def write_report(config: ReportConfig, say: Callable[[str], None]) -> Path:
         overview=overview(runs),
         settings=settings(runs),
         metrics=metrics(runs),
-        studies=[study(directory) for directory in find_studies(config.runs)],
+        studies=studies(config.runs),
         similarity=similarity(runs),
         maps=feature_maps(runs) if config.maps else None,
         predictions=predictions(runs),
         gates=gates(runs),
         curves=curves(runs),
         caches=caches(runs),
-        speeds=speeds(runs),
     )
     replace_durably(config.out, page.encode(errors="replace"))  # JSON may hold halves of surrogate pairs
     return config.out

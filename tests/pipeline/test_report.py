@@ -301,12 +301,12 @@ def test_numbers_of_a_table_keep_their_digits():
 def test_charts_survive_what_measurements_may_be():
     said = {"title": "t", "caption": "c"}
     for value in (float("nan"), float("inf"), 1e308, -1e308):
-        assert line_chart({"a": [(0, value)]}, **said, x="x", y="y") is None
+        assert line_chart({"a": [(0, value)]}, **said, y="y") is None
         assert scatter([("a", (0, value))], **said, x="x", y="y") is None
         assert "nan" not in heat_map(["a"], ["b"], [[0.5]], **said).svg
         assert "<text" in heat_map(["a"], ["b"], [[value]], **said).svg
     for points in ([(0, 1.0)], [(0, 5.0), (1, 5.0)], [(0, 0.0)], [(1e29, -1e29), (2.0**63, 1e-300)]):
-        assert "<path" in line_chart({"a": points}, **said, x="x", y="y").svg
+        assert "<path" in line_chart({"a": points}, **said, y="y").svg
     assert "<text" in heat_map(["a"], ["b"], [[0.0]], **said).svg
     assert "<path" in radar(["a", "b", "c"], {"x": [1.0, 0.5, 0.0], "y": [-3.0, 7.0, 1.0]}, **said).svg
 
@@ -322,7 +322,7 @@ def test_names_in_charts_are_text_whatever_they_are():
 
 
 def test_a_chart_is_the_same_each_time_and_its_colours_are_the_pages():
-    first, second = (line_chart({"a": [(0, 1.0), (1, 2.0)]}, title="t", caption="c", x="x", y="y") for _ in range(2))
+    first, second = (line_chart({"a": [(0, 1.0), (1, 2.0)]}, title="t", caption="c", y="y") for _ in range(2))
     assert first == second
     assert {"var(--c0)", "var(--faint)", "var(--line)"} <= set(re.findall(r"var\(--\w+\)", first.svg))
     assert not re.findall('#[0-9a-f]{6};|#[0-9a-f]{6}"', first.svg)

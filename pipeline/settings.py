@@ -5,7 +5,6 @@ What comes out is a frozen pydantic object; what is wrong is a UsageError of one
 
 import re
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -31,7 +30,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class RepeatedKeyError(yaml.MarkedYAMLError):
+class _RepeatedKeyError(yaml.MarkedYAMLError):
     """A mapping gives a key twice."""
 
 
@@ -45,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if (key.tag, key.value) in seen:
-                    raise RepeatedKeyError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                    raise _RepeatedKeyError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
                 seen.add((key.tag, key.value))
         return node
 
@@ -62,7 +61,7 @@ def parse_yaml(text: str, source: str, invalid: str = "not valid YAML: ") -> Any
     """What a text says; UsageError, one line that begins with `source`, where it is no YAML or gives a key twice."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except RepeatedKeyError as error:
+    except _RepeatedKeyError as error:
         raise UsageError(f"{source}: {_reason(error)}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise UsageError(f"{source}: {invalid}{_reason(error)}") from error
@@ -107,16 +106,17 @@ def section_of(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], str
     for parent in parents:
         inner = settings.get(parent)
         if inner is None or inner is False:
-            inner = settings[parent] = {}
+            inner = {}
         if not isinstance(inner, dict):
             raise UsageError(f"cannot set {name}: {parent} is {inner!r}, not a mapping; set it whole")
-        settings = inner
+        settings[parent] = dict(inner)  # YAML's aliases share mappings
+        settings = settings[parent]
     return settings, last
 
 
 def overridden(document: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
     """A copy of `document` with dotted names set. A name in a list cannot be set alone: set the whole list."""
-    result = deepcopy(dict(document))
+    result = dict(document)
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for name, value in pairs:
         inner, last = section_of(result, name)

@@ -125,6 +125,15 @@ def test_overriding_leaves_what_was_there_alone():
     assert before == {"a": {"b": [1], "off": None, "no": False}}
 
 
+def test_what_an_alias_shares_is_set_in_one_place_alone():
+    document = parse_yaml("a: &a {x: {y: 1}}\nb: *a\nc: {<<: *a, z: 1}\n", "s")
+    assert overridden(document, ["a.x.y=2"]) == {
+        "a": {"x": {"y": 2}},
+        "b": {"x": {"y": 1}},
+        "c": {"x": {"y": 1}, "z": 1},
+    }
+
+
 class Inner(Frozen):
     kind: Literal["one", "two"] = "one"
     rate: float = Field(default=1, gt=0)

@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -183,3 +184,17 @@ def test_different_values_have_different_canonical_json(values):
             assert canonical_json(a) == canonical_json(b)
         if canonical_json(a) == canonical_json(b):
             assert a == b
+
+
+def test_a_manifest_and_its_spec_describe_one_teacher():
+    from pipeline.cache.layout import ColumnLayout
+    from pipeline.cache.manifest import Manifest
+
+    spec = parse_spec(DOCUMENT, facts=FACTS)
+    made = {"weights_sha256": "ab" * 32, "teacher_revision": "1", "custom_source_sha256": "cd" * 32}
+    for name, teacher in spec.teachers.items():
+        document = column_document(teacher, spec, **made)
+        layout = ColumnLayout((), 1, 1, "none")
+        manifest = Manifest(name, "key", "data", document, 768, (27, 27), teacher.weights, layout, "zarr")
+        revision = f"1/custom-{'cd' * 32}"
+        assert manifest.recipe == replace(spec.recipe(name), weights_sha256="ab" * 32, revision=revision)

@@ -13,7 +13,7 @@ from pipeline.cache.cache import FeatureCache
 from pipeline.cache.order import ReadingOrder
 from pipeline.data.distill_batch import join, normalise
 from pipeline.data.distillation import CachedBatches
-from pipeline.data.live_teachers import live_from_manifest, manifest_of
+from pipeline.data.live_teachers import LiveTeachers, live_from_manifest, manifest_of
 from pipeline.data.loading import LoadFailure, load_batches
 from pipeline.data.view_images import PhotometricJitter, ViewDataset, Wanted
 from pipeline.images.access import ImageAccess
@@ -116,7 +116,7 @@ def test_jitter_follows_from_seed_epoch_and_key():
 def test_a_live_teacher_gives_the_maps_that_were_cached(cache):
     batch = next(batches_of(cache).start_at(0))
     live = live_from_manifest(manifest_of(str(cache.cache), "clip"), (2, 4), torch.device("cpu"))
-    maps = live(batch.images.float() / 255)
+    maps = LiveTeachers({"clip": live})(batch.images.float() / 255)["clip"]
     assert maps.levels == (2, 4)
     for mine, level in zip(maps.maps, (1, 3), strict=True):
         torch.testing.assert_close(mine, batch.targets["clip"].maps[level], rtol=1e-3, atol=1e-3)

@@ -50,7 +50,7 @@ class AmalgamConfig:
     def from_json(cls, value: Mapping[str, Any]) -> "AmalgamConfig":
         """The inverse of `to_json`."""
         height, width = value["image_size"]
-        sources = tuple(TeacherSource.from_json(each) for each in value["teachers"])
+        sources = tuple(TeacherSource.from_json(source) for source in value["teachers"])
         return cls(sources, (height, width), dict(value["tasks"]))
 
     def at(self, image_size: Size) -> "AmalgamConfig":

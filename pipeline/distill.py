@@ -124,9 +124,8 @@ def distill_step(loss: DistillationLoss) -> Step[DistillBatch]:
     """Images through the student, its answer to each teacher compared with that teacher's targets."""
 
     def step(model: nn.Module, batch: DistillBatch) -> StepResult:
-        targets = (
-            batch.targets
-        )  # first: what live teachers need is free again before the student's activations are there
+        # Live teachers run here: their memory is free again before the student's activations fill it.
+        targets = batch.targets
         output = model(batch.inputs, tasks=())
         losses = loss(output.teachers, targets)
         return StepResult(losses.total, losses.by_level())

@@ -72,7 +72,7 @@ class EvaluationTables:
             return []
         names = self.table[name].classes
         pairs = zip(names, per_class, strict=True)
-        return [{"class": each, "IoU %": number(value, absent="absent")} for each, value in pairs]
+        return [{"class": name, "IoU %": number(value, absent="absent")} for name, value in pairs]
 
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers."""
@@ -139,11 +139,11 @@ def number(value: Any, unit: str = "%", *, sign: bool = False, absent: str = "-"
 
 def _beside(task: TaskEvaluation) -> list[str]:
     numbers = task.numbers
-    told = [f"{task.images:,} images, {task.pixels:,} valid pixels"]
-    told += [text.format(numbers[key]) for key, text in BESIDE.items() if isinstance(numbers.get(key), float)]
+    parts = [f"{task.images:,} images, {task.pixels:,} valid pixels"]
+    parts += [text.format(numbers[key]) for key, text in BESIDE.items() if isinstance(numbers.get(key), float)]
     for limit, share in zip(LIMITS, numbers.get("under", ()), strict=False):
-        told.append(f"{share or 0:.2f} % under {limit:g} degrees")
-    return told
+        parts.append(f"{share or 0:.2f} % under {limit:g} degrees")
+    return parts
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
@@ -159,8 +159,8 @@ def _side_by_side(rows: Rows, columns: int = 3) -> Rows:
     empty = dict.fromkeys(rows[0], "")
     return [
         {
-            f"{name}{' ' * place}": value
-            for place, start in enumerate(range(0, len(rows), height))
+            f"{name}{' ' * column}": value
+            for column, start in enumerate(range(0, len(rows), height))
             for name, value in (rows[start + line] if start + line < len(rows) else empty).items()
         }
         for line in range(height)

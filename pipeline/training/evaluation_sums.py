@@ -96,10 +96,10 @@ class BoundarySums:
     def reduced(self, accelerator: Accelerator) -> TaskEvaluation:
         """ODS, and OIS, AP and the curve beside it, of all processes' images; all in percent but thresholds."""
         images = gather_object(self.images) if accelerator.num_processes > 1 else self.images
-        counts = [each for _, each in sorted(images, key=lambda pair: pair[0])]
+        counts = [count for _, count in sorted(images, key=lambda pair: pair[0])]
         best, total = score(counts), sum(counts[1:], start=counts[0])
         whole = curve(total)
-        empty = sum(not each.truth[0] for each in counts)
+        empty = sum(not count.truth[0] for count in counts)
         numbers = {
             "ois": 100 * best.ois,
             "ap": 100 * best.ap,

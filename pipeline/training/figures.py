@@ -34,7 +34,7 @@ def draw_finetuning(run: RunDirectory) -> list[Path]:
     """`task_losses.png`, `losses.png` (of teachers), `metrics.png` (where they were measured) and `speed.png`."""
     training, measured = _recorded(run)
     live = run.about().get("reads", {}).get("live", {})
-    random = frozenset(name for name, told in live.items() if told["random"])
+    random = frozenset(name for name, facts in live.items() if facts["random"])
     drawn = []
     if training:
         drawn.append(_task_losses(training, run.figures / "task_losses.png"))
@@ -104,9 +104,9 @@ def _levels(panels: Sequence[Axes], lines: Lines, names: Sequence[str], random: 
     shades = mpl.colormaps["viridis_r"]
     for panel, teacher in zip(panels, _teachers(names), strict=True):
         own = [name for name in names if name.split("/")[-2] == teacher]
-        for place, name in enumerate(own, start=1):
+        for position, name in enumerate(own, start=1):
             label = name.split("/")[-1].replace("level", "level ")
-            _curve(panel, lines, name, label, shades(0.15 + 0.85 * place / len(own)))
+            _curve(panel, lines, name, label, shades(0.15 + 0.85 * position / len(own)))
         panel.set_title(_titled(teacher, random))
         if panel is not panels[0]:
             panel.sharey(panels[0])

@@ -63,8 +63,8 @@ class GateRecorder:
         experts, names = next(pair for pair in named if pair[1])
         means = [fsum(column) / len(rows) for column in zip(*rows, strict=True)]
         weights: dict[int, dict[str, tuple[float, ...]]] = {}
-        for place, (level, task) in enumerate(names):
-            weights.setdefault(level, {})[task] = tuple(means[place * len(experts) : (place + 1) * len(experts)])
+        for index, (level, task) in enumerate(names):
+            weights.setdefault(level, {})[task] = tuple(means[index * len(experts) : (index + 1) * len(experts)])
         return MeanGates(experts, len(rows), weights)
 
 

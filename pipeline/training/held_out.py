@@ -62,7 +62,7 @@ def judge(whole: Dataset, rows: Dataset, best: str | None, recipe: EvaluationRec
 
     UsageError where the data set has no such task at all.
     """
-    found = {each.task.name: each for each in measured(rows, recipe)}
+    found = {measure.task.name: measure for measure in measured(rows, recipe)}
     wanted = rows.names[0] if best is None or whole[best].name not in found else best
     return Judge(found[wanted].name, found[wanted].lower_is_better)
 
@@ -102,13 +102,15 @@ class HeldOut:
                 return network.predict(images)
 
         values = {f"metric/{task}": value for task, value in self._metrics(predict).items()}
-        by_loss = [each.task for each in measured(self.rows, self.recipe) if each.by_loss]
+        by_loss = [measure.task for measure in measured(self.rows, self.recipe) if measure.by_loss]
         values |= {f"loss/{task.name}": self._loss(predict, task) for task in by_loss}
         values = {name: value for name, value in values.items() if isfinite(value)}
         return values if self.baseline is None else values | gain_over(self.baseline, values, self.rows, self.recipe)
 
     def _metrics(self, predict: Predict) -> dict[str, float]:
-        rows = self.rows.select(each.task.name for each in measured(self.rows, self.recipe) if not each.by_loss)
+        rows = self.rows.select(
+            measure.task.name for measure in measured(self.rows, self.recipe) if not measure.by_loss
+        )
         if not len(rows):
             return {}
         return evaluate_tasks(
@@ -158,10 +160,12 @@ def gain_over(
 ) -> dict[str, float]:
     """`delta_m` in percent, each task by its metric or (see `Measured`) its loss; empty where a number is missing."""
     compared = measured(rows, recipe)
-    if any(each.name not in values for each in compared):
+    if any(measure.name not in values for measure in compared):
         return {}
-    table = replace(rows, tasks=tuple(replace(each.task, lower_is_better=each.lower_is_better) for each in compared))
-    scores, theirs = ({each.task.name: side[each.name] for each in compared} for side in (values, baseline))
+    table = replace(
+        rows, tasks=tuple(replace(measure.task, lower_is_better=measure.lower_is_better) for measure in compared)
+    )
+    scores, theirs = ({measure.task.name: side[measure.name] for measure in compared} for side in (values, baseline))
     return {"delta_m": delta_m(table, scores, theirs).value}
 
 
@@ -181,11 +185,11 @@ def baseline_scores(run: Path, dataset: str, rows: Dataset, recipe: EvaluationRe
     found: dict[str, float] = {}
     for folder in about.get("parts", {"": "."}).values():
         found |= _at_best(run / folder)
-    for each in measured(rows, recipe):
-        if each.name not in found:
+    for measure in measured(rows, recipe):
+        if measure.name not in found:
             raise UsageError(
-                f"--baseline-run {run} has not measured {each.name}; train it on the same tasks, with evaluation (and "
-                "evaluation.boundary as here)"
+                f"--baseline-run {run} has not measured {measure.name}; train it on the same tasks, with evaluation "
+                "(and evaluation.boundary as here)"
             )
     return found
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Term:
     parts: Mapping[str, Tensor]
 
 
-LossTerm = Callable[..., Term | None]
+LossTerm = Callable[[Any, Mapping[str, Targets]], Term | None]
 """(the network's output, teacher -> targets) -> the term, or None where this network or batch has none."""
 
 
@@ -78,18 +79,17 @@ def finetune_step(objective: Objective) -> Step[TaskBatch]:
     """
 
     def step(model: nn.Module, batch: TaskBatch) -> StepResult:
-        targets = (
-            batch.targets
-        )  # first: what the teachers need is free again before the network's activations are there
+        # The teachers run here: their memory is free again before the network's activations fill it.
+        targets = batch.targets
         output = model(batch.images, **({} if batch.noise is None else {"noise": batch.noise}))
         tasks = task_losses(objective.rows, output.tasks, batch.labels, average=objective.average)
         early = preliminary_losses(objective, output, batch.labels)
         both = {name: loss + early[name] if name in early else loss for name, loss in tasks.items()}
-        parts = {f"task/{name}": loss for name, loss in tasks.items()} | objective.weighting.logged(both)
-        parts |= {f"preliminary/{name}": loss for name, loss in early.items()}
+        weights = objective.weighting.logged(both)
         weighted: dict[str, Tensor] = objective.weighting(both)
         total = torch.stack(list(weighted.values())).sum()
-        parts = {"tasks": total} | parts
+        parts = {"tasks": total, **{f"task/{name}": loss for name, loss in tasks.items()}, **weights}
+        parts |= {f"preliminary/{name}": loss for name, loss in early.items()}
         rest: Tensor | None = None
         for term in filter(None, (make(output, targets) for make in objective.terms)):
             total, rest = total + term.loss, term.loss if rest is None else rest + term.loss

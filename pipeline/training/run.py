@@ -208,10 +208,10 @@ def random_teachers(about: Mapping[str, Any]) -> tuple[str, ...]:
     reads, probe = _mapping(about.get("reads")), _mapping(about.get("probe"))
     said, live = reads.get("random"), _mapping(reads.get("live"))
     sources = [*_mapping(about.get("teachers")).items(), ("probe", probe.get("teacher"))]
-    known = [(str(_mapping(each).get("name", name)), _mapping(each).get("weights")) for name, each in sources]
+    known = [(str(_mapping(record).get("name", name)), _mapping(record).get("weights")) for name, record in sources]
     found = [
         *(map(str, said) if isinstance(said, list) else ()),
-        *(str(name) for name, each in live.items() if _mapping(each).get("random")),
+        *(str(name) for name, record in live.items() if _mapping(record).get("random")),
         *(name for name, weights in known if str(weights).startswith("random")),
     ]
     return tuple(dict.fromkeys(found))

@@ -41,7 +41,7 @@ def standardisers(
                 "it, or train on raw targets (none)"
             )
     found = _by_channel(cache, names) if kind == "mean-var" else _isotropic(cache, names)
-    return {name: tuple(each.to(device) for each in levels) for name, levels in found.items()}
+    return {name: tuple(standardiser.to(device) for standardiser in levels) for name, levels in found.items()}
 
 
 def _by_channel(cache: FeatureCache, names: Sequence[str]) -> dict[str, list[Standardiser]]:
@@ -105,10 +105,10 @@ class _Moments:
 def save_standardisers(found: Mapping[str, Sequence[Standardiser]], run: Path) -> None:
     """Keep them beside a run's checkpoints, where there are any: fine-tuning goes on towards the same targets."""
     tensors = {
-        f"{name}.{place}.{part}": tensor.cpu().contiguous()
+        f"{name}.{position}.{part}": tensor.cpu().contiguous()
         for name, levels in found.items()
-        for place, each in enumerate(levels)
-        for part, tensor in vars(each).items()
+        for position, standardiser in enumerate(levels)
+        for part, tensor in vars(standardiser).items()
         if tensor is not None
     }
     if tensors:
@@ -125,6 +125,8 @@ def load_standardisers(run: Path, device: torch.device) -> dict[str, tuple[Stand
         raise SakError(f"{run / FILE} is damaged ({error}); distil again, or --no-distill") from error
     parts: dict[str, dict[int, dict[str, Tensor]]] = {}
     for key, tensor in tensors.items():
-        name, place, part = key.rsplit(".", 2)
-        parts.setdefault(name, {}).setdefault(int(place), {})[part] = tensor
-    return {name: tuple(Standardiser(**levels[place]) for place in sorted(levels)) for name, levels in parts.items()}
+        name, position, part = key.rsplit(".", 2)
+        parts.setdefault(name, {}).setdefault(int(position), {})[part] = tensor
+    return {
+        name: tuple(Standardiser(**levels[position]) for position in sorted(levels)) for name, levels in parts.items()
+    }

@@ -83,7 +83,7 @@ def draw_predictions(
 def spread(count: int, wanted: int) -> tuple[int, ...]:
     """Up to `wanted` image numbers evenly over a data set of `count`."""
     wanted = min(wanted, count)
-    return tuple((2 * place + 1) * count // (2 * wanted) for place in range(wanted))
+    return tuple((2 * index + 1) * count // (2 * wanted) for index in range(wanted))
 
 
 def _compared(

@@ -89,12 +89,12 @@ def restore_task_model(model: nn.Module, folder: Path) -> None:
 
 
 def load_task_model(
-    place: Path, *, checkpoint: Checkpoint = "best", dataset: str | None = None, image_size: Size | None = None
+    root: Path, *, checkpoint: Checkpoint = "best", dataset: str | None = None, image_size: Size | None = None
 ) -> list[TaskModel]:
     """The networks of a fine-tuned run (one; a single-task baseline has one a task) or of a checkpoint's folder.
 
     Args:
-        place: a run's directory; or a folder with `student.safetensors` (such as `sak-cli import-checkpoint` writes) or
+        root: a run's directory; or a folder with `student.safetensors` (such as `sak-cli import-checkpoint` writes) or
             `probe.safetensors`, for which `dataset` must be named where its channels do not tell.
         checkpoint: of a run; `last` where it has no `best`.
         dataset: wins over what is recorded, and is checked against the heads.
@@ -103,19 +103,19 @@ def load_task_model(
     Raises:
         SakError: it is no fine-tuned run, has no such checkpoint, or does not fit the data set; one line.
     """
-    if not place.is_dir():
-        raise UsageError(f"{place}: no such folder; give a fine-tuned run's directory, or a checkpoint's folder")
-    about = _about(place)
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such folder; give a fine-tuned run's directory, or a checkpoint's folder")
+    about = _about(root)
     if about is None:
-        return [_from_folder(place, dataset, image_size)]
+        return [_from_folder(root, dataset, image_size)]
     if about.get("stage") != STAGE:
         raise UsageError(
-            f"{place} is a run of {about.get('stage', 'another stage')}, no fine-tuned one: it has no task heads yet; "
-            f"fine-tune it first (sak-cli finetune --init {place})"
+            f"{root} is a run of {about.get('stage', 'another stage')}, no fine-tuned one: it has no task heads yet; "
+            f"fine-tune it first (sak-cli finetune --init {root})"
         )
     if "parts" in about:
-        return [_part(place, place / folder, checkpoint, dataset, image_size) for folder in about["parts"].values()]
-    return [_from_run(place, about, checkpoint, dataset, image_size)]
+        return [_part(root, root / folder, checkpoint, dataset, image_size) for folder in about["parts"].values()]
+    return [_from_run(root, about, checkpoint, dataset, image_size)]
 
 
 def checkpoint_folder(run: Path, checkpoint: Checkpoint = "best") -> Path:
@@ -127,11 +127,11 @@ def checkpoint_folder(run: Path, checkpoint: Checkpoint = "best") -> Path:
     raise UsageError(f"{run} has no checkpoint yet; let it train on with --resume")
 
 
-def _part(whole: Path, place: Path, checkpoint: Checkpoint, dataset: str | None, image_size: Size | None) -> TaskModel:
-    about = _about(place)
+def _part(whole: Path, root: Path, checkpoint: Checkpoint, dataset: str | None, image_size: Size | None) -> TaskModel:
+    about = _about(root)
     if about is None:
-        raise UsageError(f"{place} is not trained yet; go on with {whole} first (sak-cli finetune ... --resume)")
-    return _from_run(place, about, checkpoint, dataset, image_size)
+        raise UsageError(f"{root} is not trained yet; go on with {whole} first (sak-cli finetune ... --resume)")
+    return _from_run(root, about, checkpoint, dataset, image_size)
 
 
 def _from_run(
@@ -166,37 +166,37 @@ def _guess(tasks: Mapping[str, int], folder: Path) -> str:
         if not name.startswith("demo-") and all(rows.channels.get(task) == count for task, count in tasks.items())
     ]
     if len(fitting) != 1 and tasks:
-        told = f"fit {' and '.join(fitting)}" if fitting else "are those of no known data set"
-        raise UsageError(f"{folder}: its heads {told}; name the data set with --dataset")
+        heads = f"fit {' and '.join(fitting)}" if fitting else "are those of no known data set"
+        raise UsageError(f"{folder}: its heads {heads}; name the data set with --dataset")
     return fitting[0] if tasks else ""
 
 
-def _checked(found: TaskModel, place: Path, hint: str = "name the data set it was trained on") -> TaskModel:
+def _checked(found: TaskModel, root: Path, hint: str = "name the data set it was trained on") -> TaskModel:
     """UsageError, ending with the hint, unless the network has heads, and they are the data set's."""
     if not found.tasks:
-        raise UsageError(f"{place} has no task heads: it is a distilled student; fine-tune it first (sak-cli finetune)")
+        raise UsageError(f"{root} has no task heads: it is a distilled student; fine-tune it first (sak-cli finetune)")
     rows = task_table(found.dataset or "")
     for task, channels in found.channels.items():
         if task not in rows.names:
             raise UsageError(
-                f"{place} predicts {task}, which {rows.name} does not have (it has {', '.join(rows.names)}); {hint}"
+                f"{root} predicts {task}, which {rows.name} does not have (it has {', '.join(rows.names)}); {hint}"
             )
         if rows[task].channels != channels:
             raise UsageError(
-                f"{place}: its head of {task} has {channels} channels, {rows.name} has {rows[task].channels}; {hint}"
+                f"{root}: its head of {task} has {channels} channels, {rows.name} has {rows[task].channels}; {hint}"
             )
     ordered = tuple(task for task in rows.names if task in found.tasks)
     return TaskModel(found.model, ordered, found.image_size, found.dataset, found.kind)
 
 
-def _about(place: Path) -> dict[str, Any] | None:
-    path = place / ABOUT
+def _about(root: Path) -> dict[str, Any] | None:
+    path = root / ABOUT
     if not path.is_file():
         return None
     try:
         about: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise SakError(f"{path} is damaged ({error}); the weights in {place}/checkpoints/last may be loaded") from error
+        raise SakError(f"{path} is damaged ({error}); the weights in {root}/checkpoints/last may be loaded") from error
     return about
 
 

@@ -18,24 +18,24 @@ from sak.tasks import Dataset
 class TaskModels:
     """Networks that take images of one size and have different tasks of one data set."""
 
-    place: Path
+    directory: Path
     models: tuple[TaskModel, ...]
 
     @classmethod
     def load(
         cls,
-        place: Path,
+        directory: Path,
         *,
         checkpoint: Checkpoint = "best",
         dataset: str | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> "TaskModels":
         """Of a run or a checkpoint's folder, see `load_task_model`; UsageError where their sizes differ."""
-        models = load_task_model(place, checkpoint=checkpoint, dataset=dataset, image_size=image_size)
+        models = load_task_model(directory, checkpoint=checkpoint, dataset=dataset, image_size=image_size)
         sizes = sorted({model.image_size for model in models})
         if len(sizes) > 1:
-            raise UsageError(f"{place}: its networks take images of {sizes}; train them at one size")
-        return cls(place, tuple(models))
+            raise UsageError(f"{directory}: its networks take images of {sizes}; train them at one size")
+        return cls(directory, tuple(models))
 
     @property
     def dataset(self) -> str:
@@ -57,7 +57,7 @@ class TaskModels:
         predicted = [task for model in self.models for task in model.tasks]
         for task in wanted or ():
             if task not in predicted:
-                raise UsageError(f"--tasks: {self.place} does not predict {task!r}{nearest(task, predicted)}")
+                raise UsageError(f"--tasks: {self.directory} does not predict {task!r}{nearest(task, predicted)}")
         return task_table(self.dataset).select(predicted if wanted is None else wanted)
 
     def to(self, device: torch.device | str) -> None:

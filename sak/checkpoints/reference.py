@@ -126,10 +126,10 @@ def _backbone_key(part: str, rest: str) -> str:
     if part in ("stem", "paths"):
         return rest if part == "stem" else f"tsap.{rest}"
     level, name, leaf = rest.split(".", 2)
-    place = f"{int(level) - 1}_{name}"
+    where = f"{int(level) - 1}_{name}"
     if part == "routers":
-        return f"mor.{place}.router.module.{leaf.removeprefix('net.')}"
-    return f"{_PARTS[part]}.{place}.{leaf}"
+        return f"mor.{where}.router.module.{leaf.removeprefix('net.')}"
+    return f"{_PARTS[part]}.{where}.{leaf}"
 
 
 def to_reference_state_dict(student: Student) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from sak.variants.swin import SwinStem
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
 _FORMAT = "sak-student-1"
-_POSITION = "stem.vit.pos_embed"
+POSITION = "stem.vit.pos_embed"
 
 
 def save_student(student: Student, folder: Path) -> Path:
@@ -48,13 +48,18 @@ def load_student(path: Path, *, image_size: tuple[int, int] | None = None) -> St
     config = read_config(file)
     tensors = load_file(file)
     if image_size is not None:
-        source = config.grid
-        config = StudentConfig.from_json(config.to_json() | {"image_size": image_size})
-        if _POSITION in tensors:
-            prefix = position_prefix(config.size)
-            moved = resample_position(tensors[_POSITION], config.grid, source=source, prefix=prefix)
-            tensors[_POSITION] = moved
+        before, config = config, StudentConfig.from_json(config.to_json() | {"image_size": image_size})
+        move_position(tensors, before, config.grid)
     return student_from_tensors(config, tensors, origin=str(file))
+
+
+def move_position(tensors: dict[str, Tensor], config: StudentConfig, grid: tuple[int, int]) -> bool:
+    """Resample the position embedding in a student's tensors to another grid; whether there is one and it changed."""
+    if POSITION not in tensors:
+        return False
+    before, prefix = tensors[POSITION], position_prefix(config.size)
+    tensors[POSITION] = resample_position(before, grid, source=config.grid, prefix=prefix)
+    return tensors[POSITION] is not before
 
 
 def read_config(file: Path) -> StudentConfig:

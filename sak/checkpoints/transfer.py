@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from sak.checkpoints.store import POSITION, move_position
 from sak.errors import SakError
-from sak.student.stem import position_prefix, resample_position
 from sak.student.student import Student
 from sak.variants.lora import LORA_KEYS
 
-_POSITION = "stem.vit.pos_embed"
 _TASK_PARTS = ("routers.", "heads.")
 
 
@@ -48,22 +46,10 @@ def transfer(source: Student, target: Student) -> Transfer:
             f"the two students differ in more than tasks, such as {', '.join((strangers + missing)[:3])}; build the "
             "second with the teachers, levels, adapters and aligners of the first"
         )
-    resampled = _move_position(given, source, target)
+    resampled = (POSITION,) if move_position(given, source.config, target.config.grid) else ()
     copied = tuple(key for key in wanted if key in given and key not in resampled)
     for key in (*copied, *resampled):
         if given[key].shape != wanted[key].shape:
             raise SakError(f"{key} is {tuple(given[key].shape)} in the source and {tuple(wanted[key].shape)} here")
         wanted[key].copy_(given[key])
     return Transfer(copied=copied, resampled=resampled, untouched=untouched, dropped=dropped)
-
-
-def _move_position(given: dict[str, Tensor], source: Student, target: Student) -> tuple[str, ...]:
-    """Resample the position embedding in `given`, where there is one and the grids differ; the keys that were."""
-    if _POSITION not in given:
-        return ()
-    prefix = position_prefix(source.config.size)
-    moved = resample_position(given[_POSITION], target.config.grid, source=source.config.grid, prefix=prefix)
-    if moved is given[_POSITION]:
-        return ()
-    given[_POSITION] = moved
-    return (_POSITION,)

@@ -22,7 +22,7 @@ from sak import __version__
 from sak.errors import SakError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from pipeline.training.protocols import FitResult
+    from pipeline.train.protocols import FitResult
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[
     0
@@ -240,7 +240,7 @@ def boundary(
 
     Example: [cyan]sak-cli boundary ./edges /data/NYUDv2 --dataset nyud --out ./edges-report[/cyan]
     """
-    from pipeline.boundary import BoundaryConfig, evaluate_boundaries, parse_protocol, write_report
+    from pipeline.evaluate.boundary import BoundaryConfig, evaluate_boundaries, parse_protocol, write_report
     from pipeline.progress import progress_bar
 
     config = BoundaryConfig(
@@ -282,8 +282,8 @@ def extract(
     Example: [cyan]sak-cli extract --spec cache_specs/sak_b.yaml --data /data/imagenet --cache ./cache[/cyan]
     """
     from pipeline.cluster import ClusterConfig
-    from pipeline.extract import extract as run_extraction
-    from pipeline.extraction.config import ExtractConfig, Voice
+    from pipeline.extract.columns import ExtractConfig, Voice
+    from pipeline.extract.stage import extract as run_extraction
     from pipeline.progress import progress_bar
 
     cluster = ClusterConfig(scheduler, device, workers, threads)
@@ -330,10 +330,10 @@ def distill(
 
     Example: [cyan]sak-cli distill --cache ./cache --out ./runs/b --config recipes/distill/sak_b_from_b.yaml[/cyan]
     """
-    from pipeline.distill import distill as run_distillation
-    from pipeline.distill import distill_config
+    from pipeline.distill.stage import distill as run_distillation
+    from pipeline.distill.stage import distill_config
     from pipeline.progress import progress_bar
-    from pipeline.training.run import Start
+    from pipeline.train.run import Start
 
     asked = distill_config(**_flags(context, but=RUN))
     start, tracked = Start(resume, overwrite, force), comma_list(trackers) or ()
@@ -388,10 +388,10 @@ def finetune(
     Example: [cyan]sak-cli finetune --init ./runs/b --dataset nyud --data /data/NYUDv2 --out ./runs/b-nyud
     --config recipes/finetune/nyud_b.yaml[/cyan]
     """
-    from pipeline.finetune import Session, finetune_config
-    from pipeline.finetune import finetune as run_finetuning
+    from pipeline.finetune.stage import Session, finetune_config
+    from pipeline.finetune.stage import finetune as run_finetuning
     from pipeline.progress import progress_bar
-    from pipeline.training.run import Start
+    from pipeline.train.run import Start
 
     asked = finetune_config(**_flags(context, but=RUN))
     start, tracked = Start(resume, overwrite, force), comma_list(trackers) or ()
@@ -425,8 +425,8 @@ def evaluate(
 
     Example: [cyan]sak-cli evaluate ./runs/sak --data /data/pascal --baseline-run ./runs/single-task[/cyan]
     """
-    from pipeline.evaluate import EvaluateConfig
-    from pipeline.evaluate import evaluate as run_evaluation
+    from pipeline.evaluate.stage import EvaluateConfig
+    from pipeline.evaluate.stage import evaluate as run_evaluation
     from pipeline.progress import progress_bar
 
     report = run_evaluation(EvaluateConfig(**_flags(context)), bar=progress_bar, say=_say)
@@ -477,7 +477,7 @@ def ablate(
 
     Example: [cyan]sak-cli ablate recipes/ablations/table7-demo.yaml --dry-run[/cyan]
     """
-    from pipeline.ablate import AblateConfig, run_ablation
+    from pipeline.ablate.stage import AblateConfig, run_ablation
     from pipeline.tables import SCREEN
 
     report = run_ablation(AblateConfig(**_flags(context)), _say)
@@ -528,10 +528,9 @@ def cache_plan(
 
     Example: [cyan]sak-cli cache plan cache_specs/sak_b.yaml --samples 1281167 --images-per-second 300[/cyan]
     """
-    from pipeline.cache.plan import Rates, plan
-    from pipeline.cache.plan_text import plan_text
-    from pipeline.cache.probe import probe
     from pipeline.cache.spec import load_spec
+    from pipeline.cache.tools.plan import Rates, plan, plan_text
+    from pipeline.cache.tools.sizes import probe
 
     rates = _flags(context, but=("spec", "samples", "views", "cache", "overrides"))
     if cache is not None:
@@ -547,8 +546,8 @@ def cache_ls(cache: ExistingCache, as_json: AsJson = False) -> None:
 
     Example: [cyan]sak-cli cache ls ./cache[/cyan]
     """
-    from pipeline.cache.inventory import ls
-    from pipeline.cache.reports import ls_table
+    from pipeline.cache.tools.inventory import ls
+    from pipeline.cache.tools.reports import ls_table
 
     columns = ls(cache)
     typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else ls_table(columns))
@@ -560,8 +559,8 @@ def cache_du(cache: ExistingCache, as_json: AsJson = False) -> None:
 
     Example: [cyan]sak-cli cache du ./cache[/cyan]
     """
-    from pipeline.cache.inventory import du
-    from pipeline.cache.reports import du_table
+    from pipeline.cache.tools.inventory import du
+    from pipeline.cache.tools.reports import du_table
 
     columns = du(cache)
     typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else du_table(columns))
@@ -573,8 +572,8 @@ def cache_stats(cache: ExistingCache, as_json: AsJson = False) -> None:
 
     Example: [cyan]sak-cli cache stats ./cache --json[/cyan]
     """
-    from pipeline.cache.inventory import stats
-    from pipeline.cache.reports import stats_table
+    from pipeline.cache.tools.inventory import stats
+    from pipeline.cache.tools.reports import stats_table
 
     levels = stats(cache)
     typer.echo(json.dumps([each.as_dict() for each in levels], indent=2) if as_json else stats_table(levels))
@@ -590,8 +589,8 @@ def cache_verify(
 
     Example: [cyan]sak-cli cache verify ./cache --deep[/cyan]
     """
-    from pipeline.cache.reports import verify_text
-    from pipeline.cache.verify import verify
+    from pipeline.cache.tools.reports import verify_text
+    from pipeline.cache.tools.verify import verify
     from pipeline.progress import progress_bar
 
     with progress_bar("blocks") as progress:
@@ -617,8 +616,8 @@ def cache_repair(
     Example: [cyan]sak-cli cache repair ./cache[/cyan]
     """
     from pipeline.cluster import ClusterConfig
-    from pipeline.extraction.config import Voice
-    from pipeline.extraction.repair import RepairConfig, repair
+    from pipeline.extract.columns import Voice
+    from pipeline.extract.repair import RepairConfig, repair
     from pipeline.progress import progress_bar
 
     cluster = ClusterConfig(scheduler, device, workers, threads)
@@ -644,7 +643,7 @@ def cache_check_live(
 
     Example: [cyan]sak-cli cache check-live ./cache --samples 32[/cyan]
     """
-    from pipeline.extraction.check_live import check_live
+    from pipeline.extract.check_live import check_live
 
     report = check_live(**_flags(context))
     typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.to_text())
@@ -665,8 +664,8 @@ def cache_prune(
 
     Example: [cyan]sak-cli cache prune ./cache --unused-by ./runs[/cyan]
     """
-    from pipeline.cache.prune import plan_prune, prune
-    from pipeline.cache.reports import prune_text
+    from pipeline.cache.tools.prune import plan_prune, prune
+    from pipeline.cache.tools.reports import prune_text
     from pipeline.tables import human_bytes
 
     plan = plan_prune(cache, names=comma_list(keys), older_than_days=older_than_days, unused_by=comma_list(unused_by))
@@ -693,8 +692,8 @@ def cache_copy(
 
     Example: [cyan]sak-cli cache copy ./cache s3://bucket/cache --format webdataset[/cyan]
     """
-    from pipeline.cache.copy import copy_cache
-    from pipeline.cache.reports import copy_text
+    from pipeline.cache.tools.copy import copy_cache
+    from pipeline.cache.tools.reports import copy_text
     from pipeline.progress import progress_bar
 
     with progress_bar("blocks") as progress:
@@ -740,7 +739,7 @@ def export(
 
     Example: [cyan]sak-cli export ./runs/b --to onnx --out ./exports/b --dynamic-size[/cyan]
     """
-    from pipeline.export import run_export
+    from pipeline.export.stage import run_export
 
     done = run_export(
         run,

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import for_evaluation
 from pipeline.data.datasets import open_dataset, task_table
-from pipeline.training.config import TrainingConfig
-from pipeline.training.devices import make_accelerator
-from pipeline.training.evaluation import evaluate_tasks
+from pipeline.dense.evaluation import evaluate_tasks
+from pipeline.train.config import TrainingConfig
+from pipeline.train.devices import make_accelerator
 from sak.losses.tasks import LOSSES, alone
 from sak.tasks import Dataset
 from sak.teachers import Teacher, build_teacher

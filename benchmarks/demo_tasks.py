@@ -21,7 +21,7 @@ from typing import Any
 from report import machine, table, versions
 
 from pipeline.data.datasets import task_table
-from pipeline.training.evaluation_report import number
+from pipeline.evaluate.results import number
 from sak.metrics.delta_m import delta_m
 
 RECIPES = {"demo-pascal": "recipes/finetune/demo_pascal.yaml", "demo-nyud": "recipes/finetune/demo_nyud.yaml"}

@@ -36,15 +36,14 @@ from PIL import Image
 from report import machine, table, versions
 
 from pipeline.cache.spec import load_spec
-from pipeline.cache.training_cost import forward_operations
-from pipeline.data.distill_batch import DistillBatch
-from pipeline.data.distillation import CachedBatches
-from pipeline.distill import DistillConfig, distill_step, make_batches
+from pipeline.cache.tools.sizes import forward_operations
+from pipeline.data.distillation import CachedBatches, DistillBatch
+from pipeline.distill.stage import DistillConfig, DistillRecipe, distill_step, make_batches
+from pipeline.distill.targets import TargetSource, open_targets
 from pipeline.settings import load_settings
-from pipeline.training.config import make_optimiser
-from pipeline.training.devices import make_accelerator
-from pipeline.training.distill_recipe import DistillRecipe, student_config
-from pipeline.training.taught import TargetSource, open_targets
+from pipeline.train.config import make_optimiser
+from pipeline.train.devices import make_accelerator
+from pipeline.train.distillation import student_config
 from sak.losses.distillation import DistillationLoss
 from sak.student.build import build_student
 from sak.teachers.recipe import TeacherFacts, is_sam
@@ -127,8 +126,8 @@ def noise(folder: Path, count: int, size: int) -> Path:
 def make_cache(options: argparse.Namespace, root: Path) -> tuple[str, Path]:
     """(the cache, the spec that made it): extracted here, unless one was named."""
     from pipeline.cluster import ClusterConfig  # not needed by the processes that decode images
-    from pipeline.extract import extract
-    from pipeline.extraction.config import ExtractConfig
+    from pipeline.extract.columns import ExtractConfig
+    from pipeline.extract.stage import extract
 
     document = yaml.safe_load(Path(options.spec).read_text())
     if options.random:

@@ -17,9 +17,8 @@ from report import machine, table, versions
 from torch import Tensor
 
 from pipeline.cache.calibration import Calibrator
-from pipeline.cache.encoding import LevelCodec
-from pipeline.cache.fidelity import LevelFidelity, measure
-from pipeline.cache.reduction import Reduction
+from pipeline.cache.column_codec import LevelFidelity, measure
+from pipeline.cache.level_codec import LevelCodec, Reduction
 from pipeline.cache.spec import CacheSpec, EncodingSpec, load_spec
 from sak.features import FeatureMaps
 from sak.teachers import build_teacher

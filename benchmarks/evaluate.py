@@ -19,9 +19,9 @@ from report import machine, table, versions
 
 from pipeline.data.datasets import open_dataset, task_table
 from pipeline.demo.data.write import write_demo_data
+from pipeline.dense.evaluation import evaluate_tasks
+from pipeline.dense.task_model import TaskModel, describe, save_task_model
 from pipeline.predict import PredictConfig, predict
-from pipeline.training.evaluation import evaluate_tasks
-from pipeline.training.task_model import TaskModel, describe, save_task_model
 from sak.student.build import new_student
 from sak.student.config import StudentConfig
 from sak.student.sizes import StemSize

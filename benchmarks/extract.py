@@ -30,15 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.cache.folder import Cache
 from pipeline.cache.spec import CacheSpec, parse_spec
 from pipeline.cluster import BLOCKS_IN_FLIGHT, process_environment, resolve_device
-from pipeline.extraction.behind import to_host
-from pipeline.extraction.calibrate import calibrate
-from pipeline.extraction.clock import StageSeconds
-from pipeline.extraction.columns import find_index, open_targets
-from pipeline.extraction.config import Voice
-from pipeline.extraction.forward import to_images
-from pipeline.extraction.job import extract_block
-from pipeline.extraction.plan import Job, make_plan
-from pipeline.extraction.worker import Run, worker_context
+from pipeline.extract.calibrate import calibrate
+from pipeline.extract.columns import Voice, find_index, open_targets
+from pipeline.extract.job import extract_block, to_images
+from pipeline.extract.plan import Job, make_plan
+from pipeline.extract.streams import StageSeconds, to_host
+from pipeline.extract.worker import Run, worker_context
 from pipeline.progress import duration
 
 IMAGENET = 1_281_167

@@ -33,14 +33,14 @@ from pipeline.cache.spec import load_spec
 from pipeline.data.live_teachers import LiveTeachers
 from pipeline.data.task_batches import TaskBatch
 from pipeline.demo.data.write import write_demo_data
-from pipeline.finetune import FinetuneConfig, find_guides, make_batches
+from pipeline.dense.task_data import open_task_data
+from pipeline.finetune.networks import find_origin, make_network
+from pipeline.finetune.recipe import FinetuneRecipe
+from pipeline.finetune.stage import FinetuneConfig, find_guides, make_batches
+from pipeline.finetune.step import Distillation, Objective, finetune_step
 from pipeline.settings import load_settings
-from pipeline.training.config import make_optimiser
-from pipeline.training.devices import make_accelerator
-from pipeline.training.finetune_recipe import FinetuneRecipe
-from pipeline.training.networks import find_origin, make_network
-from pipeline.training.objective import Distillation, Objective, finetune_step
-from pipeline.training.task_data import open_task_data
+from pipeline.train.config import make_optimiser
+from pipeline.train.devices import make_accelerator
 from sak.variants.weighting import Fixed
 
 ROOT = Path(__file__).resolve().parent.parent

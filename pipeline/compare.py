@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.datasets import task_table
+from pipeline.evaluate.results import StoredEvaluation
 from pipeline.tables import text_table
-from pipeline.training.evaluation_store import StoredEvaluation
 from sak.errors import UsageError
 from sak.metrics.delta_m import Improvement, Oracle, improvement, oracle
 from sak.tasks import Dataset

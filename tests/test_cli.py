@@ -28,7 +28,7 @@ def test_help_imports_no_torch_and_no_stage():
         [sys.executable, "-X", "importtime", "cli.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
-    heavy = {"torch", "timm", "numpy", "zarr", "dask", "pipeline.extract", "matplotlib"}
+    heavy = {"torch", "timm", "numpy", "zarr", "dask", "pipeline.extract.stage", "matplotlib"}
     assert not imported & heavy
 
 
@@ -162,7 +162,7 @@ def test_every_flag_of_distill_reaches_its_configuration(monkeypatch, tmp_path):
     flags += "--val-data w --online --teachers-online a --allow-partial --views 2 --fresh-views --device cpu --seed 3 "
     flags += "--set loss.kind=l2 --set data.workers=1 --resume --force --trackers tensorboard"
     line = ["distill", "--cache", "c", "--out", str(tmp_path / "run"), *flags.split()]
-    config, out, named = asked_by(monkeypatch, "pipeline.distill.distill", line)
+    config, out, named = asked_by(monkeypatch, "pipeline.distill.stage.distill", line)
     assert config.model_dump(exclude={"recipe"}) == {
         "cache": "c", "teachers": ("a", "b"), "levels": (9, 12), "spec": "s.yaml", "data": "d", "val_cache": "v",
         "val_data": "w", "online": True, "teachers_online": ("a",), "allow_partial": True, "views": 2,
@@ -180,7 +180,7 @@ def test_every_flag_of_finetune_reaches_its_configuration(monkeypatch, tmp_path)
     flags += "multi-task --baseline-run b --fraction 0.5 --eval-boundary --epochs 0.5 --batch-size 6 --precision bf16 "
     flags += "--device cpu --workers 1 --seed 3 --set tasks.weighting=dwa --overwrite --trackers wandb"
     line = ["finetune", "--out", str(tmp_path / "run"), *flags.split()]
-    config, out, session, _ = asked_by(monkeypatch, "pipeline.finetune.finetune", line)
+    config, out, session, _ = asked_by(monkeypatch, "pipeline.finetune.stage.finetune", line)
     assert config.model_dump(exclude={"recipe"}) == {
         "init": "i", "dataset": "nyud", "data": "d", "tasks": ("depth", "edge"), "teachers": ("a",), "spec": "s.yaml",
         "distil": False, "baseline": "multi-task", "baseline_run": "b", "fraction": 0.5, "device": "cpu",
@@ -196,15 +196,15 @@ def test_every_flag_of_finetune_reaches_its_configuration(monkeypatch, tmp_path)
 @pytest.mark.parametrize(
     ("stage", "line", "wanted"),
     [
-        ("pipeline.evaluate.evaluate",
+        ("pipeline.evaluate.stage.evaluate",
          "evaluate r --data d --baseline-run b --tasks depth --no-boundary --save s --limit 3 --again --json",
          {"run": Path("r"), "data": Path("d"), "baseline_run": Path("b"), "tasks": ("depth",), "boundary": False,
           "save": Path("s"), "limit": 3, "again": True, "dataset": None, "workers": 2}),
         ("pipeline.predict.predict", "predict r x.jpg y --out o --tasks depth,edge --size 32 48 --overwrite",
          {"run": Path("r"), "out": Path("o"), "tasks": ("depth", "edge"), "size": (32, 48), "overwrite": True}),
-        ("pipeline.ablate.run_ablation", "ablate s.yaml --out o --jobs 2 --dry-run --device cpu --set a=1 --set b=2",
+        ("pipeline.ablate.stage.run_ablation", "ablate s.yaml --out o --jobs 2 --dry-run --device cpu --set a=1 --set b=2",
          {"study": Path("s.yaml"), "out": Path("o"), "jobs": 2, "dry_run": True, "overrides": ["a=1", "b=2"]}),
-        ("pipeline.extract.extract",
+        ("pipeline.extract.stage.extract",
          "extract --spec s.yaml --data d --cache c --teachers a,b --views 2 --workers 1 --threads 3 --device cpu "
          "--limit 4 --max-bad 0.5 --dry-run --ignore-space --set codec=zstd",
          {"data": "d", "cache": "c", "teachers": ("a", "b"), "views": 2, "limit": 4, "max_bad": 0.5, "dry_run": True,
@@ -218,7 +218,7 @@ def test_flags_reach_the_configurations_of_the_other_stages(monkeypatch, stage, 
 
 def test_where_an_extraction_runs_is_told_apart(monkeypatch):
     line = "extract --spec s.yaml --data d --cache c --workers 2 --threads 3 --device cpu"
-    cluster = asked_by(monkeypatch, "pipeline.extract.extract", line.split())[0].cluster
+    cluster = asked_by(monkeypatch, "pipeline.extract.stage.extract", line.split())[0].cluster
     assert (cluster.scheduler, cluster.device, cluster.workers, cluster.threads) == (None, "cpu", 2, 3)
 
 

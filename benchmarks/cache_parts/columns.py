@@ -10,11 +10,10 @@ import webdataset
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from pipeline.cache.layout import ArrayLayout, ColumnLayout
-from pipeline.cache.store import ColumnStore
-from pipeline.cache.tar_store import TarStore
-from pipeline.cache.zarr_store import ZarrStore
-from pipeline.storage import Location
+from pipeline.cache.stores.base import ArrayLayout, ColumnLayout, ColumnStore
+from pipeline.cache.stores.tar_store import TarStore
+from pipeline.cache.stores.zarr_store import ZarrStore
+from pipeline.storage import open_location
 
 Batch = dict[str, NDArray[Any]]
 LEVELS = (3, 6, 9, 12)
@@ -93,8 +92,8 @@ def write_safetensors(path: Path, of: ColumnLayout, block: int, batch: Batch) ->
 
 def write_all(folder: Path, of: ColumnLayout, batch: Batch) -> Written:
     """Three teachers in zarr, one of them in our tars and in safetensors too."""
-    teachers = tuple(ZarrStore(Location.parse(folder / f"zarr{number}"), of) for number in range(3))
-    tar = TarStore(Location.parse(folder / "tar"), of, "{:08d}".format)
+    teachers = tuple(ZarrStore(open_location(folder / f"zarr{number}"), of) for number in range(3))
+    tar = TarStore(open_location(folder / "tar"), of, "{:08d}".format)
     for store in (*teachers, tar):
         write_column(store, batch)
     (folder / "safetensors").mkdir()

@@ -13,9 +13,10 @@ from cache_parts.columns import Batch
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from pipeline.cache.layout import ColumnLayout
-from pipeline.cache.reader_process import ArraySizes, Piece, ProcessReader, SharedMemory, StoredPart
-from pipeline.cache.zarr_store import ZarrStore
+from pipeline.cache.reader.process import ArraySizes, Piece, ProcessReader, SharedMemory, StoredPart
+from pipeline.cache.stores.base import ColumnLayout
+from pipeline.cache.stores.zarr_store import ZarrStore
+from pipeline.storage import open_location
 
 Samples = NDArray[np.int64]
 
@@ -165,6 +166,4 @@ def write_with_tensorstore(folder: Path, of: ColumnLayout, batch: Batch) -> None
 
 def write_empty(folder: Path, of: ColumnLayout) -> None:
     """Our metadata, without any shard."""
-    from pipeline.storage import Location
-
-    ZarrStore(Location.parse(folder), of).prepare(1)
+    ZarrStore(open_location(folder), of).prepare(1)

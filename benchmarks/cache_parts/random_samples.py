@@ -13,9 +13,9 @@ from cache_parts.peers import (
 )
 from cache_parts.size import Rows, Size
 
-from pipeline.cache.store import allocate
-from pipeline.cache.tar_store import TarStore
-from pipeline.cache.zarr_store import ZarrStore
+from pipeline.cache.stores.base import allocate
+from pipeline.cache.stores.tar_store import TarStore
+from pipeline.cache.stores.zarr_store import ZarrStore
 
 
 class Reading:

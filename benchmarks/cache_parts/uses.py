@@ -24,10 +24,10 @@ from cache_parts.peers import (
 )
 from cache_parts.size import Rows, Size
 
-from pipeline.cache.store import allocate
-from pipeline.cache.tar_store import TarStore
-from pipeline.cache.zarr_store import ZarrStore
-from pipeline.storage import Location
+from pipeline.cache.stores.base import allocate
+from pipeline.cache.stores.tar_store import TarStore
+from pipeline.cache.stores.zarr_store import ZarrStore
+from pipeline.storage import open_location
 
 
 def parts(written: Written, size: Size) -> Rows:
@@ -167,7 +167,7 @@ def busy_consumer(written: Written, size: Size) -> Rows:
 def first_batch(folder: Path, size: Size) -> Rows:
     """Opening a column of many samples and reading one random batch."""
     of = layout(size.tokens, size.channels // 12, size.wide, 512)
-    location = Location.parse(folder / "wide")
+    location = open_location(folder / "wide")
     write_column(ZarrStore(location, of), content(of, size.batch))
     every = names(of)
     samples = np.random.default_rng(3).permutation(of.samples)[: size.batch]

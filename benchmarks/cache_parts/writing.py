@@ -18,9 +18,9 @@ from cache_parts.peers import (
 )
 from cache_parts.size import Rows, Size
 
-from pipeline.cache.tar_store import TarStore
-from pipeline.cache.zarr_store import ZarrStore
-from pipeline.storage import Location
+from pipeline.cache.stores.tar_store import TarStore
+from pipeline.cache.stores.zarr_store import ZarrStore
+from pipeline.storage import open_location
 
 
 def writing(folder: Path, size: Size, *, durable: bool) -> Rows:
@@ -28,7 +28,7 @@ def writing(folder: Path, size: Size, *, durable: bool) -> Rows:
     of = layout(size.tokens, size.channels, size.block, size.block)
     batch = content(of, size.batch)
     place = folder / "written"
-    zarr = ZarrStore(Location.parse(place), of)
+    zarr = ZarrStore(open_location(place), of)
 
     def clean() -> None:
         shutil.rmtree(place, ignore_errors=True)
@@ -49,7 +49,7 @@ def writing(folder: Path, size: Size, *, durable: bool) -> Rows:
     variants = {
         "raw": raw_writer(place / "raw", [batch] * (size.block // size.batch), durable=durable),
         "zarr": ours(zarr),
-        "webdataset": ours(TarStore(Location.parse(place), of, "{:08d}".format)),
+        "webdataset": ours(TarStore(open_location(place), of, "{:08d}".format)),
         "webdataset + safetensors": peer(lambda at: write_safetensors(at / "0.tar", of, 0, batch)),
         "tensorstore": peer(lambda at: write_with_tensorstore(at, of, batch)),
         "zarr-python": peer(lambda at: write_with_zarr_python(at, of, batch)),

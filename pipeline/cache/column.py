@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from pipeline.cache.calibration import Calibration
 from pipeline.cache.column_codec import ColumnCodec
 from pipeline.cache.folder import CacheFolder, ColumnPlace
-from pipeline.cache.manifest import Manifest
+from pipeline.cache.manifest import CacheError, Manifest
 from pipeline.cache.records import BlockRecord, file_record, parse_record_name, record_name
-from pipeline.cache.sealed import CacheError
-from pipeline.cache.store import ColumnStore, DamageError, FileRecord
-from pipeline.cache.stored_views import ROW, Rows, rows_from_bytes
 from pipeline.cache.stores import open_store
+from pipeline.cache.stores.base import ROW, ColumnStore, DamageError, FileRecord, Rows, rows_from_bytes
 from pipeline.images.index import ShardIndex
 from pipeline.storage import Location, MissingFileError
 from sak.errors import UsageError
@@ -99,7 +97,7 @@ class Column:
         blocks = sorted(block for (of_view, block), record in self.records.items() if of_view == view and record.files)
         if not blocks:
             raise CacheError(f"{self.location}: no block of view {view} is there; extract it")
-        from pipeline.cache.tar_store import tar_samples
+        from pipeline.cache.stores.tar_store import tar_samples
 
         return tar_samples(self.store.location, self.manifest.layout, view, blocks)
 

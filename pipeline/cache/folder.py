@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.cache.manifest import MANIFEST, Manifest, data_name
-from pipeline.cache.sealed import CacheError, seal, unseal
-from pipeline.images.errors import DamagedIndexError
+from pipeline.cache.manifest import MANIFEST, CacheError, Manifest, data_name, seal, unseal
 from pipeline.images.index import ShardIndex
-from pipeline.storage import Location, MissingFileError
+from pipeline.images.source import DamagedIndexError
+from pipeline.storage import Location, MissingFileError, open_location
 from sak.errors import UsageError
 
 _CACHE = "cache.json"
@@ -50,7 +49,7 @@ class CacheFolder:
     @classmethod
     def open(cls, place: str | Path | Location) -> "CacheFolder":
         """CacheError where there is none, or another thing; NewerSchemaError where a newer version wrote it."""
-        location = Location.parse(place)
+        location = open_location(place)
         try:
             found = unseal(location.read_bytes(_CACHE), location.at(_CACHE))
         except MissingFileError as error:
@@ -64,7 +63,7 @@ class CacheFolder:
     @classmethod
     def create(cls, place: str | Path | Location) -> "CacheFolder":
         """The cache at `place`, made if there is none."""
-        location = Location.parse(place)
+        location = open_location(place)
         location.create_exclusive(_CACHE, seal({"kind": _KIND}))
         return cls.open(location)
 

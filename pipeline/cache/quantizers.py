@@ -8,13 +8,114 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import shake_256
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.cache.hadamard import Rotation
-from pipeline.cache.nearest import NearestLevel
+from sak.losses.standardise import hadamard, orthonormal_hadamard
+
+# The level nearest to each of many values: one look into a fine table instead of a binary search.
+
+_BIN, _MARGIN = 0.8, 0.05  # of the smallest distance between edges: a bin and both its margins hold at most one edge
+
+
+class NearestLevel(nn.Module):
+    """Numbers the level nearest to a value, `torch.bucketize` at the middles between levels; 8 to 14 times faster.
+
+    The table says for each bin of a fine even grid how many edges lie below it; comparing with the one edge that may
+    lie in the bin settles the rest. A bin's margins are wider than what rounding can misplace a value by.
+    """
+
+    edges: Tensor
+    table: Tensor
+
+    def __init__(self, levels: Tensor) -> None:
+        super().__init__()
+        edges = (levels[1:] + levels[:-1]) / 2
+        gap = float(edges.diff().min())
+        self._first = float(edges[0]) - gap
+        self._bins_per_unit = 1 / (_BIN * gap)
+        bins = math.ceil((float(edges[-1]) + gap - self._first) * self._bins_per_unit)
+        starts = torch.arange(bins, dtype=torch.float64) / self._bins_per_unit + self._first - _MARGIN * gap
+        self.register_buffer("edges", torch.cat([edges, edges.new_tensor([math.inf])]), persistent=False)
+        self.register_buffer("table", torch.bucketize(starts, edges.double(), out_int32=True), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Float32 values of any shape to int32 of the same; NaN becomes some level."""
+        flat = values.flatten()
+        last = len(self.table) - 1
+        bins = flat.sub(self._first).mul_(self._bins_per_unit).clamp_(0, last).int().clamp_(0, last)  # NaN is no int
+        below = self.table.index_select(0, bins)
+        return below.add_(flat > self.edges.index_select(0, below)).view(values.shape)
+
+
+# Rotations that spread every channel over all others, so that four bits meet something close to a Gaussian.
+
+
+class Rotation(nn.Module):
+    """An orthonormal map of `width` channels: signs, then the Kronecker product of `left` (a, a) and `right` (b, b).
+
+    a * b is the width; applied as two small products, never as a (width, width) one. The signs are fixed +-1, a hash of
+    the width: without them a token whose channels are all alike would become a single spike.
+
+    768 is H12 x H64, 384 H12 x H32, 1024 H32 x H32 (Sylvester's), 1280 H20 x H64, 1152 H36 x H32, 1408 H44 x H32, 48
+    H12 x H4. Widths whose odd part has no Hadamard matrix here (50, 100, 257, ...) take their largest power of two
+    times the discrete cosine transform of the rest, as flat as a Hadamard matrix up to a factor of sqrt(2).
+    """
+
+    left: Tensor
+    right: Tensor
+    signs: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"a rotation needs at least one channel, got {width}")
+        power = width & -width
+        left, right = _powers(width) if power == width else _with_odd_part(width // power, power)
+        self.register_buffer("left", left.float().contiguous(), persistent=False)
+        self.register_buffer("right", right.float().contiguous(), persistent=False)
+        self.register_buffer("signs", _signs(width), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Rotate the last dimension: (..., width) -> (..., width)."""
+        folded = (values * self.signs).unflatten(-1, (self.left.shape[0], self.right.shape[0]))
+        return (self.left @ (folded @ self.right.T)).flatten(-2)
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """Undo `forward`: (..., width) -> (..., width)."""
+        folded = values.unflatten(-1, (self.left.shape[0], self.right.shape[0]))
+        return (self.left.T @ (folded @ self.right)).flatten(-2) * self.signs
+
+
+def _signs(width: int) -> Tensor:
+    """(width,) of +-1, float32; from a hash, not a generator whose stream a release of torch could change."""
+    noise = shake_256(f"sak rotation {width}".encode()).digest(width)
+    return torch.tensor([1.0 if byte & 1 else -1.0 for byte in noise])
+
+
+def _powers(width: int) -> tuple[Tensor, Tensor]:
+    """Two orthonormal factors of a power of two, as near to each other as can be."""
+    small = 1 << (width.bit_length() - 1) // 2
+    return orthonormal_hadamard(small), orthonormal_hadamard(width // small)
+
+
+def _with_odd_part(odd: int, power: int) -> tuple[Tensor, Tensor]:
+    """(H of order odd * 4, or a cosine transform, Sylvester's of what is left)."""
+    if power < 4 or hadamard(4 * odd) is None:
+        return _cosine_transform(odd), orthonormal_hadamard(power)
+    return orthonormal_hadamard(4 * odd), orthonormal_hadamard(power // 4)
+
+
+def _cosine_transform(size: int) -> Tensor:
+    """Orthonormal DCT-II, float64 (size, size)."""
+    numbers = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(torch.pi / size * (numbers[None, :] + 0.5) * numbers[:, None]) * (2 / size) ** 0.5
+    matrix[0] /= 2**0.5
+    return matrix
+
 
 _BFLOAT16_NAN = 0x7FC0
 _TINY = torch.finfo(torch.float32).tiny

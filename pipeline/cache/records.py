@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.sealed import field, seal, unseal
-from pipeline.cache.store import DamageError, FileRecord
+from pipeline.cache.manifest import field, seal, unseal
+from pipeline.cache.stores.base import DamageError, FileRecord
 
 Ranges = tuple[tuple[int, int], ...]
 

@@ -1,17 +1,187 @@
 """The downstream data sets by name, and the check of a tree before anything long starts on it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
 from pipeline.data.augment import generator
-from pipeline.data.folder import FolderDataset, FolderSpec
+from pipeline.data.label_files import finite_depth, read_array, read_lines, read_mask, read_png, read_rgb, read_values
 from pipeline.data.nyud import Nyud
-from pipeline.data.pascal_context import PascalContext
-from pipeline.data.sample import DataError, TaskDataset
+from pipeline.data.pascal_context import PascalContext, decode_normals, plane
+from pipeline.data.sample import DataError, TaskDataset, TaskSample, check_classes, check_size, select_tasks
+from pipeline.settings import Frozen, parse_settings, read_yaml
 from sak import tasks as table
-from sak.errors import UsageError
+from sak.errors import UsageError, nearest
+from sak.metrics.boundary.score import from_boundary_map
+
+# A user's own data: a folder of images and one folder of labels a task, described by a small YAML file.
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FEWEST_CLASSES = 2
+ROWS = {task.name: task for dataset in (table.PASCAL_CONTEXT, table.NYUD) for task in dataset}
+
+
+class FolderTask(Frozen):
+    """Labels of one task: `<folder>/<id><suffix>`.
+
+    PNG values are class numbers (255 ignored), 0/255 masks (sal, edge), or 2 * png / 255 - 1 (normals); depth is .npy
+    metres, or a 16-bit PNG times `scale`. `classes` names the classes of semseg, and makes a task of any new name;
+    `weight` replaces the table's.
+    """
+
+    folder: str
+    suffix: str = ".png"
+    classes: tuple[str, ...] = ()
+    scale: float = Field(default=1.0, gt=0)
+    weight: float | None = Field(default=None, gt=0)
+
+
+class FolderSpec(Frozen):
+    """What the YAML file says; paths are relative to the data folder."""
+
+    images: str
+    splits: dict[str, str] = Field(min_length=1)
+    tasks: dict[str, FolderTask] = Field(min_length=1)
+    input_size: tuple[int, int] = (512, 512)
+    name: str = "folder"
+
+    @classmethod
+    def load(cls, path: Path) -> "FolderSpec":
+        """Read and check a file; UsageError names the key that is wrong."""
+        spec = parse_settings(cls, read_yaml(path, "a folder's description"), str(path))
+        for name, task in spec.tasks.items():
+            _check_classes_of(name, task.classes, path)
+        return spec.model_copy(update={"name": path.stem} if spec.name == "folder" else {})
+
+    def table(self) -> table.Dataset:
+        """The task rows of this folder: the paper's and those of new names, with these classes and weights."""
+        rows = []
+        for name, task in self.tasks.items():
+            row = ROWS.get(name, replace(ROWS["semseg"], name=name))
+            if task.weight is not None:
+                row = replace(row, weight=task.weight)
+            if task.classes:
+                colours = table.voc_palette(len(task.classes))
+                row = replace(row, channels=len(task.classes), classes=task.classes, palette=colours)
+            rows.append(row)
+        return table.Dataset(self.name, self.input_size, tuple(rows))
+
+
+def _check_classes_of(name: str, classes: Sequence[str], path: Path) -> None:
+    """UsageError where a task needs classes and has none, or has some that are not its to choose."""
+    if name not in ROWS:
+        _check_new(name, classes, path)
+    if (classes or name not in ROWS or name == "semseg") and len(classes) < FEWEST_CLASSES:
+        raise UsageError(f"{path}: tasks.{name}.classes must name at least two classes, in the order of their numbers")
+    if classes and name in ROWS and ROWS[name].metric != ROWS["semseg"].metric:
+        raise UsageError(f"{path}: tasks.{name} has classes or channels of its own: leave classes out")
+
+
+def _check_new(name: str, classes: Sequence[str], path: Path) -> None:
+    """UsageError for a name that nothing is known of, or that is most likely a misspelt one."""
+    misspelt = get_close_matches(name, ROWS, n=1, cutoff=0.8)
+    if misspelt:
+        raise UsageError(f"{path}: tasks: unknown task {name!r}; did you mean {misspelt[0]!r}?")
+    if not classes:
+        raise UsageError(
+            f"{path}: tasks: unknown task {name!r}{nearest(name, ROWS)}; a task of your own needs the names of its "
+            f"classes: {name}: {{folder: ..., classes: [first, second]}}"
+        )
+    if not name.isidentifier():
+        raise UsageError(f"{path}: tasks: a task's name is letters, digits and _, got {name!r}")
+
+
+class FolderDataset:
+    """A split of a described folder; a task whose label file is missing is an error, never skipped."""
+
+    def __init__(self, spec: FolderSpec, root: Path, split: str, tasks: Sequence[str] | None = None) -> None:
+        """`tasks` None takes all that the file describes."""
+        if split not in spec.splits:
+            raise UsageError(f"{spec.name} has no split {split!r}; its splits are {', '.join(spec.splits)}")
+        self.spec = spec
+        self.root = root
+        self.dataset = spec.name
+        self.tasks = select_tasks(tasks, tuple(spec.tasks), spec.name)
+        self.channels = spec.table().channels
+        self.names = read_lines(inside(root, spec.splits[split]))
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """The line of the split's list: a file name without its suffix."""
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> TaskSample:
+        """Image and labels; DataError names a file that is missing, damaged, or of another size than its image."""
+        name = self.names[index]
+        image = read_rgb(self._image(name)).astype(np.float32)
+        size = (image.shape[0], image.shape[1])
+        labels = {task: check_size(self._label(task, name), size, self._file(task, name)) for task in self.tasks}
+        return TaskSample(name, image, labels, size)
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Every file that image `name` needs for the tasks of this split."""
+        return (self._image(name), *(self._file(task, name) for task in self.tasks))
+
+    def boundary_files(self, name: str) -> tuple[Path, ...]:
+        """What boundary evaluation reads of image `name`."""
+        return (self._file("edge", name),)
+
+    def boundary_truth(self, index: int) -> NDArray[np.bool_]:
+        """The edge labels, doubled and thinned as NYUD-v2's protocol has it."""
+        if "edge" not in self.spec.tasks:
+            raise DataError(f"{self.dataset} has no edge labels, so no boundary ground truth")
+        return from_boundary_map(self._mask(self._file("edge", self.names[index])))
+
+    @staticmethod
+    def _mask(path: Path) -> NDArray[np.bool_]:
+        values = read_mask(path)
+        if values.max() == 1:
+            raise DataError(f"{path} holds 0 and 1; a mask holds 0 and 255")
+        return values > 127
+
+    def _image(self, name: str) -> Path:
+        places = [inside(self.root, self.spec.images, f"{name}{suffix}") for suffix in IMAGE_SUFFIXES]
+        return next((path for path in places if path.is_file()), places[0])
+
+    def _file(self, task: str, name: str) -> Path:
+        described = self.spec.tasks[task]
+        return inside(self.root, described.folder, f"{name}{described.suffix}")
+
+    def _label(self, task: str, name: str) -> NDArray[np.float32]:
+        path = self._file(task, name)
+        if task == "normals":
+            return decode_normals(path)
+        if task == "depth":
+            return plane(_depth(path, self.spec.tasks[task].scale), path)
+        if task in ("sal", "edge"):
+            return plane(self._mask(path).astype(np.float32), path)
+        values = read_png(path)
+        return plane(check_classes(values, self.channels[task], path), path)
+
+
+def inside(root: Path, *parts: str) -> Path:
+    """`root/parts...`; DataError where the parts would leave `root`."""
+    path = root.joinpath(*parts)
+    if any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):
+        raise DataError(
+            f"{path} is outside {root}; names in the list and the YAML file are relative to the data folder"
+        )
+    return path
+
+
+def _depth(path: Path, scale: float) -> NDArray[np.float32]:
+    if path.suffix == ".npy":
+        return finite_depth(read_array(path), path) * np.float32(scale)
+    return finite_depth(read_values(path), path) * np.float32(scale)
 
 
 class ListedDataset(TaskDataset, Protocol):

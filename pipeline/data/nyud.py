@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import mat
-from pipeline.data.files import finite_depth, read_array, read_lines, read_mask, read_png, read_rgb
+from pipeline.data import label_files as mat
+from pipeline.data.label_files import finite_depth, read_array, read_lines, read_mask, read_png, read_rgb
 from pipeline.data.pascal_context import dataset_folder, decode_normals, plane
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak.metrics.boundary.score import from_boundary_map

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import mat
-from pipeline.data.files import read_lines, read_mask, read_png, read_rgb
+from pipeline.data import label_files as mat
+from pipeline.data.label_files import read_lines, read_mask, read_png, read_rgb
 from pipeline.data.sample import DataError, TaskSample, check_classes, check_size, select_tasks
 from sak.metrics.boundary.score import from_label_map
 from sak.tasks import VOC_CLASSES

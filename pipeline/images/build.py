@@ -9,11 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.images.columns import Columns, hash_keys, join_keys
-from pipeline.images.errors import ShardError
 from pipeline.images.index import ShardIndex
+from pipeline.images.index_file import Columns, hash_keys, join_keys
 from pipeline.images.scan import Advance, Scanned, scan_files, scan_tar
-from pipeline.images.source import Source, find_images
+from pipeline.images.source import ShardError, Source, find_images
 
 MOST_PROBLEMS = 20
 """After so many faults the scan stops: hours over data of another kind help nobody."""

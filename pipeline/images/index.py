@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.images.columns import Columns, Rows
-from pipeline.images.errors import ShardError, StaleIndexError
-from pipeline.images.index_file import IndexHeader, read_index, write_index
-from pipeline.images.source import Kind, Source, Stamp, find_images
-from pipeline.storage import Location
+from pipeline.images.index_file import Columns, IndexHeader, Rows, read_index, write_index
+from pipeline.images.source import Kind, ShardError, Source, StaleIndexError, Stamp, find_images
+from pipeline.storage import Location, open_location
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class ShardIndex:
             columns,
             header.data,
             header.kind,
-            Location.parse(header.root),
+            open_location(header.root),
             header.shards,
             header.stamps,
             header.suffixes,

@@ -9,11 +9,10 @@ from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from pipeline.images.errors import ShardError
-from pipeline.images.source import IMAGE_EXTENSIONS
+from pipeline.images.source import IMAGE_EXTENSIONS, ShardError
 from pipeline.images.tar import Member, members, printable
 from pipeline.storage import Entry, Location
-from pipeline.storage.errors import StorageError, explain
+from pipeline.storage.location import StorageError, explain
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

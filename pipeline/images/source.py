@@ -8,9 +8,51 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from pipeline.images.errors import ShardError
-from pipeline.storage import Entry, Location, MissingFileError
-from pipeline.storage.errors import explain
+from pipeline.storage import Entry, Location, MissingFileError, open_location
+from pipeline.storage.location import explain
+from sak.errors import SakError
+
+# What can be wrong with shards, their index and their images; each is one line.
+
+
+class ShardError(SakError):
+    """The image data cannot be indexed or read; `problems` has a line for each fault found, `shard: member: fault`."""
+
+    def __init__(self, *problems: str) -> None:
+        """The message is the first problem and how many more there are."""
+        more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        super().__init__(problems[0] + more)
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type["ShardError"], tuple[str, ...]]:
+        """Pickles by its problems, so that it crosses process boundaries whole."""
+        return ShardError, self.problems
+
+
+class IndexFileError(SakError):
+    """An index file is damaged, is not one, or was written by a newer version."""
+
+
+class DamagedIndexError(IndexFileError):
+    """An index file is not what was written; building it from the images makes it again."""
+
+
+class StaleIndexError(SakError):
+    """The shards changed since they were indexed."""
+
+
+class BadImage(SakError):  # noqa: N818 - a verdict on a sample, which extraction puts in quarantine and goes on
+    """One image cannot be used; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        """The message is the reason."""
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ReplayError(SakError):
+    """A view made again does not have the pixels the teachers saw."""
+
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 """What names an image, in any case; a member `key.seg.png` is not the image of `key`."""
@@ -54,7 +96,7 @@ def find_images(data: str) -> Source:
     `data`: a tar; a folder of tars; a pattern of tars with `{0000..0127}`, `{a,b}`, `*`, `?` or `[..]`; a folder of
     images; a folder of class folders. A local path or any fsspec URL. ShardError where there are none, or a mixture.
     """
-    folder = Location.parse(data)
+    folder = open_location(data)
     path = folder.local_path()
     if path is not None and path.is_file() and not data.endswith(".tar"):
         raise ShardError(f"{folder}: a file that is no .tar; give a tar shard, a folder, or a pattern of shards")
@@ -62,7 +104,7 @@ def find_images(data: str) -> Source:
     if plain and not data.endswith(".tar"):
         return _in_folder(folder)
     first, root = _literal_start(folder.url) if not plain else (folder.name, folder.url[: -len(folder.name) - 1])
-    base = Location.parse(root or "/")
+    base = open_location(root or "/")
     return _tars(folder.url, base, _expand(first, base) if not plain else [first])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from pipeline.images.errors import ShardError
+from pipeline.images.source import ShardError
 
 BLOCK = 512
 

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.images.decode import MAX_PIXELS
-from pipeline.images.errors import BadImage, ReplayError
+from pipeline.images.access import MAX_PIXELS
+from pipeline.images.source import BadImage, ReplayError
 from pipeline.settings import Frozen
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]

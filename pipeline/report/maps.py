@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.cache.cache import FeatureCache
-from pipeline.data.distill_batch import join
-from pipeline.data.view_images import ViewDataset, Wanted
+from pipeline.cache.reader.feature_cache import FeatureCache
+from pipeline.data.distillation import join
+from pipeline.data.loading import ViewDataset, WantedViews
 from pipeline.report.page import PNG, data_url
 from pipeline.report.runs import ReportedRun, one_line
 from sak.checkpoints.store import load_student
@@ -73,7 +73,7 @@ def mapped_images(run: ReportedRun, count: int) -> list[MappedImage]:
     path, columns = (held_out, names) if held_out else (run.reads.get("cache"), run.columns or names)
     cache = FeatureCache.open(str(path), columns, wanted, allow_partial=True, views=1)
     samples = cache.samples_in(0)[:count]
-    images = ViewDataset(cache.universe, cache.view_policy).load(Wanted(samples.tolist(), 0, 0))
+    images = ViewDataset(cache.universe, cache.view_policy).load(WantedViews(samples.tolist(), 0, 0))
     batch = join(images, cache.read(samples, 0), torch.device("cpu"))
     answers = student(batch.inputs, tasks=()).teachers
     found = [

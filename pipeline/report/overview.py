@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from pipeline.cache.folder import split_overlay
-from pipeline.cache.inventory import ls, stats
+from pipeline.cache.tools.inventory import ls, stats
 from pipeline.report.charts import scatter
 from pipeline.report.page import number
 from pipeline.report.runs import RESULTS, ReportedRun, listing, mapping, one_line
-from pipeline.training.run import differences
+from pipeline.train.run import differences
 from sak.errors import SakError
 
 MOST_SETTINGS, MOST_ROWS, MOST_EXTRACTIONS = 60, 200, 8

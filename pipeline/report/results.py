@@ -6,12 +6,12 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.data.datasets import task_table
-from pipeline.paper import TABLES
 from pipeline.pictures.charts import Point
-from pipeline.pictures.compare import title as task_title
+from pipeline.pictures.panel import title as task_title
 from pipeline.report.charts import Chart, heat_map, line_chart, radar
 from pipeline.report.page import number
 from pipeline.report.runs import ReportedRun, mapping
+from pipeline.tables import TABLES
 from sak.errors import SakError
 from sak.metrics.delta_m import delta_m
 from sak.tasks import Dataset, Task

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.training.gates import MeanGates
-from pipeline.training.run import ABOUT, CONFIG, RunDirectory, random_teachers
+from pipeline.dense.figures import MeanGates
+from pipeline.train.run import ABOUT, CONFIG, RunDirectory, random_teachers
 from sak.errors import UsageError
 
 RESULTS, RUNS = "results.csv", "runs.csv"

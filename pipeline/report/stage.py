@@ -11,8 +11,8 @@ from pipeline.report.overview import caches, overview, settings, studies
 from pipeline.report.page import render
 from pipeline.report.results import curves, gates, metrics, similarity
 from pipeline.report.runs import find_runs
-from pipeline.storage.errors import explain
 from pipeline.storage.local import replace_durably
+from pipeline.storage.location import explain
 from sak import __version__
 from sak.errors import UsageError
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline.storage.errors import StorageError, explain
-from pipeline.storage.location import SCRATCH_SUFFIX, Entry, Location
+from pipeline.storage.location import SCRATCH_SUFFIX, Entry, Location, StorageError, explain
 
 
 @contextmanager

@@ -17,10 +17,9 @@ from uuid import uuid4
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from pipeline.storage.alive import is_alive
-from pipeline.storage.errors import StorageError, explain
+from pipeline.processes import is_alive
 from pipeline.storage.local import LocalFolder, make_folder, scratch_beside
-from pipeline.storage.location import SCRATCH_SUFFIX, Entry, Location
+from pipeline.storage.location import SCRATCH_SUFFIX, Entry, Location, StorageError, explain
 
 T = TypeVar("T")
 

@@ -58,7 +58,7 @@ def test_the_printed_reader_gives_our_values(reader, tmp_path, encoding, layout)
 
 @pytest.mark.parametrize("width", [48, 50, 96, 384, 768, 1024, 1280])
 def test_the_printed_rotation_is_ours_at_every_width(reader, width):
-    from pipeline.cache.hadamard import Rotation
+    from pipeline.cache.quantizers import Rotation
 
     values = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
     ours = Rotation(width).inverse(values).numpy()
@@ -68,7 +68,7 @@ def test_the_printed_rotation_is_ours_at_every_width(reader, width):
 @pytest.fixture
 def opened(tmp_path, monkeypatch):
     """A column of one teacher where the page's examples look for it, in both formats."""
-    from pipeline.cache.copy import copy_cache
+    from pipeline.cache.tools.copy import copy_cache
 
     teachers = {"dino": {"model": "timm/made_up.dino", "levels": [2, 4]}}
     Writer(tmp_path / "demo/cache", make_spec(teachers=teachers)).write("dino")

@@ -9,12 +9,13 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline.ablation.specs import only_teachers
-from pipeline.ablation.study import load_study
+from pipeline.ablate.stage_settings import only_teachers
+from pipeline.ablate.study import load_study
 from pipeline.cache.spec import load_spec, parse_spec
-from pipeline.data import datasets, folder
-from pipeline.finetune import finetune, finetune_config
-from pipeline.training.finetune_recipe import FinetuneRecipe
+from pipeline.data import datasets
+from pipeline.data import datasets as folder
+from pipeline.finetune.recipe import FinetuneRecipe
+from pipeline.finetune.stage import finetune, finetune_config
 from sak import tasks
 from sak.student.build import new_student
 from sak.student.config import StudentConfig

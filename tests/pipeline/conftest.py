@@ -52,12 +52,11 @@ def extract_here(cache, data, document, *, views=1, limit=None, spec_file=None):
     """Stage 1 in this process, without a cluster."""
     from pipeline.cache.folder import Cache
     from pipeline.cache.spec import load_spec
-    from pipeline.extraction.calibrate import calibrate, uncalibrated
-    from pipeline.extraction.columns import find_index, open_targets
-    from pipeline.extraction.config import Voice
-    from pipeline.extraction.job import extract_block
-    from pipeline.extraction.plan import make_plan
-    from pipeline.extraction.worker import Run, forget_run
+    from pipeline.extract.calibrate import calibrate, uncalibrated
+    from pipeline.extract.columns import Voice, find_index, open_targets
+    from pipeline.extract.job import extract_block
+    from pipeline.extract.plan import make_plan
+    from pipeline.extract.worker import Run, forget_run
 
     spec_file = spec_file or cache.parent / f"{cache.name}.yaml"
     spec_file.write_text(yaml.safe_dump(document))
@@ -153,7 +152,7 @@ def finetune_recipe():
 @pytest.fixture(scope="session")
 def distilled(small_world, tiny_recipe, tmp_path_factory):
     """A run of distillation, whose student knows dinov2, clip and sam."""
-    from pipeline.distill import DistillConfig, distill
+    from pipeline.distill.stage import DistillConfig, distill
 
     out = tmp_path_factory.mktemp("distilled") / "run"
     distill(DistillConfig(cache=str(small_world.cache), recipe=tiny_recipe, device="cpu"), out)

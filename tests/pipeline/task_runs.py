@@ -5,8 +5,8 @@ import json
 import yaml
 
 from pipeline.data.datasets import task_table
-from pipeline.training.checkpoint import new_checkpoint, point, step_folder
-from pipeline.training.task_model import save_task_model
+from pipeline.dense.task_model import save_task_model
+from pipeline.train.checkpoint import new_checkpoint, point, step_folder
 from sak.student.build import new_student
 from sak.student.config import StudentConfig
 from sak.student.sizes import StemSize

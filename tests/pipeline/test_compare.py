@@ -5,16 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.cache.cache import FeatureCache
+from pipeline.cache.reader.feature_cache import FeatureCache
 from pipeline.compare import compare_runs
 from pipeline.data.datasets import task_table
-from pipeline.distill import DistillConfig, distill
-from pipeline.finetune import FinetuneConfig, Session, finetune
-from pipeline.training.evaluation import Evaluation, TaskEvaluation
-from pipeline.training.evaluation_store import Evaluated, StoredEvaluation, write_stored
-from pipeline.training.run import RunDirectory
-from pipeline.training.standardised import load_standardisers
-from pipeline.training.task_model import load_task_model
+from pipeline.dense.evaluation import Evaluation, TaskEvaluation
+from pipeline.dense.task_model import load_task_model
+from pipeline.distill.stage import DistillConfig, distill
+from pipeline.evaluate.results import Evaluated, StoredEvaluation, write_stored
+from pipeline.finetune.stage import FinetuneConfig, Session, finetune
+from pipeline.train.distillation import load_standardisers
+from pipeline.train.run import RunDirectory
 from sak.checkpoints.store import load_student
 from sak.errors import UsageError
 

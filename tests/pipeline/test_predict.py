@@ -7,10 +7,10 @@ from PIL import Image
 
 from cli import main
 from pipeline.data.fitted import fit
-from pipeline.images.decode import decode_photo
-from pipeline.images.errors import BadImage
+from pipeline.dense.task_model import TaskModels
+from pipeline.images.access import decode_photo
+from pipeline.images.source import BadImage
 from pipeline.predict import PredictConfig, find, predict
-from pipeline.training.task_models import TaskModels
 from sak.errors import UsageError
 from sak.tasks import NYUD
 from tests.pipeline.task_runs import write_run

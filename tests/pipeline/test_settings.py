@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from pipeline.ablation.study import load_study
+from pipeline.ablate.study import load_study
 from pipeline.cache.spec import load_spec
-from pipeline.data.folder import FolderSpec
+from pipeline.data.datasets import FolderSpec
 from pipeline.demo.teachers.recipe import DemoTeachersRecipe
-from pipeline.distill import distill_config
-from pipeline.finetune import finetune_config
+from pipeline.distill.stage import DistillRecipe, distill_config
+from pipeline.finetune.stage import finetune_config
 from pipeline.settings import Frozen, dump_yaml, load_settings, overridden, parse_settings, parse_yaml, read_yaml
-from pipeline.training.distill_recipe import DistillRecipe
-from pipeline.training.recipe import recipe_and_rest
+from pipeline.train.config import recipe_and_rest
 from sak.errors import UsageError
 
 TWICE = "training:\n  optimiser: {rate: 1e-3, rate: 2e-3}\n"

@@ -10,15 +10,15 @@ import threading
 
 import pytest
 
-from pipeline.storage import Location, MissingFileError, StorageError, remote
+from pipeline.storage import MissingFileError, StorageError, open_location, remote
 
 
 @pytest.fixture(params=["local", "memory"])
 def place(request, tmp_path):
     if request.param == "local":
-        yield Location.parse(tmp_path / "cache")
+        yield open_location(tmp_path / "cache")
     else:
-        location = Location.parse(f"memory://{tmp_path.name}-{request.node.name}".replace("[", "-").replace("]", ""))
+        location = open_location(f"memory://{tmp_path.name}-{request.node.name}".replace("[", "-").replace("]", ""))
         yield location
         location.delete_tree("")
 
@@ -139,28 +139,28 @@ def test_a_location_crosses_pickle(place):
 
 def test_urls_and_paths_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert Location.parse("cache").url == str(tmp_path / "cache")
-    assert Location.parse(f"file://{tmp_path}/c") == Location.parse(tmp_path / "c")
-    assert Location.parse("memory://bucket/c/").url == "memory://bucket/c"
-    assert Location.parse("memory://bucket/c").is_remote
-    assert not Location.parse("c").is_remote
-    assert Location.parse("c").local_path("x") == tmp_path / "c" / "x"
-    assert Location.parse("memory://b").local_path("x") is None
+    assert open_location("cache").url == str(tmp_path / "cache")
+    assert open_location(f"file://{tmp_path}/c") == open_location(tmp_path / "c")
+    assert open_location("memory://bucket/c/").url == "memory://bucket/c"
+    assert open_location("memory://bucket/c").is_remote
+    assert not open_location("c").is_remote
+    assert open_location("c").local_path("x") == tmp_path / "c" / "x"
+    assert open_location("memory://b").local_path("x") is None
     with pytest.raises(StorageError, match="empty path"):
-        Location.parse("")
+        open_location("")
 
 
 def test_local_files_follow_the_umask_and_reading_makes_nothing(tmp_path):
     before = os.umask(0o002)
     try:
-        Location.parse(tmp_path / "shared").write_bytes("deep/x", b"1")
-        Location.parse(tmp_path / "shared").create_exclusive("deep/y", b"1")
+        open_location(tmp_path / "shared").write_bytes("deep/x", b"1")
+        open_location(tmp_path / "shared").create_exclusive("deep/y", b"1")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "shared/deep/x").stat().st_mode) == 0o664
     assert stat.S_IMODE((tmp_path / "shared/deep/y").stat().st_mode) == 0o664
     assert stat.S_IMODE((tmp_path / "shared/deep").stat().st_mode) == 0o775
-    absent = Location.parse(tmp_path / "absent")
+    absent = open_location(tmp_path / "absent")
     assert absent.list() == []
     assert not absent.exists()
     assert list(absent.walk()) == []
@@ -171,7 +171,7 @@ def test_local_files_follow_the_umask_and_reading_makes_nothing(tmp_path):
 def test_a_file_in_the_place_of_a_folder_is_told_as_that(tmp_path):
     (tmp_path / "cache").write_text("not a folder")
     with pytest.raises(StorageError, match="cache/x: a file lies where a folder is wanted; move it away"):
-        Location.parse(tmp_path / "cache").write_bytes("x", b"")
+        open_location(tmp_path / "cache").write_bytes("x", b"")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_file_in_the_place_of_a_folder_is_told_as_that(tmp_path):
      (errno.EROFS, "read-only"), (errno.ESTALE, "cannot be reached"), (errno.EIO, "cannot be reached")],
 )  # fmt: skip
 def test_a_failing_disk_is_one_line_with_place_and_remedy_and_leaves_the_old_file(tmp_path, monkeypatch, number, line):
-    place = Location.parse(tmp_path)
+    place = open_location(tmp_path)
     place.write_bytes("x", b"old")
 
     def fail(*_):
@@ -198,7 +198,7 @@ def test_a_failing_disk_is_one_line_with_place_and_remedy_and_leaves_the_old_fil
 
 
 def test_scratch_of_dead_writers_is_removed_by_age(tmp_path):
-    place = Location.parse(tmp_path)
+    place = open_location(tmp_path)
     old, new = place.scratch("a/x"), place.scratch("a/x")
     old.write_bytes(b"12345")
     new.write_bytes(b"1")
@@ -226,7 +226,7 @@ def flaky(monkeypatch):
         files = Flaky(list(errors))
         monkeypatch.setattr(remote, "url_to_fs", lambda url, **_: (files, url))
         monkeypatch.setattr(remote, "DELAYS", (0.0, 0.0))
-        return Location.parse("s3://bucket/c")
+        return open_location("s3://bucket/c")
 
     return make
 
@@ -241,7 +241,7 @@ def test_scratch_of_killed_writers_to_remote_stores_is_removed_and_that_of_other
         (tmp_path / name).write_bytes(b"block")
         if what != "new":
             os.utime(tmp_path / name, (1, 1))
-    scratch = Location.parse("memory://b").scratch("deep/block")
+    scratch = open_location("memory://b").scratch("deep/block")
     assert scratch.parent == tmp_path
     assert {path.name for path in tmp_path.iterdir()} == set(names.values()) - {names["dead"]}
 
@@ -262,7 +262,7 @@ def test_a_refusal_is_not_tried_again(flaky):
 
 def test_an_uninstalled_remote_library_names_the_extra():
     with pytest.raises(StorageError, match=r"sak\[remote\]"):
-        Location.parse("abfs://container/c").read_bytes("x")
+        open_location("abfs://container/c").read_bytes("x")
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def s3(tmp_path_factory):
     host, port = threaded.get_host_and_port()
     patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     boto3.client("s3").create_bucket(Bucket="bucket")
-    yield Location.parse("s3://bucket/cache")
+    yield open_location("s3://bucket/cache")
     threaded.stop()
     patch.undo()
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compiled_files import keep, stamp_of
 from pipeline.demo.render import solids
+from pipeline.demo.render.compiled_files import keep, stamp_of
 from pipeline.demo.render.solids import FAR, Vec, inner, meet, normal_at, reciprocal
 
 Array = NDArray[np.float64]

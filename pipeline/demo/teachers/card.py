@@ -12,7 +12,7 @@ from pipeline.demo.teachers.pool import FREE
 from pipeline.demo.teachers.recipe import DemoTeachersRecipe
 from pipeline.demo.weights.shipped import LICENCE, demo_model
 from pipeline.storage.local import replace_durably
-from pipeline.training.run import RunDirectory
+from pipeline.train.run import RunDirectory
 from sak.errors import SakError
 
 

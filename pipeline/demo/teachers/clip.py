@@ -17,7 +17,7 @@ from pipeline.demo.teachers.crops import CropPlan, SceneBatch, whole
 from pipeline.demo.teachers.objective import Objective
 from pipeline.demo.teachers.repaint import Repaint
 from pipeline.demo.teachers.towers import new_tower, vit_levels, vit_tokens
-from pipeline.training.protocols import StepResult
+from pipeline.train.protocols import StepResult
 
 SHARED = 128
 """Channels of the space where images and captions meet."""

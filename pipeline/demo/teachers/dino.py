@@ -19,7 +19,7 @@ from pipeline.demo.teachers.crops import CropPlan, SceneBatch, whole
 from pipeline.demo.teachers.objective import Objective
 from pipeline.demo.teachers.repaint import Repaint
 from pipeline.demo.teachers.towers import new_tower, vit_levels, vit_tokens
-from pipeline.training.protocols import StepResult
+from pipeline.train.protocols import StepResult
 
 HIDDEN, BOTTLENECK = 256, 64
 IMAGE_TEMPERATURE, PATCH_TEMPERATURE = 0.15, 0.1

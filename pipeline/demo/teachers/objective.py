@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.demo.teachers.crops import CropPlan, SceneBatch
 from pipeline.demo.things.classes import SUBJECTS
-from pipeline.training.checkpoint import read_tensors
-from pipeline.training.protocols import StepResult
+from pipeline.train.checkpoint import read_tensors
+from pipeline.train.protocols import StepResult
 
 
 class Objective(nn.Module):

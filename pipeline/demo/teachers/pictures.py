@@ -14,7 +14,7 @@ from pipeline.demo.teachers.pool import STREAM
 from pipeline.demo.weights.shipped import DEMO_MODELS, shipped_file
 from pipeline.pictures.charts import axes_row, draw_legend, figure_png
 from pipeline.pictures.panel import Tile, as_png, panel
-from pipeline.training.run import RunDirectory
+from pipeline.train.run import RunDirectory
 from sak.errors import UsageError
 from sak.teachers import Teacher, build_teacher
 

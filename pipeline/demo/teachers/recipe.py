@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.demo.teachers.pool import PoolSpec
 from pipeline.settings import Frozen
-from pipeline.training.config import OptimiserConfig, ScheduleConfig, TrainingConfig
+from pipeline.train.config import OptimiserConfig, ScheduleConfig, TrainingConfig
 
 MODELS = ("dino", "clip", "sam", "stem")
 

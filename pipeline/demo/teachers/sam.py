@@ -14,7 +14,7 @@ from pipeline.demo.teachers.crops import CropPlan, SceneBatch, whole
 from pipeline.demo.teachers.objective import Objective
 from pipeline.demo.teachers.repaint import Repaint
 from pipeline.demo.teachers.towers import by_quarters, new_tower
-from pipeline.training.protocols import StepResult
+from pipeline.train.protocols import StepResult
 
 VIEW = 96
 FINE = 48

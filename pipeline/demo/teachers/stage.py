@@ -28,10 +28,10 @@ from pipeline.demo.teachers.sam import SamTraining
 from pipeline.demo.teachers.stem import StemTraining
 from pipeline.progress import Update
 from pipeline.settings import load_settings, read_yaml
-from pipeline.training.devices import make_accelerator
-from pipeline.training.loop import Fit
-from pipeline.training.protocols import FitResult, Hooks, StepResult
-from pipeline.training.run import CONFIG, RunDirectory, differences
+from pipeline.train.devices import make_accelerator
+from pipeline.train.loop import Fit
+from pipeline.train.protocols import FitResult, Hooks, StepResult
+from pipeline.train.run import CONFIG, RunDirectory, differences
 from sak.errors import UsageError, nearest
 
 OBJECTIVES: Mapping[str, Callable[[int], Objective]] = {

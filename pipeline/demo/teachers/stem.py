@@ -9,7 +9,7 @@ from pipeline.demo.teachers.crops import CropPlan, SceneBatch, whole
 from pipeline.demo.teachers.objective import Objective
 from pipeline.demo.teachers.towers import new_tower, vit_tokens
 from pipeline.demo.things.classes import SUBJECTS
-from pipeline.training.protocols import StepResult
+from pipeline.train.protocols import StepResult
 
 SMOOTHING = 0.1
 

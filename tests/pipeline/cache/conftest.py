@@ -10,18 +10,17 @@ import pytest
 import torch
 
 from pipeline.cache.calibration import Calibrator
-from pipeline.cache.column_codec import ColumnCodec, column_layout, reduction_of
-from pipeline.cache.column_writer import WritableColumn
-from pipeline.cache.fidelity import LevelFidelity
+from pipeline.cache.column_codec import ColumnCodec, LevelFidelity, column_layout, reduction_of
 from pipeline.cache.folder import Cache
 from pipeline.cache.key import column_document, document_key
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.records import Absent
 from pipeline.cache.spec import CacheSpec, parse_spec
-from pipeline.images.columns import Columns, hash_keys, join_keys
+from pipeline.cache.writer import WritableColumn
 from pipeline.images.index import ShardIndex
+from pipeline.images.index_file import Columns, hash_keys, join_keys
 from pipeline.images.views import make_view
-from pipeline.storage import Location
+from pipeline.storage import open_location
 from sak.features import FeatureMaps
 from sak.teachers.recipe import TeacherFacts
 
@@ -46,7 +45,7 @@ def make_index(keys, data="/data/made-up"):
         hashes=hashes,
         order=order,
     )
-    return ShardIndex(columns, data, "tars", Location.parse(data), ("shard.tar",), (), (".jpg",))
+    return ShardIndex(columns, data, "tars", open_location(data), ("shard.tar",), (), (".jpg",))
 
 
 def make_spec(**changes) -> CacheSpec:

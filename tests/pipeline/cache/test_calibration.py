@@ -4,13 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.calibration import (
-    Calibration,
-    CalibrationError,
-    Calibrator,
-    LevelStatistics,
-    calibration_samples,
-)
+from pipeline.cache.calibration import Calibration, CalibrationError, Calibrator, LevelStatistics, calibration_samples
 from sak.features import FeatureMaps
 
 KEYS = tuple(f"n{number:05d}" for number in range(300))

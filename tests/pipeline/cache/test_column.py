@@ -10,15 +10,13 @@ import pytest
 from torch.utils.data import DataLoader
 
 from pipeline.cache.column import CALIBRATION, Column
-from pipeline.cache.column_writer import WritableColumn
 from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace, split_overlay
-from pipeline.cache.lease import LeaseLostError
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.owner import Owner
+from pipeline.cache.lease import LeaseLostError, Owner
+from pipeline.cache.manifest import CacheError, Manifest, NewerSchemaError, seal, unseal
 from pipeline.cache.records import BlockRecord
-from pipeline.cache.sealed import CacheError, NewerSchemaError, seal, unseal
-from pipeline.cache.store import DamageError
-from pipeline.cache.verify import verify
+from pipeline.cache.stores.base import DamageError
+from pipeline.cache.tools.verify import verify
+from pipeline.cache.writer import WritableColumn
 from pipeline.images.views import ViewPolicy
 from sak.errors import UsageError
 
@@ -312,7 +310,7 @@ def test_a_lost_or_changed_calibration_is_found_before_anything_is_decoded(write
 def test_boxes_flips_and_crcs_come_back_as_views(writer, made):
     maker = writer()
     column = maker.write("dino").column.fresh()
-    from pipeline.cache.stored_views import StoredViews
+    from pipeline.cache.stores.base import StoredViews
 
     stored = StoredViews(column.stored_views(0, np.asarray([19, 2, 9])), 0, (32, 32))
     for row, key in enumerate(("n019", "n002", "n009")):
@@ -325,7 +323,7 @@ def test_a_center_crop_keeps_the_size_it_scales_to(writer, made):
     policy = {"kind": "center_crop", "size": 32}
     maker = writer(spec=made.spec(views=policy))
     column = maker.write("dino").column.fresh()
-    from pipeline.cache.stored_views import StoredViews
+    from pipeline.cache.stores.base import StoredViews
 
     stored = StoredViews(column.stored_views(0, np.asarray([4])), 0, (32, 32)).view(0)
     assert stored == made.mark(ViewPolicy(**policy), "n004", 0)[0]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cache.calibration import Calibrator, LevelStatistics
-from pipeline.cache.encoding import FeatureError, LevelCodec
+from pipeline.cache.level_codec import FeatureError, LevelCodec
 from pipeline.cache.quantizers import QUANTIZERS, gaussian_levels
 from pipeline.cache.spec import EncodingSpec
 from sak.features import FeatureMaps

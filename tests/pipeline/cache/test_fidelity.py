@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 from pipeline.cache.calibration import Calibrator
-from pipeline.cache.encoding import LevelCodec
-from pipeline.cache.fidelity import LevelFidelity, measure
-from pipeline.cache.reduction import Reduced, Reduction
+from pipeline.cache.column_codec import LevelFidelity, measure
+from pipeline.cache.level_codec import LevelCodec, Reduced, Reduction
 from pipeline.cache.spec import EncodingSpec
 from sak.features import FeatureMaps
 from sak.losses.targets import project

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.hadamard import Rotation
+from pipeline.cache.quantizers import Rotation
 
 
 @pytest.mark.parametrize(

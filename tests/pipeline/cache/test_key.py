@@ -6,14 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.key import (
-    KEY_DIGITS,
-    canonical_json,
-    column_document,
-    document_key,
-    explain_difference,
-    spec_key,
-)
+from pipeline.cache.key import KEY_DIGITS, canonical_json, column_document, document_key, explain_difference, spec_key
 from pipeline.cache.spec import parse_spec
 from sak.teachers.recipe import TeacherFacts
 
@@ -187,8 +180,8 @@ def test_different_values_have_different_canonical_json(values):
 
 
 def test_a_manifest_and_its_spec_describe_one_teacher():
-    from pipeline.cache.layout import ColumnLayout
     from pipeline.cache.manifest import Manifest
+    from pipeline.cache.stores.base import ColumnLayout
 
     spec = parse_spec(DOCUMENT, facts=FACTS)
     made = {"weights_sha256": "ab" * 32, "teacher_revision": "1", "custom_source_sha256": "cd" * 32}

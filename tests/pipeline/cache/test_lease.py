@@ -7,9 +7,8 @@ from threading import Thread
 
 import pytest
 
-from pipeline.cache.lease import LeaseKeeper, LeaseLostError, Leases
-from pipeline.cache.owner import Owner
-from pipeline.storage import Location
+from pipeline.cache.lease import LeaseKeeper, LeaseLostError, Leases, Owner
+from pipeline.storage import open_location
 
 NAME = "v000-b000003"
 
@@ -17,8 +16,8 @@ NAME = "v000-b000003"
 @pytest.fixture(params=["local", "memory"])
 def place(request, tmp_path):
     if request.param == "local":
-        return Location.parse(tmp_path / "leases")
-    return Location.parse(f"memory://leases-{tmp_path.name}-{time.time_ns()}")
+        return open_location(tmp_path / "leases")
+    return open_location(f"memory://leases-{tmp_path.name}-{time.time_ns()}")
 
 
 def elsewhere(token: str) -> Owner:
@@ -82,7 +81,7 @@ def test_a_damaged_lease_file_blocks_nobody(place):
 
 
 def _hold(path, ready):
-    Leases(Location.parse(path)).acquire(NAME)
+    Leases(open_location(path)).acquire(NAME)
     ready.set()
     time.sleep(60)
 
@@ -93,10 +92,10 @@ def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path)
     process = context.Process(target=_hold, args=(tmp_path, ready))
     process.start()
     assert ready.wait(20)
-    assert Leases(Location.parse(tmp_path)).acquire(NAME) is None
+    assert Leases(open_location(tmp_path)).acquire(NAME) is None
     process.kill()
     process.join()
-    assert Leases(Location.parse(tmp_path)).acquire(NAME).generation == 2
+    assert Leases(open_location(tmp_path)).acquire(NAME).generation == 2
 
 
 def test_a_process_number_used_again_is_another_owner():

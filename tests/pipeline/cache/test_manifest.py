@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.sealed import SCHEMA, NewerSchemaError, seal, unseal
-from pipeline.cache.store import DamageError
+from pipeline.cache.manifest import SCHEMA, Manifest, NewerSchemaError, seal, unseal
+from pipeline.cache.stores.base import DamageError
 
 JSON = st.recursive(
     st.none()

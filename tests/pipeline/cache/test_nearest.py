@@ -5,8 +5,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.cache.nearest import NearestLevel
-from pipeline.cache.quantizers import QUANTIZERS, gaussian_levels
+from pipeline.cache.quantizers import QUANTIZERS, NearestLevel, gaussian_levels
 
 LEVELS = {"int8": QUANTIZERS["int8"](1).levels, "int4": gaussian_levels(), "uneven": torch.tensor([-9.0, 0, 0.5, 40])}
 

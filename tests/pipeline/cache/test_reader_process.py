@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import batches as batches_module
-from pipeline.cache.batches import FeatureBatches
-from pipeline.cache.cache import FeatureCache
-from pipeline.cache.order import ReadingOrder
-from pipeline.cache.reader_process import ArraySizes, HereReader, ProcessReader, SharedMemory
-from pipeline.cache.store import DamageError
+from pipeline.cache.reader import batches as batches_module
+from pipeline.cache.reader.batches import FeatureBatches, ReadingOrder
+from pipeline.cache.reader.feature_cache import FeatureCache
+from pipeline.cache.reader.process import ArraySizes, HereReader, ProcessReader, SharedMemory
+from pipeline.cache.stores.base import DamageError
 from sak.errors import SakError
 
 KEYS = tuple(f"n{number:03d}" for number in range(40))
@@ -133,9 +132,9 @@ def test_nothing_is_left_when_the_batches_are_gone(cache):
 
 PROGRAM = """
 import os, signal, sys, time
-from pipeline.cache.batches import FeatureBatches
-from pipeline.cache.cache import FeatureCache
-from pipeline.cache.order import ReadingOrder
+from pipeline.cache.reader.batches import FeatureBatches
+from pipeline.cache.reader.feature_cache import FeatureCache
+from pipeline.cache.reader.batches import ReadingOrder
 batches = FeatureBatches(FeatureCache.open(sys.argv[1]), ReadingOrder(batch_size=8, block=8, window=3), processes=1)
 reading = iter(batches)
 next(reading)

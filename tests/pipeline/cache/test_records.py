@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cache.manifest import seal
 from pipeline.cache.records import Absent, BlockRecord, from_ranges, parse_record_name, record_name, to_ranges
-from pipeline.cache.sealed import seal
-from pipeline.cache.store import DamageError, FileRecord
+from pipeline.cache.stores.base import DamageError, FileRecord
 
 RECORD = BlockRecord(
     view=1,

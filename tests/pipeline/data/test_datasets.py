@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from scipy.io import loadmat, savemat
 
-from pipeline.data import mat
+from pipeline.data import label_files as mat
 from pipeline.data.augment import for_evaluation, for_training
 from pipeline.data.datasets import check_tree, describe, fraction_of, open_dataset, task_table
 from pipeline.data.sample import DataError

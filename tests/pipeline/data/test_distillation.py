@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache.cache import FeatureCache
-from pipeline.cache.order import ReadingOrder
-from pipeline.data.distill_batch import join, normalise
-from pipeline.data.distillation import CachedBatches
+from pipeline.cache.reader.batches import ReadingOrder
+from pipeline.cache.reader.feature_cache import FeatureCache
+from pipeline.data.distillation import CachedBatches, join, normalise
 from pipeline.data.live_teachers import LiveTeachers, live_from_manifest, manifest_of
-from pipeline.data.loading import LoadFailure, load_batches
-from pipeline.data.view_images import PhotometricJitter, ViewDataset, Wanted
-from pipeline.images.access import ImageAccess
-from pipeline.images.decode import decode_rgb
-from pipeline.images.errors import ReplayError
+from pipeline.data.loading import LoadFailure, PhotometricJitter, ViewDataset, WantedViews, load_batches
+from pipeline.images.access import ImageAccess, decode_rgb
+from pipeline.images.source import ReplayError
 from pipeline.images.views import make_view, render
 from sak.errors import SakError
 from sak.losses.targets import ProjectedTarget
@@ -81,7 +78,7 @@ def test_the_parts_of_all_ranks_are_the_global_batch(cache):
 def test_other_pixels_than_the_teachers_saw_are_refused_by_sample(cache):
     batch = next(batches_of(cache).start_at(0))
     other = ViewDataset(cache.universe, cache.view_policy.model_copy(update={"seed": 77}))
-    images = other.load(Wanted(batch.encoded.samples.tolist(), 0, 0))
+    images = other.load(WantedViews(batch.encoded.samples.tolist(), 0, 0))
     with pytest.raises(ReplayError, match=r"sample '.*', view 0: the pixels \(CRC") as error:
         join(images, batch.encoded, torch.device("cpu"))
     assert "\n" not in str(error.value)
@@ -137,9 +134,9 @@ def test_what_goes_wrong_in_a_worker_comes_home_as_one_line(cache, monkeypatch, 
     gone = replace(cache.universe, indices={"x": index.relocated(index.data)}, rows={"x": None})
     monkeypatch.setattr(ImageAccess, "read", lambda self, row: (_ for _ in ()).throw(SakError("shard.tar is gone")))
     dataset = ViewDataset(gone, cache.view_policy)
-    assert dataset[Wanted([0], 0, 0)] == LoadFailure("shard.tar is gone")
+    assert dataset[WantedViews([0], 0, 0)] == LoadFailure("shard.tar is gone")
     with pytest.raises(SakError, match=r"^shard.tar is gone$"):
-        next(load_batches(dataset, iter([Wanted([0], 0, 0)]), workers=0, pin=False))
+        next(load_batches(dataset, iter([WantedViews([0], 0, 0)]), workers=0, pin=False))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.images.access import ImageAccess
 from pipeline.images.build import build_index
-from pipeline.images.errors import ShardError
+from pipeline.images.source import ShardError
 from pipeline.storage import StorageError
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pipeline.images.decode import MAX_PIXELS, decode_rgb
-from pipeline.images.errors import BadImage
+from pipeline.images.access import MAX_PIXELS, decode_rgb
+from pipeline.images.source import BadImage
 
 GREY = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)
 

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.images.build import build_index
-from pipeline.images.columns import Columns, hash_keys, join_keys
-from pipeline.images.errors import IndexFileError, ShardError, StaleIndexError
 from pipeline.images.index import ShardIndex
-from pipeline.images.source import Stamp
-from pipeline.storage import Location, MissingFileError
+from pipeline.images.index_file import Columns, hash_keys, join_keys
+from pipeline.images.source import IndexFileError, ShardError, StaleIndexError, Stamp
+from pipeline.storage import MissingFileError, open_location
 
 
 def made_up(keys, data="/data"):
@@ -29,7 +28,7 @@ def made_up(keys, data="/data"):
         key_bytes, key_ends, shard, suffix, offset, size, np.arange(count, dtype=np.int32), digest, hashes, order
     )
     stamps = (Stamp(10_000, 1.5),)
-    return ShardIndex(columns, data, "tars", Location.parse(data), ("a.tar",), stamps, (".jpg",))
+    return ShardIndex(columns, data, "tars", open_location(data), ("a.tar",), stamps, (".jpg",))
 
 
 KEYS = st.lists(st.text(max_size=12).filter(lambda key: key.isprintable()), unique=True, min_size=1, max_size=40)
@@ -62,14 +61,14 @@ def test_a_subset_is_an_index_of_its_samples(keys, draw):
 
 
 def test_a_large_subset_is_taken_in_parts(monkeypatch):
-    monkeypatch.setattr("pipeline.images.columns._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("pipeline.images.index_file._ROWS_AT_ONCE", 7)
     index = made_up([f"key-{number:x}" for number in range(100)])
     rows = np.random.default_rng(0).permutation(100)[:60]
     assert index.subset(rows).keys() == index.keys(rows)
 
 
 def test_keys_that_share_a_hash_are_told_apart(monkeypatch):
-    monkeypatch.setattr("pipeline.images.columns.key_hash", lambda _: 5)
+    monkeypatch.setattr("pipeline.images.index_file.key_hash", lambda _: 5)
     index = made_up(["a", "b", "c"])
     index.columns.hashes[:] = 5
     assert [index.find(key) for key in "abc"] == [0, 1, 2]

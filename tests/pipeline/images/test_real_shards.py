@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from torchvision import transforms
 
-from pipeline.images.access import ImageAccess
+from pipeline.images.access import ImageAccess, decode_rgb
 from pipeline.images.build import build_index
-from pipeline.images.decode import decode_rgb
-from pipeline.images.errors import ShardError
 from pipeline.images.index import ShardIndex
+from pipeline.images.source import ShardError
 from pipeline.images.views import ViewPolicy, make_view, pixel_crc, render, replay
 
 POLICY = ViewPolicy(kind="random_resized_crop", size=64, seed=11)

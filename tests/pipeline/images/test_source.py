@@ -3,8 +3,7 @@ import os
 import fsspec
 import pytest
 
-from pipeline.images.errors import ShardError
-from pipeline.images.source import find_images, is_image
+from pipeline.images.source import ShardError, find_images, is_image
 from pipeline.storage import StorageError
 from sak.errors import SakError
 

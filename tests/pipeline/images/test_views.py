@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from pipeline.images.errors import BadImage, ReplayError
+from pipeline.images.source import BadImage, ReplayError
 from pipeline.images.views import View, ViewPolicy, make_view, pixel_crc, render, replay
 
 RANDOM = ViewPolicy(kind="random_resized_crop", size=384)

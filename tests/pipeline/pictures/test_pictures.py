@@ -5,10 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.pictures.colour import IGNORED, colour, depth_limits, label_as_stored, meaning
-from pipeline.pictures.compare import Compared, comparison, prediction_panel
-from pipeline.pictures.files import stored, stored_normals, write_prediction
-from pipeline.pictures.panel import GAP, Tile, panel
+from pipeline.pictures.colour import (
+    IGNORED,
+    colour,
+    depth_limits,
+    label_as_stored,
+    meaning,
+    stored,
+    stored_normals,
+    write_prediction,
+)
+from pipeline.pictures.panel import GAP, Compared, Tile, comparison, panel, prediction_panel
 from sak.tasks import NYUD, PASCAL_CONTEXT
 
 

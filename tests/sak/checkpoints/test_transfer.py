@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sak.checkpoints.reference import from_reference_state_dict, reference_key, to_reference_state_dict
-from sak.checkpoints.transfer import transfer
+from sak.checkpoints.store import transfer
 from sak.errors import SakError
 from sak.student.build import make_student
 from sak.student.config import StudentConfig

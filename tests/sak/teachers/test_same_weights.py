@@ -6,7 +6,7 @@ from segment_anything import sam_model_registry
 from torch import nn
 
 from sak.teachers import build_teacher
-from sak.teachers.sam import FusedAttention
+from sak.teachers.positions import FusedAttention
 from sak.teachers.segment_anything_teacher import SIZES
 
 TIMM_CLIP = "timm/vit_base_patch16_clip_quickgelu_224.openai"

@@ -8,12 +8,7 @@ from safetensors.torch import save_file
 
 from sak.errors import UsageError
 from sak.teachers import build_teacher, teacher_recipe
-from sak.teachers.weights import (
-    WeightsError,
-    check_state,
-    random_state,
-    state_sha256,
-)
+from sak.teachers.weights import WeightsError, check_state, random_state, state_sha256
 from sak.weight_files import read_tensors
 
 STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.0, -0.5])}

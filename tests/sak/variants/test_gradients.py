@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sak.errors import UsageError
-from sak.variants.gradients import cagrad, cagrad_objective, combination, pcgrad, pcgrad_projections
+from sak.variants.weighting import cagrad, cagrad_objective, combination, pcgrad, pcgrad_projections
 
 
 def gradients(count, size=6, seed=0):

@@ -6,7 +6,7 @@ import torch
 from sak.checkpoints.store import fill_heads, load_probe, save_probe
 from sak.errors import SakError, UsageError
 from sak.teachers import TeacherRecipe, build_teacher
-from sak.variants.probe import Probe, ProbeConfig
+from sak.variants.frozen import Probe, ProbeConfig
 
 TINY = {"embed_dim": 16, "depth": 4, "num_heads": 2}
 SAM = {"model": "timm/samvit_base_patch16.sa1b", "input_size": (64, 64), "overrides": {**TINY, "window_size": 2}}

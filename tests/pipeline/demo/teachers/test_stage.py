@@ -13,7 +13,7 @@ from pipeline.demo.teachers.recipe import DemoTeachersRecipe
 from pipeline.demo.teachers.stage import OBJECTIVES, run_demo_teachers
 from pipeline.demo.weights.shipped import DIRECTORY, shipped_file
 from pipeline.settings import load_settings
-from pipeline.training.checkpoint import CheckpointError
+from pipeline.train.checkpoint import CheckpointError
 from sak.errors import UsageError
 from sak.teachers import build_teacher
 

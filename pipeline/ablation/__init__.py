@@ -1,1 +1,0 @@
-"""The parts of `pipeline.ablate`: studies, the jobs they need, running them, and their tables."""

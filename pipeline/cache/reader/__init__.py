@@ -1,0 +1,1 @@
+"""How a cache is read: samples of columns as batches for training."""

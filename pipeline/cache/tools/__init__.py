@@ -1,0 +1,1 @@
+"""What a person asks of a cache: plan, inventory, verify, prune, copy."""

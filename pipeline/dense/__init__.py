@@ -1,0 +1,1 @@
+"""Networks for dense prediction, their data and their measurement: shared by later stages."""

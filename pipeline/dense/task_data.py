@@ -1,0 +1,173 @@
+"""The images that a fine-tuning trains on and is measured on, checked before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.data.datasets import FolderDataset, check_tree, fraction_of, open_dataset
+from pipeline.data.fitted import own_labels
+from pipeline.data.pascal_context import PascalContext
+from pipeline.data.sample import TaskDataset
+from pipeline.dense.evaluation import Predict
+from pipeline.processes import WAITING, in_order, worker_pool
+from pipeline.progress import Update
+from sak.errors import SakError, UsageError
+from sak.metrics.depth import FARTHEST
+from sak.tasks import IGNORE, Dataset, Task
+
+TRAINING, VALIDATION = "train", "val"
+PARTS = "human_parts"
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The training split and the places of the images taken from it; the validation split, where there is one."""
+
+    training: TaskDataset
+    places: tuple[int, ...]
+    validation: TaskDataset | None
+
+
+def open_task_data(
+    name: str, data: str, rows: Dataset, *, fraction: float, seed: int, persons_only: bool, boundaries: bool
+) -> TaskData:
+    """Both splits with the labels of these tasks; DataError where a file is missing.
+
+    `fraction` keeps a share of the training images, fixed by the seed. `persons_only` keeps, of a training on human
+    parts alone, the images with a person (the paper's single-task baseline).
+    """
+    tasks = rows.names
+    training = open_dataset(name, data, TRAINING, tasks)
+    check_tree(name, data, TRAINING, tasks).raise_if_incomplete()
+    places = fraction_of(training, fraction, seed)
+    if persons_only and tuple(tasks) == (PARTS,):
+        places = with_persons(training, places)
+    return TaskData(training, places, _validation(name, data, tasks, training, boundaries))
+
+
+def _validation(
+    name: str, data: str, tasks: Sequence[str], training: TaskDataset, boundaries: bool
+) -> TaskDataset | None:
+    if isinstance(training, FolderDataset) and VALIDATION not in training.spec.splits:
+        return None
+    check_tree(name, data, VALIDATION, tasks, boundaries=boundaries).raise_if_incomplete()
+    return open_dataset(name, data, VALIDATION, tasks)
+
+
+def with_persons(dataset: TaskDataset, places: Sequence[int]) -> tuple[int, ...]:
+    """Those of the images that show a person; UsageError where none does."""
+    found = tuple(place for place in places if _has_person(dataset, place))
+    if not found:
+        raise UsageError(f"none of the {len(places)} training images shows a person; leave {PARTS} out with --tasks")
+    return found
+
+
+def _has_person(dataset: TaskDataset, place: int) -> bool:
+    if isinstance(dataset, PascalContext):
+        return dataset.has_person(place)
+    labels = dataset[place].labels[PARTS]
+    return bool(((labels != 0) & (labels != IGNORE)).any())
+
+
+# Predictors that look at no image: what every metric must beat, from the statistics of the training labels.
+
+CERTAIN = 20.0
+"""The logit of what is predicted everywhere."""
+
+HOW = {
+    "mIoU": "the commonest class everywhere",
+    "parts mIoU": "the commonest class everywhere",
+    "maxF": "salient everywhere",
+    "mErr": "the mean normal everywhere",
+    "odsF": "a boundary everywhere",
+    "RMSE": "the mean depth everywhere",
+}
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """Task -> float64 sums over the pixels of all labels: of classes (255,), or of components and pixels (C + 1,)."""
+
+    sums: Mapping[str, NDArray[np.float64]]
+
+    def __add__(self, other: "LabelStatistics") -> "LabelStatistics":
+        """Of both."""
+        return LabelStatistics({task: self.sums[task] + other.sums[task] for task in self.sums})
+
+
+def label_statistics(
+    dataset: TaskDataset, table: Dataset, *, workers: int = 0, limit: int | None = None, progress: Update | None = None
+) -> LabelStatistics:
+    """Of the split's images (the first `limit`); labels of boundaries and saliency are not needed."""
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    needed = [task for task in table if _is_learnt(task)]
+    total: LabelStatistics | None = None
+    with worker_pool(workers, "--workers", prepare=_prepare, arguments=(dataset, needed)) as pool:
+        for done, found in enumerate(in_order(pool, _of_image, range(count), WAITING * max(workers, 1)), start=1):
+            total = found if total is None else total + found
+            if progress is not None:
+                progress(done, count)
+    return total or LabelStatistics({})
+
+
+def needs_labels(table: Dataset) -> list[str]:
+    """The tasks whose training labels `label_statistics` reads."""
+    return [task.name for task in table if _is_learnt(task)]
+
+
+def _is_learnt(task: Task) -> bool:
+    return task.metric in ("mIoU", "parts mIoU", "mErr", "RMSE")
+
+
+_here: list[tuple[TaskDataset, list[Task]]] = []
+
+
+def _prepare(dataset: TaskDataset, tasks: list[Task]) -> None:
+    _here[:] = [(dataset, tasks)]
+
+
+def _of_image(index: int) -> LabelStatistics:
+    dataset, tasks = _here[0]
+    labels = own_labels(dataset[index])
+    return LabelStatistics({task.name: _sums(task, labels[task.name]) for task in tasks})
+
+
+def _sums(task: Task, label: NDArray[Any]) -> NDArray[np.float64]:
+    if task.classes:
+        return np.bincount(label.ravel(), minlength=256)[:IGNORE].astype(np.float64)
+    valid = (label != IGNORE).all(0)
+    if task.metric == "RMSE":
+        valid &= (label[0] > 0) & (label[0] < FARTHEST)
+    return np.append(label[:, valid].sum(1, dtype=np.float64), valid.sum())
+
+
+def trivial_predict(statistics: LabelStatistics, table: Dataset) -> Predict:
+    """The same for every image; SakError where a task has no labelled pixel in training."""
+    constants = {task.name: torch.tensor(_constant(task, statistics), dtype=torch.float32) for task in table}
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        shape = (len(images), -1, *images.shape[-2:])
+        return {
+            task: values.to(images.device)[None, :, None, None].expand(*shape) for task, values in constants.items()
+        }
+
+    return predict
+
+
+def _constant(task: Task, statistics: LabelStatistics) -> list[float]:
+    """One value a channel."""
+    if not _is_learnt(task):
+        return [CERTAIN] if task.channels == 1 else [0.0, CERTAIN]
+    sums = statistics.sums[task.name]
+    if not sums[-1 if not task.classes else slice(None)].any():
+        raise SakError(f"{task.name}: no training label has a valid pixel, so there is no trivial predictor")
+    if task.classes:
+        chosen = int(sums[: task.channels].argmax())
+        return [CERTAIN * (number == chosen) for number in range(task.channels)]
+    means: list[float] = (sums[:-1] / sums[-1]).tolist()
+    return means

@@ -1,0 +1,279 @@
+"""A trained network for dense prediction, whatever it is made of: what evaluation, prediction and export are given."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.datasets import task_table
+from pipeline.train.run import ABOUT
+from pipeline.train.saver import load_weights, save_weights
+from sak.checkpoints.store import PROBE_WEIGHTS, WEIGHTS, fill_heads, load_probe, load_student, save_probe
+from sak.errors import SakError, UsageError, nearest
+from sak.student.student import Student
+from sak.tasks import DATASETS, Dataset
+from sak.variants.frozen import Probe
+
+Size = tuple[int, int]
+Checkpoint = Literal["best", "last"]
+Predict = Callable[[Tensor], Mapping[str, Tensor]]
+"""Normalised images (B, 3, H, W) of exactly the model's size -> task -> prediction (B, channels, H, W), raw."""
+
+STAGE = "finetune"
+KINDS = ("sak", "multi-task", "single-task", "probe")
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A network with heads.
+
+    Attributes:
+        model: a `Student` or a `Probe`.
+        tasks: what it predicts, in the data set's order.
+        image_size: (height, width) that it takes.
+        dataset: the data set's name, or the path of the YAML file that describes it; None: not known.
+        kind: one of `KINDS`.
+    """
+
+    model: nn.Module
+    tasks: tuple[str, ...]
+    image_size: Size
+    dataset: str | None
+    kind: str
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Predict`; puts the network into eval mode, leaves devices and autocast to the caller."""
+        if self.model.training:
+            self.model.eval()
+        outputs: dict[str, Tensor] = self.model(images, tasks=self.tasks).tasks
+        return {task: outputs[task] for task in self.tasks}
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Task -> channels of its head."""
+        return {task: _config(self.model).tasks[task] for task in self.tasks}
+
+    def table(self) -> Dataset:
+        """The rows of its tasks; UsageError where the data set is not known."""
+        if self.dataset is None:
+            raise UsageError("nothing says which data set this model is for; name it with --dataset")
+        return task_table(self.dataset).select(self.tasks)
+
+
+def describe(model: nn.Module, *, dataset: str | None = None, kind: str | None = None) -> TaskModel:
+    """A network as a `TaskModel`; its kind follows from its parts where it is not told."""
+    config = _config(model)
+    return TaskModel(model, tuple(config.tasks), tuple(config.image_size), dataset, kind or _kind(model))
+
+
+def save_task_model(model: nn.Module | TaskModel, folder: Path) -> None:
+    """Write a network's checkpoint into the folder: a student whole, a probe without its teacher."""
+    network = model.model if isinstance(model, TaskModel) else model
+    if isinstance(network, Probe):
+        save_probe(network, folder)
+    else:
+        save_weights(network, folder)
+
+
+def restore_task_model(model: nn.Module, folder: Path) -> None:
+    """Put a checkpoint's weights into a network that is there; SakError where they are another one's."""
+    if isinstance(model, Probe):
+        fill_heads(model, folder)
+    else:
+        load_weights(model, folder)
+
+
+def load_task_model(
+    root: Path, *, checkpoint: Checkpoint = "best", dataset: str | None = None, image_size: Size | None = None
+) -> list[TaskModel]:
+    """The networks of a fine-tuned run (one; a single-task baseline has one a task) or of a checkpoint's folder.
+
+    Args:
+        root: a run's directory; or a folder with `student.safetensors` (such as `sak-cli import-checkpoint` writes) or
+            `probe.safetensors`, for which `dataset` must be named where its channels do not tell.
+        checkpoint: of a run; `last` where it has no `best`.
+        dataset: wins over what is recorded, and is checked against the heads.
+        image_size: (height, width) other than the trained one; the position embedding is resampled.
+
+    Raises:
+        SakError: it is no fine-tuned run, has no such checkpoint, or does not fit the data set; one line.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such folder; give a fine-tuned run's directory, or a checkpoint's folder")
+    about = _about(root)
+    if about is None:
+        return [_from_folder(root, dataset, image_size)]
+    if about.get("stage") != STAGE:
+        raise UsageError(
+            f"{root} is a run of {about.get('stage', 'another stage')}, no fine-tuned one: it has no task heads yet; "
+            f"fine-tune it first (sak-cli finetune --init {root})"
+        )
+    if "parts" in about:
+        return [_part(root, root / folder, checkpoint, dataset, image_size) for folder in about["parts"].values()]
+    return [_from_run(root, about, checkpoint, dataset, image_size)]
+
+
+def checkpoint_folder(run: Path, checkpoint: Checkpoint = "best") -> Path:
+    """`checkpoints/best` or `checkpoints/last` of a run, `last` where there is no `best`; UsageError where none is."""
+    for name in (checkpoint, "last"):
+        folder = run / "checkpoints" / name
+        if folder.is_dir():
+            return folder
+    raise UsageError(f"{run} has no checkpoint yet; let it train on with --resume")
+
+
+def _part(whole: Path, root: Path, checkpoint: Checkpoint, dataset: str | None, image_size: Size | None) -> TaskModel:
+    about = _about(root)
+    if about is None:
+        raise UsageError(f"{root} is not trained yet; go on with {whole} first (sak-cli finetune ... --resume)")
+    return _from_run(root, about, checkpoint, dataset, image_size)
+
+
+def _from_run(
+    run: Path, about: Mapping[str, Any], checkpoint: Checkpoint, dataset: str | None, image_size: Size | None
+) -> TaskModel:
+    model = _load(checkpoint_folder(run, checkpoint), image_size)
+    found = describe(model, dataset=dataset or about["dataset"], kind=about["kind"])
+    return _checked(found, run, f"it was trained on {about['dataset']}")
+
+
+def _from_folder(folder: Path, dataset: str | None, image_size: Size | None) -> TaskModel:
+    model = _load(folder, image_size)
+    return _checked(describe(model, dataset=dataset or _guess(_config(model).tasks, folder)), folder)
+
+
+def _load(folder: Path, image_size: Size | None) -> nn.Module:
+    if (folder / PROBE_WEIGHTS).is_file():
+        return load_probe(folder, image_size=image_size)
+    if not (folder / WEIGHTS).is_file():
+        raise UsageError(
+            f"{folder} is no fine-tuned run and holds no checkpoint ({WEIGHTS}); give what sak-cli finetune or "
+            "import-checkpoint wrote"
+        )
+    return load_student(folder, image_size=image_size)
+
+
+def _guess(tasks: Mapping[str, int], folder: Path) -> str:
+    """The data set whose heads these are; UsageError where it is none's, or more than one's."""
+    fitting = [
+        name
+        for name, rows in DATASETS.items()
+        if not name.startswith("demo-") and all(rows.channels.get(task) == count for task, count in tasks.items())
+    ]
+    if len(fitting) != 1 and tasks:
+        heads = f"fit {' and '.join(fitting)}" if fitting else "are those of no known data set"
+        raise UsageError(f"{folder}: its heads {heads}; name the data set with --dataset")
+    return fitting[0] if tasks else ""
+
+
+def _checked(found: TaskModel, root: Path, hint: str = "name the data set it was trained on") -> TaskModel:
+    """UsageError, ending with the hint, unless the network has heads, and they are the data set's."""
+    if not found.tasks:
+        raise UsageError(f"{root} has no task heads: it is a distilled student; fine-tune it first (sak-cli finetune)")
+    rows = task_table(found.dataset or "")
+    for task, channels in found.channels.items():
+        if task not in rows.names:
+            raise UsageError(
+                f"{root} predicts {task}, which {rows.name} does not have (it has {', '.join(rows.names)}); {hint}"
+            )
+        if rows[task].channels != channels:
+            raise UsageError(
+                f"{root}: its head of {task} has {channels} channels, {rows.name} has {rows[task].channels}; {hint}"
+            )
+    ordered = tuple(task for task in rows.names if task in found.tasks)
+    return TaskModel(found.model, ordered, found.image_size, found.dataset, found.kind)
+
+
+def _about(root: Path) -> dict[str, Any] | None:
+    path = root / ABOUT
+    if not path.is_file():
+        return None
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise SakError(f"{path} is damaged ({error}); the weights in {root}/checkpoints/last may be loaded") from error
+    return about
+
+
+def _config(model: nn.Module) -> Any:
+    if not isinstance(model, Student | Probe):
+        raise TypeError(f"a student or a probe, not {type(model).__name__}")
+    return model.config
+
+
+def _kind(model: nn.Module) -> str:
+    if isinstance(model, Probe):
+        return "probe"
+    config = _config(model)
+    return "sak" if config.teachers else "multi-task" if len(config.tasks) > 1 else "single-task"
+
+
+# The networks of a run as one: a single-task baseline has one a task, any other run a single one.
+
+
+@dataclass(frozen=True)
+class TaskModels:
+    """Networks that take images of one size and have different tasks of one data set."""
+
+    directory: Path
+    models: tuple[TaskModel, ...]
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        *,
+        checkpoint: Checkpoint = "best",
+        dataset: str | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> "TaskModels":
+        """Of a run or a checkpoint's folder, see `load_task_model`; UsageError where their sizes differ."""
+        models = load_task_model(directory, checkpoint=checkpoint, dataset=dataset, image_size=image_size)
+        sizes = sorted({model.image_size for model in models})
+        if len(sizes) > 1:
+            raise UsageError(f"{directory}: its networks take images of {sizes}; train them at one size")
+        return cls(directory, tuple(models))
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name, or the YAML file that describes it."""
+        return self.models[0].dataset or ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) that the networks take."""
+        return self.models[0].image_size
+
+    @property
+    def single(self) -> nn.Module | None:
+        """The network, where it is one alone."""
+        return self.models[0].model if len(self.models) == 1 else None
+
+    def table(self, wanted: Sequence[str] | None = None) -> Dataset:
+        """The rows of all tasks, or of those wanted; UsageError for one that is not predicted."""
+        predicted = [task for model in self.models for task in model.tasks]
+        for task in wanted or ():
+            if task not in predicted:
+                raise UsageError(f"--tasks: {self.directory} does not predict {task!r}{nearest(task, predicted)}")
+        return task_table(self.dataset).select(predicted if wanted is None else wanted)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move them, in eval mode."""
+        for model in self.models:
+            model.model.to(device).eval()
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """Every task's output; see `pipeline.dense.evaluation.Predict`."""
+        return {task: output for model in self.models for task, output in model.predict(images).items()}
+
+
+def check_checkpoint(name: str) -> None:
+    """UsageError for anything but `best` and `last`."""
+    if name not in get_args(Checkpoint):
+        raise UsageError(f"no checkpoint {name!r}{nearest(name, get_args(Checkpoint))}")

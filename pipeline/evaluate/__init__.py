@@ -1,0 +1,1 @@
+"""Metrics of fine-tuned runs, and of boundary predictions made anywhere."""

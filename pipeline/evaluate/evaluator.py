@@ -1,0 +1,216 @@
+"""Runs opened for evaluation: networks and data of each, and its evaluation, made or found in its directory."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+
+from pipeline.data.datasets import ListedDataset, check_tree, files_read, open_dataset, task_table
+from pipeline.dense.evaluation import Evaluation, Predict, evaluate_tasks
+from pipeline.dense.figures import recorded_gates
+from pipeline.dense.task_data import label_statistics, needs_labels, trivial_predict
+from pipeline.dense.task_model import Checkpoint, TaskModels, check_checkpoint
+from pipeline.evaluate.results import (
+    Evaluated,
+    StoredEvaluation,
+    files_digest,
+    images_digest,
+    read_stored,
+    store_name,
+    weights_digest,
+    write_stored,
+)
+from pipeline.progress import Update
+from pipeline.train.run import CONFIG
+from sak.errors import UsageError
+from sak.tasks import Dataset
+
+Say = Callable[[str], None]
+Bar = Callable[[str], AbstractContextManager[Update]]
+"""Opens a progress bar of its own for each part of the work, such as `pipeline.progress.progress_bar`."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to evaluate.
+
+    Attributes:
+        run: a fine-tuned run, or the folder of a checkpoint; what is found is written there.
+        data: the data set's folder; None: where the run was trained.
+        dataset: its name or YAML file; None: the run's own.
+        split: train or val, or one of a described folder.
+        checkpoint: `best` or `last`.
+        baseline_run: a run to take delta_m over, with single-task networks as the paper has it.
+        tasks: some of them; None: all that the run predicts.
+        boundary: False leaves edges out, which take longest.
+        trivial: also evaluate predictors that look at no image.
+        batch_size: images in a forward.
+        device: cuda, cpu or auto.
+        workers: processes that read, match boundaries and write.
+        save: a folder for the predictions.
+        limit: the first images alone.
+        pictures: images in `figures/predictions.png`; 0 for no figures.
+        again: evaluate anew although what is stored fits.
+    """
+
+    run: Path
+    data: Path | None = None
+    dataset: str | None = None
+    split: str = "val"
+    checkpoint: Checkpoint = "best"
+    baseline_run: Path | None = None
+    tasks: tuple[str, ...] | None = None
+    boundary: bool = True
+    trivial: bool = False
+    batch_size: int = 8
+    device: str = "cuda"
+    workers: int = 2
+    save: Path | None = None
+    limit: int | None = None
+    pictures: int = 4
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        check_checkpoint(self.checkpoint)
+        for option, value, least in (
+            ("--batch-size", self.batch_size, 1),
+            ("--workers", self.workers, 0),
+            ("--limit", 1 if self.limit is None else self.limit, 1),
+            ("--pictures", self.pictures, 0),
+        ):
+            if value < least:
+                raise UsageError(f"{option} must be at least {least}, got {value}")
+        if self.save is not None and not self.again and self.save.exists() and not _is_empty(self.save):
+            raise UsageError(
+                f"--save: {self.save} is not an empty folder; choose another, or write over it with --again"
+            )
+
+
+def _is_empty(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run's networks, the data they are judged on, and what that is called."""
+
+    place: Path
+    networks: TaskModels
+    table: Dataset
+    dataset: ListedDataset
+    of: Evaluated
+    path: Path
+    """Of the stored evaluation, without suffix."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The command's flags and where its work is done."""
+
+    config: EvaluateConfig
+    accelerator: Accelerator
+    bar: Bar | None
+    say: Say
+
+    def open(self, place: Path, like: OpenedRun | None = None) -> OpenedRun:
+        """A run and its data, checked before anything long starts; `like` another, a run on the very same data."""
+        config = self.config
+        name = config.dataset if like is None else like.of.dataset
+        networks = TaskModels.load(place, checkpoint=config.checkpoint, dataset=name)
+        name, table = networks.dataset, _judged(networks, config)
+        data = Path(like.of.data) if like is not None else config.data or trained_on(place)
+        labels = [task.name for task in table if task.metric != "odsF"]
+        edges = any(task.metric == "odsF" for task in table)
+        check_tree(name, data, config.split, labels, boundaries=False).raise_if_incomplete()
+        if edges:
+            check_tree(name, data, config.split, ["edge"], boundaries=True).raise_if_incomplete()
+        dataset = open_dataset(name, data, config.split, labels)
+        count = len(dataset) if config.limit is None else min(config.limit, len(dataset))
+        of = Evaluated(
+            name,
+            str(data.resolve()),
+            config.split,
+            images_digest(dataset, count),
+            table.names,
+            config.checkpoint,
+            weights_digest([model.model for model in networks.models]),
+            networks.size,
+            files_digest(files_read(dataset, count, boundaries=edges)),
+        )
+        part = table.names if len(table) < len(task_table(name)) else None
+        path = place / store_name(config.split, config.checkpoint, config.limit, part)
+        return OpenedRun(place, networks, table, dataset, of, path)
+
+    def evaluated(self, opened: OpenedRun) -> StoredEvaluation:
+        """The evaluation stored in the run's directory where it is of the very same, else made and stored there."""
+        path = opened.path.with_name(f"{opened.path.name}.json")
+        saves = self.config.save is not None and opened.place == self.config.run
+        found = None if self.config.again or saves else read_stored(path, opened.of)
+        if found is not None:
+            self.say(f"{path} is of the very same network and images: taken from there (--again evaluates anew)")
+            return found
+        self.say(f"evaluating {opened.place}: {', '.join(opened.table.names)}")
+        opened.networks.to(self.accelerator.device)
+        with recorded_gates(opened.networks.single) as recorder:
+            evaluation = self._measure(opened.networks.predict, opened, self.config.save if saves else None)
+        gates = recorder.means(self.accelerator)
+        opened.networks.to("cpu")
+        stored = StoredEvaluation(opened.of, evaluation, gates)
+        if self.accelerator.is_main_process:
+            write_stored(path, stored.as_dict())
+        return stored
+
+    def trivial(self, opened: OpenedRun, stored: StoredEvaluation) -> Evaluation | None:
+        """What looks at no image scores, on the same images; None where nobody asked."""
+        if not self.config.trivial or stored.trivial is not None:
+            return stored.trivial
+        learnt = needs_labels(opened.table)
+        training = open_dataset(opened.of.dataset, opened.of.data, "train", learnt)
+        self.say(f"statistics of {len(training):,} training labels, then their trivial predictors on the same images")
+        with self._progress("labels") as progress:
+            statistics = label_statistics(training, opened.table, workers=self.config.workers, progress=progress)
+        return self._measure(trivial_predict(statistics, opened.table), opened, None, rescale_depth=False)
+
+    def _measure(
+        self, predict: Predict, opened: OpenedRun, save: Path | None, *, rescale_depth: bool = True
+    ) -> Evaluation:
+        with self._progress("images") as progress:
+            return evaluate_tasks(
+                predict,
+                opened.dataset,
+                opened.table,
+                size=opened.networks.size,
+                accelerator=self.accelerator,
+                batch_size=self.config.batch_size,
+                workers=self.config.workers,
+                progress=progress,
+                save=save,
+                limit=self.config.limit,
+                rescale_depth=rescale_depth,
+            )
+
+    def _progress(self, unit: str) -> AbstractContextManager[Update | None]:
+        return nullcontext() if self.bar is None else self.bar(unit)
+
+
+def _judged(networks: TaskModels, config: EvaluateConfig) -> Dataset:
+    """The rows that are evaluated."""
+    rows = networks.table(config.tasks)
+    return rows if config.boundary else rows.select(task.name for task in rows if task.metric != "odsF")
+
+
+def trained_on(place: Path) -> Path:
+    """The data that a run's configuration names; UsageError where it names none, or that is not there."""
+    try:
+        data = yaml.safe_load((place / CONFIG).read_text()).get("data")
+    except (OSError, yaml.YAMLError, AttributeError):
+        data = None
+    if not isinstance(data, str):
+        raise UsageError(f"{place} does not say where its data is; name the data set's folder with --data")
+    if not Path(data).is_dir():
+        raise UsageError(f"{place} was trained on {data}, which is not there; name the data set's folder with --data")
+    return Path(data)

@@ -1,1 +1,0 @@
-"""The parts of export: where the student comes from, the formats, the model card."""

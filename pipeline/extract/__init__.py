@@ -1,0 +1,1 @@
+"""Stage 1: run the teachers once and keep their features."""

@@ -1,0 +1,169 @@
+"""The calibration job: channel statistics of every teacher that has none yet, before any of its blocks."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline.cache.calibration import Calibrator, calibration_samples
+from pipeline.cache.column_codec import reduction_of
+from pipeline.cache.level_codec import FeatureError
+from pipeline.cache.manifest import Manifest
+from pipeline.extract.columns import Target
+from pipeline.extract.job import Failure, forward_in_pieces, to_images
+from pipeline.extract.plan import Plan
+from pipeline.extract.worker import LoadedTeacher, Run, StoppedError, WorkerContext, worker_context
+from pipeline.progress import duration
+from sak.errors import SakError
+from sak.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What the job did: samples used by teacher, or why it failed."""
+
+    samples: Mapping[str, int]
+    failure: Failure | None = None
+    stopped: bool = False
+
+
+def uncalibrated(targets: Mapping[str, Target]) -> dict[str, int]:
+    """Those of the teachers whose columns have no calibration yet, and the samples that theirs takes."""
+    return {
+        name: min(_settings(target.manifest)[0], target.manifest.layout.samples)
+        for name, target in targets.items()
+        if target.column is None or target.column.calibration() is None
+    }
+
+
+def calibrate(run: Run, names: Sequence[str]) -> Calibrated:
+    """Make and publish the calibrations of `names`, in a worker; teachers with the same settings share the decoding."""
+    try:
+        context = worker_context(run)
+        with context.lane():
+            groups: dict[tuple[int, int], list[str]] = {}
+            for name in names:
+                groups.setdefault(_settings(run.manifests[name]), []).append(name)
+            counts = [_calibrate_group(context, count, seed, each) for (count, seed), each in groups.items()]
+            return Calibrated({name: count for group in counts for name, count in group.items()})
+    except StoppedError:
+        return Calibrated({}, stopped=True)
+    except SakError as error:
+        return Calibrated({}, Failure(str(error), error.exit_code))
+
+
+def _settings(manifest: Manifest) -> tuple[int, int]:
+    wanted = manifest.document["calibration"]
+    return wanted["samples"], wanted["seed"]
+
+
+def _calibrate_group(context: WorkerContext, count: int, seed: int, names: Sequence[str]) -> dict[str, int]:
+    """Statistics of `count` samples of the whole index, view 0, whatever part of it the run extracts."""
+    samples = calibration_samples(context.index.keys(), count, seed)
+    works = [_TeacherWork(context.teacher(name)) for name in names]
+    for batch in context.source.batches(samples, 0, context.run.batch_size):
+        context.check_stop()
+        if len(batch):
+            images = to_images(batch.pixels, context.device)
+            for work in works:
+                work.update(images, batch.keys)
+    return {name: work.publish() for name, work in zip(names, works, strict=True)}
+
+
+class _TeacherWork:
+    def __init__(self, loaded: LoadedTeacher) -> None:
+        manifest = loaded.manifest
+        self._loaded = loaded
+        self._reduce = reduction_of(manifest.document, manifest.grid)
+        self._calibrator = Calibrator(loaded.teacher.levels, manifest.document["encoding"]["pca"])
+
+    def update(self, images: torch.Tensor, keys: Sequence[str]) -> None:
+        features = forward_in_pieces(self._loaded.teacher, images)
+        for level in features.levels:
+            finite = features[level].flatten(1).isfinite().all(1)
+            if not bool(finite.all()):
+                key = keys[int((~finite).nonzero()[0])]
+                raise FeatureError(
+                    f"teacher {self._loaded.teacher.name}, level {level}, sample {key!r}: features are not finite; "
+                    "run this teacher in another precision, or leave the image out"
+                )
+        self._calibrator.update(features.apply(lambda map_: self._reduce(map_).map))
+
+    def publish(self) -> int:
+        return self._loaded.column.publish_calibration(self._calibrator.finish()).samples
+
+
+# A short measurement on a worker before a long run: how fast images decode here, and how fast each teacher is.
+
+_IMAGES = {"cuda": 64, "cpu": 4}
+_REPEATS = 2  # the faster counts
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images per second of one worker: decoding alone, and every teacher's forward alone; or why there is none."""
+
+    device: str = "cpu"
+    decode: float = 0.0
+    forward: Mapping[str, float] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def seconds(self, plan: Plan, workers: int) -> float:
+        """How long the plan will take: forwards one after another, decoding beside them where a GPU does those."""
+        decode = plan.images / self.decode if self.decode else 0.0
+        forward = sum(plan.teachers[name].samples / rate for name, rate in self.forward.items())
+        return (max(decode, forward) if self.device.startswith("cuda") else decode + forward) / workers
+
+    def calibration_seconds(self, samples: Mapping[str, int]) -> float:
+        """How long calibrations of so many samples take on one worker; teachers of one number share the decoding."""
+        decode = sum(set(samples.values())) / self.decode if self.decode else 0.0
+        return decode + sum(count / self.forward[name] for name, count in samples.items())
+
+    def lines(self, plan: Plan, workers: int, calibration: Mapping[str, int]) -> list[str]:
+        """For the screen; none where no image could be measured. `calibration`: samples of each teacher without one."""
+        if not self.forward:
+            return []
+        rates = ", ".join(f"{name} {rate:,.1f}" for name, rate in self.forward.items())
+        together = 1 / sum(1 / rate for rate in self.forward.values())
+        lines = [
+            f"Images per second of one worker: decoding {self.decode:,.0f}; {rates}; all together {together:,.1f}",
+            f"About {duration(self.seconds(plan, workers))} on {workers} worker{'s' * (workers > 1)}",
+        ]
+        if calibration:
+            most, seconds = max(calibration.values()), self.calibration_seconds(calibration)
+            lines.append(f"Before that, once: calibration on {most:,} images, about {duration(seconds)}")
+        return lines
+
+
+def measure_speed(run: Run, names: tuple[str, ...], samples: tuple[int, ...], view: int) -> Speed:
+    """Decode a batch of `samples` and run every teacher over it, in a worker; loads the teachers as it goes."""
+    try:
+        return _measure(worker_context(run), names, samples, view)
+    except SakError as error:
+        return Speed(failure=Failure(str(error), error.exit_code))
+
+
+def _measure(context: WorkerContext, names: tuple[str, ...], samples: tuple[int, ...], view: int) -> Speed:
+    count = min(_IMAGES[context.device.type], context.batch_size)
+    start = time.perf_counter()
+    batch = next(context.source.batches(samples[: 4 * count], view, 4 * count))
+    decode = (len(batch) + len(batch.absent)) / (time.perf_counter() - start)
+    if not len(batch):
+        return Speed(str(context.device), decode)
+    images = to_images(batch.pixels[:count], context.device)
+    return Speed(str(context.device), decode, {name: _forward_rate(context, name, images) for name in names})
+
+
+def _forward_rate(context: WorkerContext, name: str, images: torch.Tensor) -> float:
+    teacher = context.teacher(name).teacher
+    forward_in_pieces(teacher, images)  # the first one chooses kernels and takes memory
+    return len(images) / min(_seconds(teacher, images) for _ in range(_REPEATS))
+
+
+def _seconds(teacher: Teacher, images: torch.Tensor) -> float:
+    start = time.perf_counter()
+    forward_in_pieces(teacher, images)
+    if images.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

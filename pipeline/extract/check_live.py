@@ -1,0 +1,174 @@
+"""`cache check-live`: run the teachers again on a sample of the cached views, and compare with what the cache holds."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from pipeline.cache.column import Column
+from pipeline.cache.column_codec import ColumnCodec, LevelFidelity, measure
+from pipeline.cache.folder import Cache
+from pipeline.cache.manifest import CacheError
+from pipeline.cache.selection import Numbers, select_columns
+from pipeline.cache.stores.base import StoredViews
+from pipeline.cluster import resolve_device
+from pipeline.data.live_teachers import build_from_manifest
+from pipeline.extract.job import to_images
+from pipeline.images.access import ImageAccess, decode_rgb
+from pipeline.images.views import replay
+from sak.losses.targets import ProjectedTarget
+from sak.teachers import Teacher
+
+SLACK = 1.5
+"""A sample may be this much harder to encode than the column's mean; int4 of other weights is off by a factor of 10."""
+
+NOISE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
+"""Standardised relative error between two runs of one teacher: other batches, another device."""
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class LiveLevel:
+    """One level of one column, live against cached.
+
+    `error` is the relative error of the cached features in the channel-standardised space, `stated` what the column's
+    records say of its encoding; `allowed` bounds `error`. `cosine` is the mean map cosine, `cosine_min` the lowest.
+    """
+
+    column: str
+    random: bool
+    level: int
+    samples: int
+    cosine: float
+    cosine_min: float
+    error: float
+    stated: float
+    allowed: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the cache is what the teacher says, within its encoding's error."""
+        return self.error <= self.allowed
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self) | {"agrees": self.agrees}
+
+
+@dataclass(frozen=True)
+class LiveReport:
+    """All levels that were compared."""
+
+    levels: tuple[LiveLevel, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all of them agree."""
+        return all(each.agrees for each in self.levels)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"agrees": self.agrees, "levels": [each.as_dict() for each in self.levels]}
+
+    def to_text(self) -> str:
+        """For the screen: a line for each level."""
+        return "\n".join(
+            f"{each.column}{' RANDOM' if each.random else ''} level {each.level}: cosine {each.cosine:.6f} "
+            f"(lowest {each.cosine_min:.6f}), error {each.error:.4g}, stated {each.stated:.4g}: "
+            f"{'agrees' if each.agrees else 'DIFFERS'}"
+            for each in self.levels
+        )
+
+
+def check_live(
+    cache: str,
+    *,
+    teachers: Sequence[str] | None = None,
+    samples: int = 16,
+    view: int = 0,
+    data: str | None = None,
+    device: str = "cuda",
+) -> LiveReport:
+    """Compare up to `samples` samples of every column, spread evenly over it, with its teacher run now.
+
+    `data`: where the images are now, by default where they were indexed. ReplayError where an image's view does not
+    have the pixels that were extracted, SakError where a teacher's weights are not the column's.
+    """
+    where = resolve_device(device)
+    selected = select_columns(Cache.open(cache), teachers)
+    columns = [column for parts in selected.values() for column in parts if column.present(view).any()]
+    if not columns:
+        raise CacheError(f"{cache}: nothing of view {view} is there to be checked; extract it")
+    return LiveReport(tuple(level for column in columns for level in _check(column, samples, view, data, where)))
+
+
+def _check(column: Column, count: int, view: int, data: str | None, device: str) -> list[LiveLevel]:
+    present = np.flatnonzero(column.present(view))
+    chosen = present[np.unique(np.linspace(0, len(present) - 1, min(count, len(present))).round().astype(np.int64))]
+    index = column.index if data is None else column.index.relocated(data)
+    teacher = build_from_manifest(column.manifest, device)
+    codec = column.codec().to(device)
+    found: dict[int, LevelFidelity] = {}
+    for start in range(0, len(chosen), _BATCH):
+        part = chosen[start : start + _BATCH]
+        pixels = _pixels(column, ImageAccess(index, verify=True), part, view)
+        for level, fidelity in _compare(column, codec, teacher, pixels, part, view).items():
+            found[level] = found[level] + fidelity if level in found else fidelity
+    noise = NOISE[column.manifest.document["teacher"]["precision"]]
+    return [_level(column, level, fidelity, noise) for level, fidelity in found.items()]
+
+
+def _pixels(column: Column, access: ImageAccess, samples: Numbers, view: int) -> torch.Tensor:
+    """The views as they were extracted, uint8 (n, H, W, 3), their CRCs proved."""
+    height, width = column.manifest.document["views"]["size"]
+    stored = StoredViews(column.stored_views(view, samples), view, (height, width))
+    images = zip(access.read_many(samples), samples.tolist(), strict=True)
+    replayed = [
+        replay(decode_rgb(data), stored.view(row), int(stored.crcs[row]), key=access.index.key(sample))
+        for row, (data, sample) in enumerate(images)
+    ]
+    return torch.from_numpy(np.stack(replayed))
+
+
+def _compare(
+    column: Column,
+    codec: ColumnCodec,
+    teacher: Teacher,
+    pixels: torch.Tensor,
+    samples: Numbers,
+    view: int,
+) -> dict[int, LevelFidelity]:
+    calibration = column.calibration()
+    if calibration is None:
+        raise CacheError(f"{column.location}: blocks without a calibration; see `sak-cli cache verify`")
+    device = teacher.mean.device
+    features = teacher(to_images(pixels, device))
+    names = [array.name for array in column.manifest.layout.arrays]
+    read = column.store.read(view, samples, names)
+    stored = {name: torch.from_numpy(array).to(device) for name, array in read.items()}
+    targets = codec.decode(stored, codec.levels)
+    found = {}
+    for level, target in zip(codec.levels, targets, strict=True):
+        decoded = target.map if isinstance(target, ProjectedTarget) else target
+        found[level] = measure(codec.reduction(features[level]), decoded, calibration.levels[level])
+    return found
+
+
+def _level(column: Column, level: int, found: LevelFidelity, noise: float) -> LiveLevel:
+    stated = LevelFidelity()
+    for record in column.records.values():
+        if str(level) in record.fidelity:
+            stated += LevelFidelity.from_json(record.fidelity[str(level)])
+    return LiveLevel(
+        column=column.place.name,
+        random=column.random,
+        level=level,
+        samples=found.samples,
+        cosine=found.cosine,
+        cosine_min=found.cosine_min,
+        error=found.relative_error,
+        stated=stated.relative_error,
+        allowed=SLACK * stated.relative_error + noise,
+    )

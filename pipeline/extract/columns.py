@@ -1,0 +1,236 @@
+"""What an extraction works on: the shard index of its images, and a column for every teacher."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.column import Column
+from pipeline.cache.column_codec import column_layout
+from pipeline.cache.folder import Cache, ColumnPlace
+from pipeline.cache.key import column_document, document_key
+from pipeline.cache.lease import SECONDS
+from pipeline.cache.manifest import Manifest
+from pipeline.cache.spec import CacheSpec
+from pipeline.cache.writer import WritableColumn
+from pipeline.cluster import ClusterConfig
+from pipeline.extract.worker import IdentifiedTeacher, identify, is_known
+from pipeline.images.build import Progress, build_index
+from pipeline.images.index import ShardIndex
+from pipeline.images.source import DamagedIndexError, StaleIndexError, find_images
+from pipeline.progress import Update
+from pipeline.settings import Overrides
+from pipeline.tables import human_bytes
+from sak.errors import UsageError, nearest
+
+# How an extraction goes: where the cache, the images and the workers are; nothing here decides bytes of a column.
+
+Say = Callable[[str], None]
+MAX_BAD = 0.001
+
+
+def quiet(message: str) -> None:
+    """Say nothing."""
+    del message
+
+
+def no_progress(done: int, total: int, note: str = "") -> None:
+    """Show nothing."""
+    del done, total, note
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a stage speaks: `say` a line, and show `progress` in images."""
+
+    say: Say = quiet
+    progress: Update = no_progress
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """One extraction.
+
+    `spec`: the cache spec's YAML, with `overrides` as `--set` takes them. `data`: see `find_images`. `cache`: a folder
+    or URL, or `rw:ro`. `teachers`: some of the spec's, None for all. `views`: how many views there shall be. `limit`:
+    only the first samples. `max_bad`: the share of samples that may be unusable before the run stops. `dry_run` stops
+    after saying what would be done. `ignore_space` starts although the disk seems too small.
+    """
+
+    spec: str | Path
+    data: str
+    cache: str
+    teachers: Sequence[str] | None = None
+    views: int = 1
+    batch_size: int = 32
+    limit: int | None = None
+    max_bad: float = MAX_BAD
+    dry_run: bool = False
+    ignore_space: bool = False
+    overrides: Overrides = ()
+    lease_seconds: float = SECONDS
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        for name in ("views", "batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if not 0 <= self.max_bad <= 1:
+            raise UsageError(f"--max-bad is a share of the samples between 0 and 1, got {self.max_bad}")
+
+
+_MARGIN_SECONDS = 0.5  # files that are made without a lease, such as manifests, are not leftovers so soon
+
+
+@dataclass(frozen=True)
+class Target:
+    """One teacher's column: what it is, and the column itself, None where it is not begun (dry runs begin none)."""
+
+    manifest: Manifest
+    column: WritableColumn | None
+
+
+def chosen_teachers(spec: CacheSpec, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The teachers asked for, in the spec's order; UsageError for one that it does not have."""
+    for name in wanted or ():
+        if name not in spec.teachers:
+            raise UsageError(f"--teachers {name}: the spec has no such teacher{nearest(name, spec.teachers)}")
+    return tuple(name for name in spec.teachers if wanted is None or name in wanted)
+
+
+def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
+    """The index of `data` that the cache keeps, if the shards did not change since; else a new one, kept there."""
+    found = find_images(data).data
+    for layer in cache.layers:
+        for key in layer.data_keys():
+            try:
+                index = layer.index(key)
+                if index.data == found:
+                    index.check_shards()
+                    cache.top.add_index(index)  # what lies there must be readable without the folders below
+                    return index
+            except (StaleIndexError, DamagedIndexError) as error:
+                voice.say(f"{error}: reading the images again")
+    voice.say(f"Reading all images of {found} once, to index them")
+
+    def report(progress: Progress) -> None:
+        expected = round(progress.samples * progress.bytes_total / max(1, progress.bytes))
+        note = f"indexing, {human_bytes(progress.bytes)} of {human_bytes(progress.bytes_total)}"
+        voice.progress(progress.samples, expected, note)
+
+    index = build_index(data, progress=report)
+    cache.top.add_index(index)
+    return index
+
+
+def identify_all(cache: Cache, spec: CacheSpec, names: Sequence[str], voice: Voice) -> dict[str, IdentifiedTeacher]:
+    """What keys need to know of the teachers called `names`; SakError where one's weights cannot be had."""
+    identities = {}
+    for name in names:
+        if not is_known(cache.top, spec, name):
+            voice.say(f"Reading the weights of {name}")
+        identities[name] = identify(cache.top, spec, name)
+    return identities
+
+
+def open_targets(
+    cache: Cache,
+    spec: CacheSpec,
+    names: Sequence[str],
+    index: ShardIndex,
+    *,
+    begin: bool,
+    lease_seconds: float,
+    identities: Mapping[str, IdentifiedTeacher] | None = None,
+) -> dict[str, Target]:
+    """Every teacher's column, begun where it is not there and `begin`; `identities` where they are known already."""
+    targets = {}
+    for name, identity in (identities or identify_all(cache, spec, names, Voice())).items():
+        manifest = make_manifest(spec, name, identity, index)
+        there = any(ColumnPlace.of(manifest) in set(layer.columns()) for layer in cache.layers)
+        column = None
+        if begin or there:
+            column = WritableColumn.create_or_open(cache, manifest, lease_seconds=lease_seconds)
+        targets[name] = Target(column.manifest if column else manifest, column)
+    return targets
+
+
+def remove_leftovers(columns: Iterable[WritableColumn]) -> None:
+    """Remove the scratch files of writers that died: those older than now, in columns that nobody writes."""
+    now = time.time()
+    for column in columns:
+        if not column.leases.held():
+            column.column.location.remove_scratch(time.time() - now + _MARGIN_SECONDS)
+
+
+def make_manifest(spec: CacheSpec, name: str, identity: IdentifiedTeacher, index: ShardIndex) -> Manifest:
+    """What the column of a spec's teacher over `index` is."""
+    teacher = spec.teachers[name]
+    document = column_document(
+        teacher,
+        spec,
+        weights_sha256=str(identity.recipe.weights_sha256),
+        teacher_revision=str(identity.recipe.code_revision),
+        custom_source_sha256=identity.recipe.source_sha256,
+    )
+    layout = column_layout(
+        document,
+        width=identity.width,
+        grid=identity.grid,
+        samples=len(index),
+        block=spec.samples_per_block,
+        codec=spec.codec,
+    )
+    return Manifest(
+        teacher=name,
+        spec_key=document_key(document),
+        data_key=index.data_key(),
+        document=document,
+        width=identity.width,
+        grid=identity.grid,
+        weights=_weights(teacher.weights),
+        layout=layout,
+        format=spec.format,
+    )
+
+
+def _weights(weights: str) -> str:
+    """Files by their absolute place, so that every worker finds them."""
+    if weights == "pretrained" or weights.startswith("random"):
+        return weights
+    return str(Path(weights).expanduser().absolute())
+
+
+# Samples that another data set's column of the same spec holds already: a larger data set extracts what is new.
+
+Samples = NDArray[np.int64]
+
+
+def samples_elsewhere(cache: Cache, manifest: Manifest, index: ShardIndex, views: int) -> dict[int, Samples]:
+    """By view, the samples of `index`, ascending, whose very image other columns have features of.
+
+    Key and SHA-256 of the image must agree. Readers take the union of the columns.
+    """
+    held = {view: np.zeros(len(index), bool) for view in range(views)}
+    for column in _siblings(cache, manifest):
+        other = cache.index(column.place.data)
+        rows = other.locate(index.keys())
+        shared = np.flatnonzero(rows >= 0)
+        same = (index.columns.digest[shared] == other.columns.digest[rows[shared]]).all(1)
+        shared = shared[same]
+        for view, mask in held.items():
+            mask[shared] |= column.present(view)[rows[shared]]
+    return {view: np.flatnonzero(mask) for view, mask in held.items()}
+
+
+def _siblings(cache: Cache, manifest: Manifest) -> Iterator[Column]:
+    """The columns of the same teacher and spec key over other data."""
+    place = ColumnPlace.of(manifest)
+    for other, layers in cache.columns.items():
+        if other.name == place.name and other.data != place.data:
+            yield from (Column.open(layer, other) for layer in layers)

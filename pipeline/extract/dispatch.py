@@ -1,0 +1,208 @@
+"""The main process's side of a run: jobs into the cluster through a sliding window, outcomes back."""
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from types import FrameType
+from typing import Any, TypeVar
+
+from distributed import Future, KilledWorker, wait
+from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError
+
+from pipeline.cluster import BLOCKS_IN_FLIGHT, Cluster
+from pipeline.extract.calibrate import Calibrated, Speed
+from pipeline.extract.columns import Say, quiet
+from pipeline.extract.job import Failure, Outcome, extract_block
+from pipeline.extract.plan import Job
+from pipeline.extract.worker import Run, forget_run, request_stop
+from sak.errors import SakError
+
+RETRIES = 2  # of what is no fault of the data or the user: those come home as outcomes
+STOP_SECONDS = 3.0
+_LOOK_SECONDS = 0.5
+_HELD_SECONDS = 2.0
+_WATCH_SECONDS = 5.0
+_LOST = (CancelledError, CommClosedError, ClosedClientError)
+
+Answer = TypeVar("Answer", Calibrated, Speed)
+
+
+class ExtractionError(SakError):
+    """An extraction cannot go on; what was finished is kept, and running it again goes on from there."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        """`exit_code` is that of the error behind it."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class SchedulerLostError(ExtractionError):
+    """The Dask scheduler does not answer any more."""
+
+    def __init__(self) -> None:
+        """There is one thing to say."""
+        super().__init__("the Dask scheduler is gone; start it again and run again: what was finished is kept")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM, as schedulers send it before they take a machine away, ends the run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ask(cluster: Cluster, function: Callable[..., Answer], run: Run, *arguments: Any) -> Answer:
+    """Run one task on a worker and wait for it; ExtractionError where it failed."""
+    running: dict[Future, None] = {}
+    with _stopped_early(cluster, run, running), _told_if_lost():
+        future = cluster.client.submit(function, run, *arguments, pure=False, retries=RETRIES)
+        running[future] = None
+        answer: Answer = _result(future, function.__name__)
+    _refuse_failure(answer.failure)
+    return answer
+
+
+def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job], say: Say = quiet) -> Generator[Outcome]:
+    """Run all jobs; each outcome as it comes. Blocks that other runs hold are asked for again until they are done.
+
+    Where all workers are gone it waits for others, and says so once. Close it: jobs that run when it ends early stop at
+    their next batch, and are given a little time for that.
+    """
+    queue, held = deque(jobs), deque[tuple[float, Job]]()
+    running: dict[Future, Job] = {}
+    watch = _WorkerWatch(cluster, say)
+    with _stopped_early(cluster, run, running), _told_if_lost():
+        while queue or held or running:
+            while held and held[0][0] <= time.monotonic():
+                queue.append(held.popleft()[1])
+            while queue and len(running) < _window(cluster):
+                job = queue.popleft()
+                running[cluster.client.submit(extract_block, run, job, pure=False, retries=RETRIES)] = job
+            watch.look()
+            for future in _finished(running):
+                outcome: Outcome = _result(future, running.pop(future).name)
+                _refuse_failure(outcome.failure)
+                if outcome.held:
+                    held.append((time.monotonic() + _HELD_SECONDS, replace(outcome.job, teachers=outcome.held)))
+                yield outcome
+
+
+def forget(cluster: Cluster, run: Run) -> None:
+    """Workers let go of a run's teachers and threads; they may outlive it."""
+    _tell(cluster, forget_run, run.id)
+
+
+@contextmanager
+def _stopped_early(cluster: Cluster, run: Run, running: Mapping[Future, object]) -> Iterator[None]:
+    """Where the block ends before its jobs do, ask them to stop and wait until they have given back their leases."""
+    try:
+        yield
+    except BaseException:
+        end = time.monotonic() + STOP_SECONDS
+        _tell(cluster, request_stop, run.id)
+        with suppress(TimeoutError, *_LOST):
+            wait(list(running), timeout=max(0.1, end - time.monotonic()))
+        raise
+
+
+def _window(cluster: Cluster) -> int:
+    """Enough that no worker waits for the next job, and no more: submitted jobs hold what they will need."""
+    return BLOCKS_IN_FLIGHT * max(1, _workers(cluster)) + 1
+
+
+def _workers(cluster: Cluster) -> int:
+    try:
+        return len(cluster.client.scheduler_info(n_workers=-1)["workers"])
+    except OSError as error:
+        raise SchedulerLostError from error
+
+
+class _WorkerWatch:
+    """Tells once, after a while, that there are no workers: a run that waits for them looks as if it hung."""
+
+    def __init__(self, cluster: Cluster, say: Say) -> None:
+        self._cluster, self._say = cluster, say
+        self._looked = self._seen = time.monotonic()
+        self._told = False
+
+    def look(self) -> None:
+        """Count the workers now and then."""
+        now = time.monotonic()
+        if now - self._looked < _WATCH_SECONDS:
+            return
+        self._looked = now
+        if _workers(self._cluster):
+            self._seen, self._told = now, False
+        elif not self._told and now - self._seen > 2 * _WATCH_SECONDS:
+            self._told = True
+            self._say(
+                "All workers are gone; waiting for others to join the scheduler (Ctrl-C stops: what was "
+                "finished is kept)"
+            )
+
+
+def _finished(running: dict[Future, Job]) -> list[Future]:
+    """Those that are through; none after half a second without any."""
+    if not running:
+        time.sleep(_LOOK_SECONDS)
+        return []
+    try:
+        return list(wait(list(running), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done)
+    except TimeoutError:
+        return []
+
+
+def _result(future: Future, what: str) -> Any:
+    try:
+        return future.result()
+    except KilledWorker as error:
+        raise ExtractionError(
+            f"{what}: its worker died {error.allowed_failures + 1} times, perhaps of too little memory; "
+            "lower --batch-size, or look at the workers' logs; run again to go on"
+        ) from error
+
+
+@contextmanager
+def _told_if_lost() -> Iterator[None]:
+    try:
+        yield
+    except _LOST as error:
+        raise SchedulerLostError from error
+
+
+def _refuse_failure(failure: Failure | None) -> None:
+    if failure is not None:
+        raise ExtractionError(failure.message, failure.exit_code)
+
+
+def _tell(cluster: Cluster, function: Callable[[str], None], run_id: str) -> None:
+    """Best effort, and quickly: workers may be gone already."""
+    done = threading.Event()
+
+    def tell() -> None:
+        try:
+            cluster.client.run(function, run_id, on_error="ignore")
+        except (OSError, RuntimeError, ValueError, TimeoutError):
+            pass
+        finally:
+            done.set()
+
+    threading.Thread(target=tell, name="tell-workers", daemon=True).start()
+    done.wait(STOP_SECONDS)

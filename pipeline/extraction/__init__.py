@@ -1,1 +1,0 @@
-"""The parts of the stage `extract`: planning, the work of one block, calibration, repair."""

@@ -1,0 +1,150 @@
+"""Pictures of a run, drawn from its `metrics.jsonl`."""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
+from pipeline.storage.location import explain
+from pipeline.train.run import RunDirectory
+from pipeline.train.step_log import WAIT_WORTH_TELLING
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def draw_distillation(run: RunDirectory) -> list[Path]:
+    """`losses.png`, `rep_sim.png` (where it was measured) and `speed.png`; returns what was drawn."""
+    training, measured = _recorded(run)
+    random = frozenset(run.about().get("reads", {}).get("random", ()))
+    drawn = []
+    if training:
+        drawn += [_losses(training, random, run.figures / "losses.png"), _speed(training, run.figures / "speed.png")]
+    if measured:
+        drawn.append(_rep_sim(measured, random, run.figures / "rep_sim.png"))
+    return drawn
+
+
+def draw_finetuning(run: RunDirectory) -> list[Path]:
+    """`task_losses.png`, `losses.png` (of teachers), `metrics.png` (where they were measured) and `speed.png`."""
+    training, measured = _recorded(run)
+    live = run.about().get("reads", {}).get("live", {})
+    random = frozenset(name for name, facts in live.items() if facts["random"])
+    drawn = []
+    if training:
+        drawn.append(_task_losses(training, run.figures / "task_losses.png"))
+        drawn.append(_speed(training, run.figures / "speed.png"))
+        if live:
+            drawn.append(_losses(training, random, run.figures / "losses.png"))
+    if measured:
+        drawn.append(_metrics(measured, run.figures / "metrics.png"))
+    return drawn
+
+
+def _recorded(run: RunDirectory) -> tuple[Lines, Lines]:
+    """Lines of training, and those of measurements on held-out data."""
+    lines = run.metrics()
+    return ([line for line in lines if not line.get("evaluation")], [line for line in lines if line.get("evaluation")])
+
+
+def _task_losses(lines: Lines, path: Path) -> Path:
+    """The total, then one panel a task, before its weight."""
+    names = [name for name in lines[0] if name.startswith("task/")]
+    figure, axes = axes_row(1 + len(names))
+    for panel, name in zip(axes, ("loss", *names), strict=True):
+        _curve(panel, lines, name, name, COLOURS[0])
+        panel.set_title(name.removeprefix("task/"))
+    return _save(figure, axes, path, legend=False)
+
+
+def _metrics(lines: Lines, path: Path) -> Path:
+    """One panel a measurement on the validation split."""
+    names = [name for name in lines[-1] if name.startswith(("metric/", "loss/")) or name == "delta_m"]
+    figure, axes = axes_row(max(len(names), 1))
+    for panel, name in zip(axes, names, strict=False):
+        _curve(panel, lines, name, name, COLOURS[0])
+        panel.set_title(name.removeprefix("metric/"))
+    return _save(figure, axes, path, legend=False)
+
+
+def _losses(lines: Lines, random: Collection[str], path: Path) -> Path:
+    """The total, then the levels."""
+    names = [name for name in lines[-1] if "/level" in name]
+    figure, (whole, *panels) = axes_row(1 + len(_teachers(names)))
+    _curve(whole, lines, "loss", "", COLOURS[0])
+    whole.set(title="all that is summed", ylabel="loss")
+    _levels(panels, lines, names, random)
+    return _save(figure, panels, path)
+
+
+def _rep_sim(lines: Lines, random: Collection[str], path: Path) -> Path:
+    """One line a teacher, then the levels."""
+    names = [name for name in lines[-1] if name.startswith("rep_sim/") and "/level" in name]
+    teachers = _teachers(names)
+    figure, (whole, *panels) = axes_row(1 + len(teachers))
+    for colour, teacher in zip(cycle(COLOURS), teachers, strict=False):
+        _curve(whole, lines, f"rep_sim/{teacher}", _titled(teacher, random), colour)
+    whole.set(title="mean of the levels, held-out images", ylabel="rep_sim (map cosine)")
+    _levels(panels, lines, names, random)
+    return _save(figure, [whole, *panels], path)
+
+
+def _teachers(names: Sequence[str]) -> list[str]:
+    """Of `[.../]<teacher>/level<block>`."""
+    return list(dict.fromkeys(name.split("/")[-2] for name in names))
+
+
+def _levels(panels: Sequence[Axes], lines: Lines, names: Sequence[str], random: Collection[str]) -> None:
+    """A panel a teacher with a line a level, deeper ones darker, on one scale, so that they can be compared."""
+    shades = mpl.colormaps["viridis_r"]
+    for panel, teacher in zip(panels, _teachers(names), strict=True):
+        own = [name for name in names if name.split("/")[-2] == teacher]
+        for position, name in enumerate(own, start=1):
+            label = name.split("/")[-1].replace("level", "level ")
+            _curve(panel, lines, name, label, shades(0.15 + 0.85 * position / len(own)))
+        panel.set_title(_titled(teacher, random))
+        if panel is not panels[0]:
+            panel.sharey(panels[0])
+
+
+def _titled(teacher: str, random: Collection[str]) -> str:
+    return f"{teacher} (RANDOM weights)" if teacher in random else teacher
+
+
+def _speed(lines: Lines, path: Path) -> Path:
+    figure, axes = axes_row(3)
+    rate, speed, wait = axes
+    for panel, name in ((rate, "learning_rate"), (speed, "images_per_second"), (wait, "data_wait")):
+        _curve(panel, lines, name, "", COLOURS[0])
+    rate.set(title="learning rate", ylabel="rate")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    speed.set(title="speed, all processes", ylabel="images a second", ylim=(0, None))
+    wait.axhline(WAIT_WORTH_TELLING, color=COLOURS[1], linewidth=0.8, linestyle="--")
+    wait.text(1, WAIT_WORTH_TELLING, f"warned of above {WAIT_WORTH_TELLING:.0%} ", transform=wait.get_yaxis_transform(),
+              ha="right", va="bottom", fontsize=8, color=COLOURS[1])  # fmt: skip
+    wait.set(title="waiting for data", ylabel="share of the time", ylim=(0, 1))
+    wait.yaxis.set_major_formatter(PercentFormatter(1))
+    return _save(figure, axes, path, legend=False)
+
+
+def _curve(axes: Axes, lines: Lines, name: str, label: str, colour: Any) -> None:
+    draw_curve(axes, [(line["step"], line[name]) for line in lines if name in line], color=colour, label=label)
+
+
+def _save(figure: Figure, axes: Sequence[Axes], path: Path, *, legend: bool = True) -> Path:
+    """Write the figure, with a legend in each of `axes`."""
+    for panel in figure.axes:
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.2)
+    for panel in axes if legend else ():
+        draw_legend(panel)
+    try:
+        path.write_bytes(figure_png(figure))
+    except OSError as error:
+        raise explain(error, str(path)) from error
+    return path

@@ -282,14 +282,14 @@ def extract(
     Example: [cyan]sak-cli extract --spec cache_specs/sak_b.yaml --data /data/imagenet --cache ./cache[/cyan]
     """
     from pipeline.cluster import ClusterConfig
-    from pipeline.extract.columns import ExtractConfig, Voice
+    from pipeline.extract.columns import ExtractConfig, Messages
     from pipeline.extract.stage import extract as run_extraction
     from pipeline.progress import progress_bar
 
     cluster = ClusterConfig(scheduler, device, workers, threads)
     config = ExtractConfig(cluster=cluster, **_flags(context, but=CLUSTER))
     with progress_bar("images") as progress:
-        report = run_extraction(config, Voice(say=_say, progress=progress))
+        report = run_extraction(config, Messages(say=_say, progress=progress))
     typer.echo(report.to_json() if as_json else report.to_text())
 
 
@@ -550,7 +550,7 @@ def cache_ls(cache: ExistingCache, as_json: AsJson = False) -> None:
     from pipeline.cache.tools.reports import ls_table
 
     columns = ls(cache)
-    typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else ls_table(columns))
+    typer.echo(json.dumps([column.as_dict() for column in columns], indent=2) if as_json else ls_table(columns))
 
 
 @cache_app.command("du")
@@ -563,7 +563,7 @@ def cache_du(cache: ExistingCache, as_json: AsJson = False) -> None:
     from pipeline.cache.tools.reports import du_table
 
     columns = du(cache)
-    typer.echo(json.dumps([each.as_dict() for each in columns], indent=2) if as_json else du_table(columns))
+    typer.echo(json.dumps([column.as_dict() for column in columns], indent=2) if as_json else du_table(columns))
 
 
 @cache_app.command("stats")
@@ -576,7 +576,7 @@ def cache_stats(cache: ExistingCache, as_json: AsJson = False) -> None:
     from pipeline.cache.tools.reports import stats_table
 
     levels = stats(cache)
-    typer.echo(json.dumps([each.as_dict() for each in levels], indent=2) if as_json else stats_table(levels))
+    typer.echo(json.dumps([level.as_dict() for level in levels], indent=2) if as_json else stats_table(levels))
 
 
 @cache_app.command("verify")
@@ -616,14 +616,14 @@ def cache_repair(
     Example: [cyan]sak-cli cache repair ./cache[/cyan]
     """
     from pipeline.cluster import ClusterConfig
-    from pipeline.extract.columns import Voice
+    from pipeline.extract.columns import Messages
     from pipeline.extract.repair import RepairConfig, repair
     from pipeline.progress import progress_bar
 
     cluster = ClusterConfig(scheduler, device, workers, threads)
     config = RepairConfig(cluster=cluster, **_flags(context, but=CLUSTER))
     with progress_bar("images") as progress:
-        report = repair(config, Voice(say=_say, progress=progress))
+        report = repair(config, Messages(say=_say, progress=progress))
     typer.echo(report.to_text())
     raise typer.Exit(0 if report.sound else 1)
 
@@ -811,7 +811,7 @@ def _usage_line(error: Exception) -> str:
     option = getattr(error, "option_name", None)
     context = getattr(error, "ctx", None)
     if option is not None and context is not None and type(error).__name__ == "NoSuchOption":
-        options = [(*each.opts, *each.secondary_opts) for each in context.command.get_params(context)]
+        options = [(*get_param.opts, *get_param.secondary_opts) for get_param in context.command.get_params(context)]
         known = [name for names in options for name in names if name.startswith("--")]
         return f"no option {option} in `{context.command_path}`{nearest(str(option), known)}"
     message = error.format_message() if hasattr(error, "format_message") else str(error)

@@ -31,11 +31,11 @@ from pipeline.cache.folder import Cache
 from pipeline.cache.spec import CacheSpec, parse_spec
 from pipeline.cluster import BLOCKS_IN_FLIGHT, process_environment, resolve_device
 from pipeline.extract.calibrate import calibrate
-from pipeline.extract.columns import Voice, find_index, open_targets
+from pipeline.extract.columns import Messages, find_index, open_targets
 from pipeline.extract.job import extract_block, to_images
 from pipeline.extract.plan import Job, make_plan
 from pipeline.extract.streams import StageSeconds, to_host
-from pipeline.extract.worker import Run, worker_context
+from pipeline.extract.worker import ExtractionRun, worker_context
 from pipeline.progress import duration
 
 IMAGENET = 1_281_167
@@ -79,12 +79,12 @@ def write_photos(folder: Path, count: int) -> None:
             tar.addfile(info, io.BytesIO(buffer.getvalue()))
 
 
-def prepare(folder: Path, data: str, spec: CacheSpec, arguments: argparse.Namespace) -> tuple[Run, list]:
+def prepare(folder: Path, data: str, spec: CacheSpec, arguments: argparse.Namespace) -> tuple[ExtractionRun, list]:
     """A run and its jobs, its columns begun and calibrated."""
     cache = Cache.create(folder / "cache")
-    index = find_index(cache, data, Voice())
+    index = find_index(cache, data, Messages())
     targets = open_targets(cache, spec, tuple(spec.teachers), index, begin=True, lease_seconds=120)
-    run = Run(
+    run = ExtractionRun(
         id="benchmark",
         cache=(cache.top.location.url,),
         data=index.data,
@@ -123,7 +123,7 @@ class Spent:
         return self.images / self.wall
 
 
-def forward_alone(run: Run, names: list[str], images: int, spent: Spent) -> Spent:
+def forward_alone(run: ExtractionRun, names: list[str], images: int, spent: Spent) -> Spent:
     """The forwards of `names`, one after the other, over batches that lie on the device."""
     context = worker_context(run)
     samples = range(min(len(context.index), 4 * run.batch_size))
@@ -147,7 +147,7 @@ def synchronised(device: str) -> float:
     return time.perf_counter()
 
 
-def extraction(run: Run, jobs: list, spent: Spent) -> StageSeconds:
+def extraction(run: ExtractionRun, jobs: list, spent: Spent) -> StageSeconds:
     """All jobs, as a worker does them; where the time went."""
     with spent.measured(run.device), ThreadPoolExecutor(BLOCKS_IN_FLIGHT) as pool:
         outcomes = list(pool.map(partial(extract_block, run), jobs))
@@ -158,7 +158,7 @@ def extraction(run: Run, jobs: list, spent: Spent) -> StageSeconds:
     return sum((outcome.stages for outcome in outcomes), StageSeconds())
 
 
-def cpu_seconds(run: Run, job: Job, views: int) -> dict[str, float]:
+def cpu_seconds(run: ExtractionRun, job: Job, views: int) -> dict[str, float]:
     """CPU seconds an image takes in each part, one after the other: a view beyond those asked for is written."""
     context, samples = worker_context(run), job.samples
     spent = {part: Spent() for part in ("decode", "forward", "encode", "write")}
@@ -181,7 +181,7 @@ def cpu_seconds(run: Run, job: Job, views: int) -> dict[str, float]:
     return {part: each.cpu / len(samples) for part, each in spent.items()}
 
 
-def gflops(run: Run, name: str) -> float:
+def gflops(run: ExtractionRun, name: str) -> float:
     """Floating-point operations of one image's forward, in 1e9."""
     context = worker_context(run)
     size = run.manifests[name].document["views"]["size"]

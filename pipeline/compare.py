@@ -77,7 +77,7 @@ def compare_runs(reference: Path, runs: Sequence[Path]) -> Comparison:
     table = task_table(own.dataset)
     rows = table.select([task for task in table.names if all(task in each for each in scores.values())])
     chosen = oracle(rows, {name: scores[name] for name in scores if name != first})
-    improvements = {name: improvement(rows, each, scores[first]) for name, each in scores.items() if name != first}
+    improvements = {name: improvement(rows, score, scores[first]) for name, score in scores.items() if name != first}
     improvements["oracle"] = improvement(rows, chosen.scores, scores[first])
     return Comparison(rows, first, scores, improvements, chosen)
 

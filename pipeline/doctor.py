@@ -132,7 +132,7 @@ def examine(places: tuple[str, ...]) -> Report:
     Where a package is missing, what needs it is left out. UsageError for a place that is a URL.
     """
     packages, package_findings = _installed_packages()
-    disks = tuple(_disk(place) for place in dict.fromkeys((*places, *_default_places())))
+    disks = tuple(_disk(fromkey) for fromkey in dict.fromkeys((*places, *_default_places())))
     torch_is_here, hub_is_here = "torch" in packages, util.find_spec("huggingface_hub") is not None
     memory = psutil.virtual_memory()
     report = Report(

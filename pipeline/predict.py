@@ -53,7 +53,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Failure:
+class PhotoFailure:
     """A file that is no usable image, and why."""
 
     path: Path
@@ -68,17 +68,19 @@ class PhotoWork:
     table: Dataset
     out: Path
 
-    def read(self, wanted: Wanted) -> Photo | Failure:
+    def read(self, wanted: Wanted) -> Photo | PhotoFailure:
         """The image, or why there is none."""
         try:
             pixels = np.asarray(decode_photo(wanted.path.read_bytes()))
         except BadImage as error:
-            return Failure(wanted.path, str(error))
+            return PhotoFailure(wanted.path, str(error))
         except OSError as error:
-            return Failure(wanted.path, error.strerror or str(error))
+            return PhotoFailure(wanted.path, error.strerror or str(error))
         height, width = pixels.shape[:2]
         if min(height, width) < LEAST_SIDE:
-            return Failure(wanted.path, f"{width} x {height} pixels; a prediction needs at least {LEAST_SIDE} a side")
+            return PhotoFailure(
+                wanted.path, f"{width} x {height} pixels; a prediction needs at least {LEAST_SIDE} a side"
+            )
         return Photo(wanted, pixels, fit(pixels.astype(np.float32), self.size))
 
     def write(self, photo: Photo, predictions: Mapping[str, Stored]) -> None:
@@ -103,7 +105,7 @@ def prepare(work: PhotoWork, alone: bool) -> None:
         torch.set_num_threads(1)
 
 
-def read(wanted: Wanted) -> Photo | Failure:
+def read(wanted: Wanted) -> Photo | PhotoFailure:
     """`PhotoWork.read` of the work that this process has."""
     return _here[0].read(wanted)
 
@@ -194,7 +196,7 @@ def predict(config: PredictConfig, *, progress: Update | None = None) -> Predict
     with worker_pool(workers, "--workers", prepare=prepare, arguments=(work, workers > 0)) as pool:
         for done, batch in _batches(pool, wanted, config.batch_size, workers):
             images = [each for each in batch if isinstance(each, Photo)]
-            bad += [(each.path, each.reason) for each in batch if isinstance(each, Failure)]
+            bad += [(each.path, each.reason) for each in batch if isinstance(each, PhotoFailure)]
             for photo, predictions in _predicted(networks, table, images, device):
                 unfinished.append(pool.submit(write, photo, predictions))
             while len(unfinished) > WAITING * workers:
@@ -236,7 +238,7 @@ def _listed(place: Path, ours: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     inside = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
     files = [path for path in inside if path.is_file() and not path.name.startswith(".")]
     root = place.resolve()
-    inner = [folder for folder in (each.resolve() for each in ours) if folder != root and folder.is_relative_to(root)]
+    inner = [folder for folder in (our.resolve() for our in ours) if folder != root and folder.is_relative_to(root)]
     if inner:
         files = [
             path for path in files if not any((root / path.relative_to(place)).is_relative_to(own) for own in inner)
@@ -257,10 +259,10 @@ def _refuse_existing(out: Path, table: Dataset, wanted: Sequence[Wanted]) -> Non
 
 def _batches(
     pool: Executor, wanted: Sequence[Wanted], batch_size: int, workers: int
-) -> Iterator[tuple[int, list[Photo | Failure]]]:
+) -> Iterator[tuple[int, list[Photo | PhotoFailure]]]:
     """Images as the pool has read them, with how many that makes."""
     ahead = AHEAD * batch_size if workers else 1
-    batch: list[Photo | Failure] = []
+    batch: list[Photo | PhotoFailure] = []
     for done, each in enumerate(in_order(pool, read, wanted, ahead), start=1):
         batch.append(each)
         if len(batch) == batch_size or done == len(wanted):

@@ -187,4 +187,4 @@ def _not_none(annotation: Any) -> Any:
     """X of `X | None`."""
     if get_origin(annotation) not in (Union, UnionType):
         return annotation
-    return next(each for each in get_args(annotation) if each is not NoneType)
+    return next(get_arg for get_arg in get_args(annotation) if get_arg is not NoneType)

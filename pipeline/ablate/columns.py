@@ -75,7 +75,7 @@ def column_states(need: CacheNeed) -> list[ColumnState]:
     if need.spec is None:
         return [] if cache is None else [_as_it_is(each) for each in _columns(cache) if _is_read(need, each)]
     columns = [] if cache is None else _columns(cache)
-    sizes = {each.teacher: each.total for each in plan_cache(need.spec, 1).columns}
+    sizes = {column.teacher: column.total for column in plan_cache(need.spec, 1).columns}
     return [_state(need, teacher, columns, sizes[teacher]) for teacher in need.spec.teachers]
 
 

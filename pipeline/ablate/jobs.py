@@ -20,7 +20,7 @@ from pipeline.ablate.stage_settings import (
     spec_document,
     stage_settings,
 )
-from pipeline.ablate.study import Row, Study, is_on, make_rows
+from pipeline.ablate.study import Study, StudyRow, is_on, make_rows
 from pipeline.cache.key import canonical_json
 from pipeline.cache.spec import CacheSpec, TeacherSpec
 from pipeline.data.datasets import task_table
@@ -66,10 +66,10 @@ Job = ExtractJob | TrainJob
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One row under one seed: stage -> the job that does it, in the stages' order."""
 
-    row: Row
+    row: StudyRow
     seed: int
     jobs: Mapping[str, str]
 
@@ -78,7 +78,7 @@ class Run:
 class Work:
     """All runs of a study, and all jobs that they need, each after those before it."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[StudyRun, ...]
     jobs: Mapping[str, Job]
 
 
@@ -91,7 +91,7 @@ def make_work(study: Study, source: str) -> Work:
         for seed in study.seeds:
             chain = _chain(study, row, seed, f"{source}: {row.name}")
             trainings |= {job.name: job for job in chain}
-            runs.append(Run(row, seed, {job.stage: job.name for job in chain}))
+            runs.append(StudyRun(row, seed, {job.stage: job.name for job in chain}))
     jobs = list(trainings.values())
     _check_limits(jobs, source)
     return Work(tuple(runs), with_extractions(jobs))
@@ -108,7 +108,7 @@ def _check_limits(jobs: Sequence[TrainJob], source: str) -> None:
             )
 
 
-def _chain(study: Study, row: Row, seed: int, source: str) -> list[TrainJob]:
+def _chain(study: Study, row: StudyRow, seed: int, source: str) -> list[TrainJob]:
     """The trainings of one row under one seed."""
     settings = dict(row.settings)
     for stage in study.seeded_stages(settings):
@@ -249,7 +249,9 @@ class _Group:
 
     def takes(self, shared: str, teachers: Mapping[str, TeacherSpec]) -> bool:
         """Whether another need fits in."""
-        return self.shared == shared and all(self.teachers.get(name, each) == each for name, each in teachers.items())
+        return self.shared == shared and all(
+            self.teachers.get(name, teacher) == teacher for name, teacher in teachers.items()
+        )
 
     def job(self) -> ExtractJob:
         """The union of the teachers, and the most views."""

@@ -11,7 +11,7 @@ from pipeline.ablate.columns import ColumnState, column_states, free_space
 from pipeline.ablate.folders import State, StudyFolder
 from pipeline.ablate.jobs import ExtractJob, Job, TrainJob, Work
 from pipeline.ablate.stage_settings import EvaluateSettings
-from pipeline.ablate.study import STAGES, TRAINED, Rates, Study
+from pipeline.ablate.study import STAGES, TRAINED, AssumedRates, Study
 from pipeline.cache.folder import split_overlay
 from pipeline.data.datasets import open_dataset
 from pipeline.finetune.stage import FinetuneConfig
@@ -33,7 +33,7 @@ class Rate:
     basis: str
 
 
-def extraction_rate(job: ExtractJob, rates: Rates) -> Rate | None:
+def extraction_rate(job: ExtractJob, rates: AssumedRates) -> Rate | None:
     """From the reports that earlier extractions left in that cache, else as the study says; None: nobody knows."""
     try:
         folder = Path(split_overlay(job.need.cache)[0]) / "reports"
@@ -48,7 +48,7 @@ def extraction_rate(job: ExtractJob, rates: Rates) -> Rate | None:
     return None if rates.extract is None else Rate(rates.extract, rates.basis)
 
 
-def training_rate(stage: str, folder: StudyFolder, rates: Rates) -> Rate | None:
+def training_rate(stage: str, folder: StudyFolder, rates: AssumedRates) -> Rate | None:
     """The median over the study's own runs of that stage, else as the study says; None: nobody knows."""
     measured = [speed for run in sorted((folder.root / "runs").glob(f"{stage}-*")) if (speed := run_speed(run))]
     if measured:
@@ -143,16 +143,16 @@ class StudyPlan:
     @property
     def pending(self) -> tuple[JobPlan, ...]:
         """Jobs with something left to do."""
-        return tuple(each for each in self.jobs.values() if each.to_do)
+        return tuple(job for job in self.jobs.values() if job.to_do)
 
     @property
     def missing(self) -> tuple[ColumnState, ...]:
         """Columns that are not whole, each once."""
         columns = [
             column
-            for each in self.jobs.values()
-            if isinstance(each.job, ExtractJob)
-            for column in each.columns
+            for job in self.jobs.values()
+            if isinstance(job.job, ExtractJob)
+            for column in job.columns
             if not column.complete
         ]
         return tuple(columns)
@@ -167,7 +167,7 @@ class StudyPlan:
         for run in self.work.runs:
             reads = [self.jobs[name] for name in run.jobs.values()]
             columns = dict.fromkeys(
-                _called(column) for each in reads if each.job.stage in TRAINED for column in each.columns
+                _called(column) for read in reads if read.job.stage in TRAINED for column in read.columns
             )
             rows.append(
                 {
@@ -177,7 +177,7 @@ class StudyPlan:
                     "reads": " ".join(columns) or "no cache",
                 }
             )
-        count = sum(isinstance(each.job, TrainJob) for each in self.jobs.values())
+        count = sum(isinstance(job.job, TrainJob) for job in self.jobs.values())
         heading = f"{len(rows)} runs of {len({run.row.name for run in self.work.runs})} rows, {count} trainings in all"
         return f"{heading}\n{text_table(rows, width=SCREEN + 40, repeat=2)}"
 
@@ -191,7 +191,7 @@ class StudyPlan:
 
     def _missing(self) -> str:
         if not self.missing:
-            there = [each for each in self.jobs.values() if isinstance(each.job, ExtractJob)]
+            there = [job for job in self.jobs.values() if isinstance(job.job, ExtractJob)]
             return "Every column is there: nothing is extracted" if there else "Nothing is extracted"
         rows = [
             {

@@ -10,7 +10,7 @@ from statistics import fmean, pstdev, stdev
 from typing import Any
 
 from pipeline.ablate.folders import State, StudyFolder, about
-from pipeline.ablate.jobs import Run, TrainJob, Work
+from pipeline.ablate.jobs import StudyRun, TrainJob, Work
 from pipeline.ablate.plan import StudyPlan, run_speed
 from pipeline.ablate.study import Study
 from pipeline.finetune.stage import FinetuneConfig
@@ -41,7 +41,7 @@ class RunResult:
     damaged: bool = False
 
 
-def read_result(run: Run, plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str]) -> RunResult:
+def read_result(run: StudyRun, plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str]) -> RunResult:
     """Read a run as it is now; `failed` says why jobs of this call did not end."""
     values: dict[str, float] = {}
     keys: dict[str, None] = {}
@@ -77,7 +77,9 @@ def _read_bytes(plan: StudyPlan, name: str, keys: Sequence[str]) -> float:
     """Bytes on disk of an image, of all views and columns that were read: none where all teachers ran live."""
     planned = plan.jobs[name]
     asked = planned.job.settings.flags.get("views") if isinstance(planned.job, TrainJob) else None
-    columns = {each.name: each.bytes_per_image * (asked or each.views) for each in planned.columns if each.name}
+    columns = {
+        column.name: column.bytes_per_image * (asked or column.views) for column in planned.columns if column.name
+    }
     return sum(columns.get(key, 0.0) for key in keys)
 
 
@@ -161,7 +163,7 @@ class Results:
     @property
     def failures(self) -> tuple[RunResult, ...]:
         """Runs without numbers."""
-        return tuple(each for each in self.results if each.failure is not None)
+        return tuple(result for result in self.results if result.failure is not None)
 
 
 def check_columns(study: Study, work: Work, source: str) -> None:
@@ -185,7 +187,7 @@ def collect(plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str], tit
         results = _with_gains(results, dataset, plan.study.baseline, notes)
     elif dataset is not None:
         notes.append("delta_m is left out: the study names no baseline row")
-    if any(each.random for each in results):
+    if any(result.random for result in results):
         notes.append(
             "Teachers marked RANDOM have random weights: the table shows how the method runs, not what it gains"
         )
@@ -211,7 +213,7 @@ def _dataset(plan: StudyPlan) -> Dataset | None:
 
 def _with_gains(results: Sequence[RunResult], dataset: Dataset, baseline: str, notes: list[str]) -> list[RunResult]:
     """delta_m of every run over the baseline's mean over its seeds."""
-    those = [each for each in results if each.row == baseline and each.failure is None]
+    those = [result for result in results if result.row == baseline and result.failure is None]
     means = {
         task.name: fmean([each.values.get(task.name, nan) for each in those]) if those else nan for task in dataset
     }
@@ -235,7 +237,7 @@ def _with_gain(result: RunResult, dataset: Dataset, baseline: Mapping[str, float
 
 
 def _row(name: str, plan: StudyPlan, results: Sequence[RunResult]) -> RowResult:
-    mine = [each for each in results if each.row == name]
+    mine = [result for result in results if result.row == name]
     whole = [each for each in mine if each.failure is None]
     names = dict.fromkeys(value for each in whole for value in each.values)
     values = {value: over_seeds(whole, value) for value in names}
@@ -247,16 +249,18 @@ def _row(name: str, plan: StudyPlan, results: Sequence[RunResult]) -> RowResult:
 
 def _different(results: Sequence[RunResult]) -> int:
     """Runs that differ: seeds that reach no stage of a row are one run."""
-    return len({tuple(each.runs.values()) for each in results})
+    return len({tuple(result.runs.values()) for result in results})
 
 
 def over_seeds(results: Sequence[RunResult], name: str) -> Spread:
     """One value over a row's seeds, of each training once: a distillation that all seeds share has no spread."""
     distilled = name.partition("/")[0] in (REP_SIM, BYTES)
     trainings = {
-        each.runs["distill"] if distilled and "distill" in each.runs else tuple(each.runs.values()): each.values[name]
-        for each in results
-        if name in each.values
+        result.runs["distill"]
+        if distilled and "distill" in result.runs
+        else tuple(result.runs.values()): result.values[name]
+        for result in results
+        if name in result.values
     }
     return spread(list(trainings.values()))
 

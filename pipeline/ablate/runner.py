@@ -158,7 +158,7 @@ STOP_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Crew:
+class JobSettings:
     """How jobs are run: how many at once, on what, by which program."""
 
     jobs: int
@@ -182,7 +182,7 @@ class Crew:
 
 
 @dataclass
-class Outcome:
+class JobsOutcome:
     """What became of the jobs: those done now, those failed with their last words, those left by an interruption."""
 
     done: list[str] = field(default_factory=list)
@@ -191,19 +191,19 @@ class Outcome:
     signal: int | None = None
 
 
-class CarryOut:
+class JobRunner:
     """One pass over the jobs of a plan."""
 
-    def __init__(self, plan: StudyPlan, folder: StudyFolder, crew: Crew, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: StudyPlan, folder: StudyFolder, crew: JobSettings, say: Callable[[str], None]) -> None:
         self.folder, self.crew, self.say = folder, crew, say
         self.waiting: dict[str, Job] = {each.job.name: each.job for each in plan.pending}
         self.started: dict[str, Job] = {}
         self.running: dict[str, tuple[int, Child]] = {}
-        self.outcome = Outcome()
+        self.outcome = JobsOutcome()
         self.total = len(self.waiting)
         self.told = time.monotonic()
 
-    def __call__(self) -> Outcome:
+    def __call__(self) -> JobsOutcome:
         """Run everything; SIGINT and SIGTERM ask the running stages to save and stop."""
         with StopRequest() as stop:
             try:

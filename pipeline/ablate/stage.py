@@ -12,7 +12,7 @@ from pipeline.ablate.folders import StudyFolder
 from pipeline.ablate.jobs import make_work
 from pipeline.ablate.plan import StudyPlan, make_plan
 from pipeline.ablate.results import Results, check_columns, collect
-from pipeline.ablate.runner import PROGRAM, CarryOut, Crew, Outcome
+from pipeline.ablate.runner import PROGRAM, JobRunner, JobSettings, JobsOutcome
 from pipeline.ablate.study import load_study
 from pipeline.ablate.tables import latex, markdown, plot_svg, results_text, rows_csv, runs_csv
 from pipeline.cluster import resolve_device, visible_gpus
@@ -94,7 +94,7 @@ class AblateReport:
 
     plan: StudyPlan
     folder: Path
-    outcome: Outcome | None = None
+    outcome: JobsOutcome | None = None
     results: Results | None = None
 
     @property
@@ -112,7 +112,7 @@ class AblateReport:
             return self.plan.to_text()
         parts = [results_text(self.results, width)]
         parts += [f"{name} failed: {reason}" for name, reason in self.outcome.failed.items()]
-        parts += dict.fromkeys(each.failure or "" for each in self.results.failures if each.damaged)
+        parts += dict.fromkeys(failure.failure or "" for failure in self.results.failures if failure.damaged)
         if self.outcome.signal is not None:
             parts.append(f"Stopped with {len(self.outcome.left)} left; call it again to go on")
         elif not self.outcome.done and not self.outcome.failed:
@@ -133,21 +133,21 @@ def run_ablation(config: AblateConfig, say: Callable[[str], None]) -> AblateRepo
     folder.make()
     with held(folder.root, say) as lock:
         plan = make_plan(study, plan.work, folder)  # what an earlier call left may have ended meanwhile
-        outcome = Outcome()
+        outcome = JobsOutcome()
         if plan.pending:
             crew = _crew(config, study.device or DEVICE, lock)
-            outcome = CarryOut(plan, folder, crew, say)()
+            outcome = JobRunner(plan, folder, crew, say)()
         plan = make_plan(study, plan.work, folder)
         results = collect(plan, folder, outcome.failed, title)
         write_results(results, folder.root)
     return AblateReport(plan, folder.root, outcome, results)
 
 
-def _crew(config: AblateConfig, device: str, lock: int) -> Crew:
+def _crew(config: AblateConfig, device: str, lock: int) -> JobSettings:
     """Who does the work: a stage at a time for each visible GPU, or one on the CPU, unless `--jobs` says otherwise."""
     found = resolve_device(config.device or device)
     gpus = visible_gpus() if found == "cuda" else ()
-    return Crew(
+    return JobSettings(
         jobs=config.jobs or max(1, len(gpus)),
         device=found,
         gpus=gpus,

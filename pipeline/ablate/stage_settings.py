@@ -147,7 +147,7 @@ def only_teachers(spec: CacheSpec, names: Sequence[str] | None, source: str) -> 
     for name in names or ():
         if name not in spec.teachers:
             raise UsageError(f"{source}: the spec has no teacher {name!r}{nearest(name, spec.teachers)}")
-    chosen = {name: each for name, each in spec.teachers.items() if names is None or name in names}
+    chosen = {name: teacher for name, teacher in spec.teachers.items() if names is None or name in names}
     return spec.model_copy(update={"teachers": chosen})
 
 

@@ -19,7 +19,7 @@ TRAINED = ("distill", "finetune")
 Changes = Mapping[str, Any]
 
 
-class Rates(Frozen):
+class AssumedRates(Frozen):
     """Images a second of each stage, for the plan's estimate where nothing was measured; `basis` says whence."""
 
     extract: float | None = Field(default=None, gt=0)
@@ -57,7 +57,7 @@ class Study(Frozen):
     oracles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     seeded: tuple[str, ...] | None = None
-    rates: Rates = Rates()
+    rates: AssumedRates = AssumedRates()
 
     @field_validator("rows", "apart", mode="before")
     @classmethod
@@ -107,7 +107,7 @@ def is_on(settings: Mapping[str, Any], stage: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One line of the table before its seeds: a name, its part from `rows`, the axes' labels, all stages' settings."""
 
     name: str
@@ -143,7 +143,7 @@ def switched(changes: Changes, source: str) -> Settings:
     return {name: {} if name in STAGES and value in (None, True) else value for name, value in changes.items()}
 
 
-def make_rows(study: Study, source: str) -> list[Row]:
+def make_rows(study: Study, source: str) -> list[StudyRow]:
     """Every combination of a row and the axes' values; UsageError names an unknown stage and the nearest one."""
     choices = [[(axis, *pair) for pair in _values(values)] for axis, values in study.axes.items()]
     named = study.rows if study.rows or study.apart else {"": {}}
@@ -166,7 +166,9 @@ def make_rows(study: Study, source: str) -> list[Row]:
     return rows
 
 
-def _row(study: Study, name: str, changes: Changes, combination: Sequence[tuple[str, str, Any]], source: str) -> Row:
+def _row(
+    study: Study, name: str, changes: Changes, combination: Sequence[tuple[str, str, Any]], source: str
+) -> StudyRow:
     """One row with one value of every axis, each as (axis, label, value)."""
     by_axes = {axis: value for axis, _, value in combination}
     labels = {axis: label for axis, label, _ in combination}
@@ -174,7 +176,7 @@ def _row(study: Study, name: str, changes: Changes, combination: Sequence[tuple[
     for setting in (*changes, *by_axes):
         check_name(setting, where, STAGES)
     title = ", ".join(part for part in (name, *labels.values()) if part) or "base"
-    return Row(title, name, labels, merged(study.base, switched(changes, where), switched(by_axes, where)))
+    return StudyRow(title, name, labels, merged(study.base, switched(changes, where), switched(by_axes, where)))
 
 
 def check_name(name: str, where: str, known: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ def best_row(name: str, results: Results) -> str | None:
     if name in _UNJUDGED:
         return None
     means = [(row.values[name].mean, row.name) for row in results.rows if name in row.values]
-    have = [each for each in means if isfinite(each[0])]
+    have = [mean for mean in means if isfinite(mean[0])]
     lower = any(task.name == name and task.lower_is_better for task in results.dataset or ())
     return (min(have) if lower else max(have))[1] if len(have) > 1 else None
 
@@ -48,15 +48,15 @@ def runs_csv(results: Results) -> str:
     names = list(dict.fromkeys(name for each in results.results for name in each.values))
     lines: list[dict[str, object]] = [
         {
-            "row": each.row,
-            "seed": each.seed,
-            **{name: each.values.get(name, "") for name in names},
-            "random": _yes(each.random),
-            "keys": " ".join(each.keys),
-            **{f"run {stage}": place for stage, place in each.runs.items()},
-            "failure": each.failure or "",
+            "row": result.row,
+            "seed": result.seed,
+            **{name: result.values.get(name, "") for name in names},
+            "random": _yes(result.random),
+            "keys": " ".join(result.keys),
+            **{f"run {stage}": run for stage, run in result.runs.items()},
+            "failure": result.failure or "",
         }
-        for each in results.results
+        for result in results.results
     ]
     return _csv(lines)
 

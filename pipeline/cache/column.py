@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.calibration import Calibration
 from pipeline.cache.column_codec import ColumnCodec
-from pipeline.cache.folder import CacheFolder, ColumnPlace
+from pipeline.cache.folder import CacheFolder, ColumnPath
 from pipeline.cache.manifest import CacheError, Manifest
 from pipeline.cache.records import BlockRecord, file_record, parse_record_name, record_name
 from pipeline.cache.stores import open_store
@@ -39,11 +39,11 @@ class Column:
     """
 
     folder: CacheFolder
-    place: ColumnPlace
+    place: ColumnPath
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: CacheFolder, place: ColumnPlace) -> "Column":
+    def open(cls, folder: CacheFolder, place: ColumnPath) -> "Column":
         """DamageError or CacheError where the manifest is damaged, gone or another column's."""
         return cls(folder, place, folder.manifest(place))
 
@@ -214,7 +214,7 @@ class Column:
         digests = sorted({record.calibration or "none" for record in records})
         if len(digests) > 1:
             raise CacheError(
-                f"{self.location}: blocks of {len(digests)} calibrations ({', '.join(each[:12] for each in digests)}), "
+                f"{self.location}: blocks of {len(digests)} calibrations ({', '.join(digest[:12] for digest in digests)}), "
                 "which must not be mixed; remove the column with `sak-cli cache prune` and extract it again"
             )
 

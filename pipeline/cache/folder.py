@@ -18,7 +18,7 @@ _LAYER = re.compile(r"[a-z][a-z0-9+]+://[^/:]*(?::\d+(?=/))?[^:]*|[^:]+")
 
 
 @dataclass(frozen=True)
-class ColumnPlace:
+class ColumnPath:
     """A column's folders: `name` is `<teacher>-<spec key>`, `data` the first digits of the data key."""
 
     name: str
@@ -35,7 +35,7 @@ class ColumnPlace:
         return self.name.rpartition("-")[0]
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "ColumnPlace":
+    def of(cls, manifest: Manifest) -> "ColumnPath":
         """Where the column of a manifest lies."""
         return cls(manifest.name, data_name(manifest.data_key))
 
@@ -67,17 +67,17 @@ class CacheFolder:
         location.create_exclusive(_CACHE, seal({"kind": _KIND}))
         return cls.open(location)
 
-    def columns(self) -> Iterator[ColumnPlace]:
+    def columns(self) -> Iterator[ColumnPath]:
         """Every column's place, by name; a folder without a manifest too, for `verify` to find."""
         for name in self.location.list("columns"):
             for data in self.location.list(f"columns/{name}"):
-                yield ColumnPlace(name, data)
+                yield ColumnPath(name, data)
 
-    def at(self, place: ColumnPlace) -> Location:
+    def at(self, place: ColumnPath) -> Location:
         """A column's folder."""
         return self.location / place.path
 
-    def manifest(self, place: ColumnPlace) -> Manifest:
+    def manifest(self, place: ColumnPath) -> Manifest:
         """What a column is; DamageError where its manifest is damaged or belongs elsewhere."""
         return read_manifest(self.at(place), place)
 
@@ -108,7 +108,7 @@ class CacheFolder:
             ) from error
 
 
-def read_manifest(location: Location, place: ColumnPlace) -> Manifest:
+def read_manifest(location: Location, place: ColumnPath) -> Manifest:
     """The manifest in a column's folder; it must be the one of that place."""
     try:
         manifest = Manifest.from_bytes(location.read_bytes(MANIFEST), location.at(MANIFEST))
@@ -116,9 +116,9 @@ def read_manifest(location: Location, place: ColumnPlace) -> Manifest:
         raise CacheError(
             f"{location}: a column without a manifest; remove it with `sak-cli cache prune`, or extract it again"
         ) from error
-    if ColumnPlace.of(manifest) != place:
+    if ColumnPath.of(manifest) != place:
         raise CacheError(
-            f"{location}: its manifest is that of {ColumnPlace.of(manifest).path}; move the folder back where it was"
+            f"{location}: its manifest is that of {ColumnPath.of(manifest).path}; move the folder back where it was"
         )
     return manifest
 
@@ -148,12 +148,12 @@ class Cache:
         return self.layers[0]
 
     @cached_property
-    def columns(self) -> dict[ColumnPlace, tuple[CacheFolder, ...]]:
+    def columns(self) -> dict[ColumnPath, tuple[CacheFolder, ...]]:
         """Every column with the folders that hold a part of it, the first one foremost."""
-        found: dict[ColumnPlace, tuple[CacheFolder, ...]] = {}
+        found: dict[ColumnPath, tuple[CacheFolder, ...]] = {}
         for layer in self.layers:
-            for place in layer.columns():
-                found[place] = (*found.get(place, ()), layer)
+            for column in layer.columns():
+                found[column] = (*found.get(column, ()), layer)
         return found
 
     def index(self, data: str) -> ShardIndex:

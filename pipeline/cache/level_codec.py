@@ -26,7 +26,7 @@ class FeatureError(SakError):
     """Features that cannot be stored: not finite, or beyond what the encoding holds."""
 
 
-class Standardiser(nn.Module):
+class ChannelScale(nn.Module):
     """(x - mean) / std per channel, then onto the principal components in units of their own deviation; and back.
 
     All components come out with variance about 1, so one scale per token serves them alike. With `favour` (int4 without
@@ -125,7 +125,7 @@ class LevelCodec(nn.Module):
     def _where(self) -> str:
         return f"teacher {self.teacher}, level {self.level}"
 
-    def _standardiser(self, encoding: EncodingSpec, statistics: LevelStatistics | None) -> Standardiser | None:
+    def _standardiser(self, encoding: EncodingSpec, statistics: LevelStatistics | None) -> ChannelScale | None:
         if encoding.kind in ("float16", "bfloat16") and encoding.pca is None:
             return None
         if statistics is None:
@@ -137,7 +137,7 @@ class LevelCodec(nn.Module):
             raise ValueError(
                 f"{self._where}: statistics hold {components} components, the encoding wants {encoding.pca}"
             )
-        return Standardiser(statistics, _FAVOUR if encoding.kind == "int4" and encoding.pca is None else 0.0)
+        return ChannelScale(statistics, _FAVOUR if encoding.kind == "int4" and encoding.pca is None else 0.0)
 
     def _refuse_unfit(self, tokens: Tensor, stored: Mapping[str, Tensor], samples: Sequence[str]) -> None:
         limiting = stored.get("scales", stored["values"])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.column import Column
-from pipeline.cache.folder import Cache, ColumnPlace
+from pipeline.cache.folder import Cache, ColumnPath
 from pipeline.cache.key import column_document, explain_difference
 from pipeline.cache.manifest import CacheError, Manifest, data_name
 from pipeline.cache.spec import CacheSpec
@@ -34,7 +34,7 @@ def select_columns(
     A teacher is named as in the spec, or with its key (`sam-1f3a...`) where the cache has several of that name.
     UsageError for teachers that are not there, and where a name means several columns.
     """
-    places = [place for place in cache.columns if data_key is None or _is_data(place, data_key)]
+    places = [column for column in cache.columns if data_key is None or _is_data(column, data_key)]
     if data_key is not None and not places:
         have = sorted({place.data for place in cache.columns})
         raise UsageError(f"{cache}: no column of data {data_key}{nearest(data_key, have)}")
@@ -48,15 +48,15 @@ def select_columns(
     return {_teacher(name, places): _parts(cache, _one(cache, name, places, spec), places) for name in wanted}
 
 
-def _is_data(place: ColumnPlace, data_key: str) -> bool:
+def _is_data(place: ColumnPath, data_key: str) -> bool:
     return bool(data_key) and (place.data.startswith(data_key) or place.data == data_name(data_key))
 
 
-def _teacher(wanted: str, places: Sequence[ColumnPlace]) -> str:
+def _teacher(wanted: str, places: Sequence[ColumnPath]) -> str:
     return next((place.teacher for place in places if place.name == wanted), wanted)
 
 
-def _one(cache: Cache, wanted: str, places: Sequence[ColumnPlace], spec: CacheSpec | None) -> str:
+def _one(cache: Cache, wanted: str, places: Sequence[ColumnPath], spec: CacheSpec | None) -> str:
     """The name of the one column that `wanted` means."""
     names = sorted({place.name for place in places if wanted in (place.teacher, place.name)})
     if not names:
@@ -73,7 +73,7 @@ def _one(cache: Cache, wanted: str, places: Sequence[ColumnPlace], spec: CacheSp
 
 
 def _matching(
-    cache: Cache, teacher: str, names: Sequence[str], places: Sequence[ColumnPlace], spec: CacheSpec
+    cache: Cache, teacher: str, names: Sequence[str], places: Sequence[ColumnPath], spec: CacheSpec
 ) -> list[str]:
     if teacher not in spec.teachers:
         raise UsageError(f"the spec has no teacher {teacher!r}{nearest(teacher, spec.teachers)}")
@@ -110,17 +110,17 @@ def spec_differences(manifest: Manifest, teacher: str, spec: CacheSpec) -> list[
     return differing
 
 
-def _told_apart(cache: Cache, names: Sequence[str], places: Sequence[ColumnPlace]) -> str:
+def _told_apart(cache: Cache, names: Sequence[str], places: Sequence[ColumnPath]) -> str:
     first, second = (_manifest(cache, name, places).document for name in names[:2])
     return "; ".join(f"{field} {a!r} or {b!r}" for field, a, b in explain_difference(first, second)) or "equal specs"
 
 
-def _manifest(cache: Cache, name: str, places: Sequence[ColumnPlace]) -> Manifest:
+def _manifest(cache: Cache, name: str, places: Sequence[ColumnPath]) -> Manifest:
     place = next(place for place in places if place.name == name)
     return cache.columns[place][0].manifest(place)
 
 
-def _parts(cache: Cache, name: str, places: Sequence[ColumnPlace]) -> tuple[Column, ...]:
+def _parts(cache: Cache, name: str, places: Sequence[ColumnPath]) -> tuple[Column, ...]:
     """Every part of a column; parts of one data set in several folders must share their calibration."""
     parts = [Column.open(layer, place) for place in places if place.name == name for layer in cache.columns[place]]
     by_data: dict[str, Column] = {}
@@ -141,7 +141,7 @@ Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Universe:
+class SampleTable:
     """`rows[data]` (N,) gives each sample's number in that data set, -1 where it has none; None where they are equal.
 
     Samples of the largest data set come first, in its order, then those that only others have.
@@ -152,7 +152,7 @@ class Universe:
     samples: int
 
     @classmethod
-    def of(cls, indices: Mapping[str, ShardIndex]) -> "Universe":
+    def of(cls, indices: Mapping[str, ShardIndex]) -> "SampleTable":
         """CacheError where two data sets have different images under one key."""
         names = sorted(indices, key=lambda name: (-len(indices[name]), name))
         found = {names[0]: np.arange(len(indices[names[0]]))}
@@ -166,7 +166,7 @@ class Universe:
         rows = {name: None if _is_plain(each, count) else _inverse(each, count) for name, each in found.items()}
         return cls(dict(indices), rows, count)
 
-    def relocated(self, data: str) -> "Universe":
+    def relocated(self, data: str) -> "SampleTable":
         """The same samples, their images read from a copy at `data`; UsageError where they are of several sets."""
         if len(self.indices) > 1:
             raise UsageError(

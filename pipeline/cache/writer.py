@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.cache.calibration import Calibration
 from pipeline.cache.column import CALIBRATION, Column
 from pipeline.cache.column_codec import LevelFidelity
-from pipeline.cache.folder import Cache, ColumnPlace, read_manifest
+from pipeline.cache.folder import Cache, ColumnPath, read_manifest
 from pipeline.cache.key import explain_difference
 from pipeline.cache.lease import SECONDS, Lease, LeaseKeeper, LeaseLostError, Leases, Owner
 from pipeline.cache.manifest import MANIFEST, CacheError, Manifest
@@ -52,7 +52,7 @@ class WritableColumn:
 
         CacheError where the column that is there has another content.
         """
-        place = ColumnPlace.of(wanted)
+        place = ColumnPath.of(wanted)
         below = tuple(Column.open(layer, place) for layer in cache.layers[1:] if place in set(layer.columns()))
         first = below[0].manifest if below else wanted
         location = cache.top.at(place)

@@ -155,7 +155,7 @@ def _refuse_other_pixels(images: ViewImages, keys: Sequence[str], view: int, vie
 
 
 @dataclass
-class Waits:
+class WaitSeconds:
     """Seconds spent waiting, so far, for images and for features; not for the first batch."""
 
     images: float = 0.0
@@ -179,7 +179,7 @@ class CachedBatches:
     live: Live | None = None
     read_features: bool = True
     fresh: bool = False
-    waits: Waits = field(default_factory=Waits)
+    waits: WaitSeconds = field(default_factory=WaitSeconds)
 
     def __post_init__(self) -> None:
         """Live teachers must see the pixels that the student sees."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.transforms.v2 import functional as transforms
 
-from pipeline.cache.selection import Universe
+from pipeline.cache.selection import SampleTable
 from pipeline.data.augment import generator
 from pipeline.images.access import ImageAccess, decode_rgb
 from pipeline.images.views import ViewPolicy, make_view, pixel_crc, render
@@ -163,7 +163,7 @@ class ViewImages:
 class ViewDataset(BatchLoader[WantedViews, ViewImages]):
     """Renders whole batches; safe to pickle into worker processes."""
 
-    universe: Universe
+    universe: SampleTable
     policy: ViewPolicy
     jitter: PhotometricJitter | None = None
     seed: int = 0

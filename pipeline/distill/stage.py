@@ -26,7 +26,7 @@ from pipeline.train.run import ANEW, Start, open_run
 from pipeline.train.saver import load_weights, save_weights
 from sak.errors import UsageError
 from sak.losses.distillation import DistillationLoss
-from sak.losses.standardise import Standardiser
+from sak.losses.standardise import Standardisation
 from sak.student.build import build_student
 
 # The recipe of a distillation: the student, the loss, reading and training; all that is not in the cache.
@@ -223,7 +223,7 @@ def held_out_similarity(
     config: DistillConfig,
     targets: TargetSource,
     accelerator: Accelerator,
-    scales: Mapping[str, Sequence[Standardiser]],
+    scales: Mapping[str, Sequence[Standardisation]],
 ) -> Callable[[nn.Module, int], Mapping[str, float]] | None:
     """rep_sim on the held-out cache; None where none was named."""
     if config.val_cache is None:

@@ -20,7 +20,7 @@ from pipeline.storage.location import MissingFileError
 from pipeline.train.distillation import TaughtBy, own_units
 from sak.errors import UsageError, nearest
 from sak.losses.distillation import image_similarities
-from sak.losses.standardise import Standardiser
+from sak.losses.standardise import Standardisation
 from sak.teachers.recipe import TeacherRecipe
 
 Levels = Sequence[int] | None
@@ -111,7 +111,7 @@ def _live(asked: Asked, names: Sequence[str]) -> list[str]:
 
 
 def _names(cache: str) -> list[str]:
-    return sorted({place.teacher for place in Cache.open(cache).columns})
+    return sorted({column.teacher for column in Cache.open(cache).columns})
 
 
 def _run(asked: Asked, cache: FeatureCache, spec: CacheSpec | None, name: str, device: torch.device) -> LiveTeacher:
@@ -191,7 +191,7 @@ def mean_similarities(
     model: nn.Module,
     step: int,
     *,
-    standardised: Mapping[str, Sequence[Standardiser]] | None = None,
+    standardised: Mapping[str, Sequence[Standardisation]] | None = None,
 ) -> Mapping[str, float]:
     """Map cosine after the loss's own resize, the mean over view 0's images: by teacher and level, and of all.
 

@@ -22,7 +22,7 @@ _EMA = "ema"
 
 
 @dataclass(frozen=True)
-class Source:
+class StudentSource:
     """A trained student, the folder it was read from, and `run.json` where there is one."""
 
     student: Student
@@ -32,7 +32,7 @@ class Source:
 
 def find_source(
     place: Path, checkpoint: Literal["best", "last"], *, averaged: bool, image_size: tuple[int, int] | None
-) -> Source:
+) -> StudentSource:
     """The student of a run's directory or a checkpoint's folder; UsageError where there is none."""
     if not place.is_dir():
         raise UsageError(f"{place}: no such folder; give a run's directory, or a checkpoint's folder")
@@ -50,7 +50,9 @@ def find_source(
             f"{folder} holds no student ({WEIGHTS}); runs of distill and finetune and imported checkpoints do, a "
             "probe's teacher is not ours to export"
         )
-    return Source(load_student(folder, image_size=image_size).eval(), folder, {**about, "columns": _columns(about)})
+    return StudentSource(
+        load_student(folder, image_size=image_size).eval(), folder, {**about, "columns": _columns(about)}
+    )
 
 
 def _columns(about: Mapping[str, Any]) -> list[str]:
@@ -116,7 +118,7 @@ outputs = dict(zip(names, student.run(None, {{"images": (images - mean) / std}})
 
 
 def write_card(
-    folder: Path, source: Source, module: Deployed, exported: Exported, dynamic_size: bool, difference: float
+    folder: Path, source: StudentSource, module: Deployed, exported: Exported, dynamic_size: bool, difference: float
 ) -> None:
     """Write `export.json` and `README.md`."""
     facts = _facts(source, module, exported, dynamic_size, difference)
@@ -139,7 +141,7 @@ def loader(module: Deployed, exported: Exported, here: str) -> str:
 
 
 def _facts(
-    source: Source, module: Deployed, exported: Exported, dynamic_size: bool, difference: float
+    source: StudentSource, module: Deployed, exported: Exported, dynamic_size: bool, difference: float
 ) -> dict[str, Any]:
     config = module.student.config
     return {
@@ -164,7 +166,7 @@ def _facts(
     }
 
 
-def _teachers(source: Source, names: list[str]) -> list[dict[str, str]]:
+def _teachers(source: StudentSource, names: list[str]) -> list[dict[str, str]]:
     """Name, model, weights, licence and cache key of every teacher, as far as the run knows them."""
     reads: Mapping[str, Any] = source.about.get("reads", {})
     sources: Mapping[str, Any] = {**reads.get("live", {}), **source.about.get("teachers", {})}

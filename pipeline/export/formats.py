@@ -48,7 +48,7 @@ def reachable(base: Path) -> set[str]:
             continue
         found.add(name)
         waiting += [parent for parent in _parents(name) if parent not in found]
-        waiting += [each for each in _imports(_file(base, name)) if each.split(".")[0] == "sak"]
+        waiting += [import_ for import_ in _imports(_file(base, name)) if import_.split(".")[0] == "sak"]
     return found
 
 

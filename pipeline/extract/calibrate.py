@@ -11,9 +11,9 @@ from pipeline.cache.column_codec import reduction_of
 from pipeline.cache.level_codec import FeatureError
 from pipeline.cache.manifest import Manifest
 from pipeline.extract.columns import Target
-from pipeline.extract.job import Failure, forward_in_pieces, to_images
-from pipeline.extract.plan import Plan
-from pipeline.extract.worker import LoadedTeacher, Run, StoppedError, WorkerContext, worker_context
+from pipeline.extract.job import BlockFailure, forward_in_pieces, to_images
+from pipeline.extract.plan import ExtractionPlan
+from pipeline.extract.worker import ExtractionRun, LoadedTeacher, StoppedError, WorkerContext, worker_context
 from pipeline.progress import duration
 from sak.errors import SakError
 from sak.teachers import Teacher
@@ -24,7 +24,7 @@ class Calibrated:
     """What the job did: samples used by teacher, or why it failed."""
 
     samples: Mapping[str, int]
-    failure: Failure | None = None
+    failure: BlockFailure | None = None
     stopped: bool = False
 
 
@@ -37,7 +37,7 @@ def uncalibrated(targets: Mapping[str, Target]) -> dict[str, int]:
     }
 
 
-def calibrate(run: Run, names: Sequence[str]) -> Calibrated:
+def calibrate(run: ExtractionRun, names: Sequence[str]) -> Calibrated:
     """Make and publish the calibrations of `names`, in a worker; teachers with the same settings share the decoding."""
     try:
         context = worker_context(run)
@@ -50,7 +50,7 @@ def calibrate(run: Run, names: Sequence[str]) -> Calibrated:
     except StoppedError:
         return Calibrated({}, stopped=True)
     except SakError as error:
-        return Calibrated({}, Failure(str(error), error.exit_code))
+        return Calibrated({}, BlockFailure(str(error), error.exit_code))
 
 
 def _settings(manifest: Manifest) -> tuple[int, int]:
@@ -107,9 +107,9 @@ class Speed:
     device: str = "cpu"
     decode: float = 0.0
     forward: Mapping[str, float] = field(default_factory=dict)
-    failure: Failure | None = None
+    failure: BlockFailure | None = None
 
-    def seconds(self, plan: Plan, workers: int) -> float:
+    def seconds(self, plan: ExtractionPlan, workers: int) -> float:
         """How long the plan will take: forwards one after another, decoding beside them where a GPU does those."""
         decode = plan.images / self.decode if self.decode else 0.0
         forward = sum(plan.teachers[name].samples / rate for name, rate in self.forward.items())
@@ -120,7 +120,7 @@ class Speed:
         decode = sum(set(samples.values())) / self.decode if self.decode else 0.0
         return decode + sum(count / self.forward[name] for name, count in samples.items())
 
-    def lines(self, plan: Plan, workers: int, calibration: Mapping[str, int]) -> list[str]:
+    def lines(self, plan: ExtractionPlan, workers: int, calibration: Mapping[str, int]) -> list[str]:
         """For the screen; none where no image could be measured. `calibration`: samples of each teacher without one."""
         if not self.forward:
             return []
@@ -136,12 +136,12 @@ class Speed:
         return lines
 
 
-def measure_speed(run: Run, names: tuple[str, ...], samples: tuple[int, ...], view: int) -> Speed:
+def measure_speed(run: ExtractionRun, names: tuple[str, ...], samples: tuple[int, ...], view: int) -> Speed:
     """Decode a batch of `samples` and run every teacher over it, in a worker; loads the teachers as it goes."""
     try:
         return _measure(worker_context(run), names, samples, view)
     except SakError as error:
-        return Speed(failure=Failure(str(error), error.exit_code))
+        return Speed(failure=BlockFailure(str(error), error.exit_code))
 
 
 def _measure(context: WorkerContext, names: tuple[str, ...], samples: tuple[int, ...], view: int) -> Speed:

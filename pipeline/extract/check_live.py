@@ -66,19 +66,19 @@ class LiveReport:
     @property
     def agrees(self) -> bool:
         """Whether all of them agree."""
-        return all(each.agrees for each in self.levels)
+        return all(level.agrees for level in self.levels)
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return {"agrees": self.agrees, "levels": [each.as_dict() for each in self.levels]}
+        return {"agrees": self.agrees, "levels": [level.as_dict() for level in self.levels]}
 
     def to_text(self) -> str:
         """For the screen: a line for each level."""
         return "\n".join(
-            f"{each.column}{' RANDOM' if each.random else ''} level {each.level}: cosine {each.cosine:.6f} "
-            f"(lowest {each.cosine_min:.6f}), error {each.error:.4g}, stated {each.stated:.4g}: "
-            f"{'agrees' if each.agrees else 'DIFFERS'}"
-            for each in self.levels
+            f"{level.column}{' RANDOM' if level.random else ''} level {level.level}: cosine {level.cosine:.6f} "
+            f"(lowest {level.cosine_min:.6f}), error {level.error:.4g}, stated {level.stated:.4g}: "
+            f"{'agrees' if level.agrees else 'DIFFERS'}"
+            for level in self.levels
         )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import column_layout
-from pipeline.cache.folder import Cache, ColumnPlace
+from pipeline.cache.folder import Cache, ColumnPath
 from pipeline.cache.key import column_document, document_key
 from pipeline.cache.lease import SECONDS
 from pipeline.cache.manifest import Manifest
@@ -18,7 +18,7 @@ from pipeline.cache.spec import CacheSpec
 from pipeline.cache.writer import WritableColumn
 from pipeline.cluster import ClusterConfig
 from pipeline.extract.worker import IdentifiedTeacher, identify, is_known
-from pipeline.images.build import Progress, build_index
+from pipeline.images.build import IndexProgress, build_index
 from pipeline.images.index import ShardIndex
 from pipeline.images.source import DamagedIndexError, StaleIndexError, find_images
 from pipeline.progress import Update
@@ -43,7 +43,7 @@ def no_progress(done: int, total: int, note: str = "") -> None:
 
 
 @dataclass(frozen=True)
-class Voice:
+class Messages:
     """How a stage speaks: `say` a line, and show `progress` in images."""
 
     say: Say = quiet
@@ -103,7 +103,7 @@ def chosen_teachers(spec: CacheSpec, wanted: Sequence[str] | None) -> tuple[str,
     return tuple(name for name in spec.teachers if wanted is None or name in wanted)
 
 
-def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
+def find_index(cache: Cache, data: str, voice: Messages) -> ShardIndex:
     """The index of `data` that the cache keeps, if the shards did not change since; else a new one, kept there."""
     found = find_images(data).data
     for layer in cache.layers:
@@ -118,7 +118,7 @@ def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
                 voice.say(f"{error}: reading the images again")
     voice.say(f"Reading all images of {found} once, to index them")
 
-    def report(progress: Progress) -> None:
+    def report(progress: IndexProgress) -> None:
         expected = round(progress.samples * progress.bytes_total / max(1, progress.bytes))
         note = f"indexing, {human_bytes(progress.bytes)} of {human_bytes(progress.bytes_total)}"
         voice.progress(progress.samples, expected, note)
@@ -128,7 +128,7 @@ def find_index(cache: Cache, data: str, voice: Voice) -> ShardIndex:
     return index
 
 
-def identify_all(cache: Cache, spec: CacheSpec, names: Sequence[str], voice: Voice) -> dict[str, IdentifiedTeacher]:
+def identify_all(cache: Cache, spec: CacheSpec, names: Sequence[str], voice: Messages) -> dict[str, IdentifiedTeacher]:
     """What keys need to know of the teachers called `names`; SakError where one's weights cannot be had."""
     identities = {}
     for name in names:
@@ -150,9 +150,9 @@ def open_targets(
 ) -> dict[str, Target]:
     """Every teacher's column, begun where it is not there and `begin`; `identities` where they are known already."""
     targets = {}
-    for name, identity in (identities or identify_all(cache, spec, names, Voice())).items():
+    for name, identity in (identities or identify_all(cache, spec, names, Messages())).items():
         manifest = make_manifest(spec, name, identity, index)
-        there = any(ColumnPlace.of(manifest) in set(layer.columns()) for layer in cache.layers)
+        there = any(ColumnPath.of(manifest) in set(layer.columns()) for layer in cache.layers)
         column = None
         if begin or there:
             column = WritableColumn.create_or_open(cache, manifest, lease_seconds=lease_seconds)
@@ -230,7 +230,7 @@ def samples_elsewhere(cache: Cache, manifest: Manifest, index: ShardIndex, views
 
 def _siblings(cache: Cache, manifest: Manifest) -> Iterator[Column]:
     """The columns of the same teacher and spec key over other data."""
-    place = ColumnPlace.of(manifest)
+    place = ColumnPath.of(manifest)
     for other, layers in cache.columns.items():
         if other.name == place.name and other.data != place.data:
             yield from (Column.open(layer, other) for layer in layers)

@@ -18,9 +18,9 @@ from distributed.comm import CommClosedError
 from pipeline.cluster import BLOCKS_IN_FLIGHT, Cluster
 from pipeline.extract.calibrate import Calibrated, Speed
 from pipeline.extract.columns import Say, quiet
-from pipeline.extract.job import Failure, Outcome, extract_block
+from pipeline.extract.job import BlockFailure, BlockOutcome, extract_block
 from pipeline.extract.plan import Job
-from pipeline.extract.worker import Run, forget_run, request_stop
+from pipeline.extract.worker import ExtractionRun, forget_run, request_stop
 from sak.errors import SakError
 
 RETRIES = 2  # of what is no fault of the data or the user: those come home as outcomes
@@ -68,7 +68,7 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def ask(cluster: Cluster, function: Callable[..., Answer], run: Run, *arguments: Any) -> Answer:
+def ask(cluster: Cluster, function: Callable[..., Answer], run: ExtractionRun, *arguments: Any) -> Answer:
     """Run one task on a worker and wait for it; ExtractionError where it failed."""
     running: dict[Future, None] = {}
     with _stopped_early(cluster, run, running), _told_if_lost():
@@ -79,7 +79,7 @@ def ask(cluster: Cluster, function: Callable[..., Answer], run: Run, *arguments:
     return answer
 
 
-def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job], say: Say = quiet) -> Generator[Outcome]:
+def outcomes(cluster: Cluster, run: ExtractionRun, jobs: Sequence[Job], say: Say = quiet) -> Generator[BlockOutcome]:
     """Run all jobs; each outcome as it comes. Blocks that other runs hold are asked for again until they are done.
 
     Where all workers are gone it waits for others, and says so once. Close it: jobs that run when it ends early stop at
@@ -97,20 +97,20 @@ def outcomes(cluster: Cluster, run: Run, jobs: Sequence[Job], say: Say = quiet) 
                 running[cluster.client.submit(extract_block, run, job, pure=False, retries=RETRIES)] = job
             watch.look()
             for future in _finished(running):
-                outcome: Outcome = _result(future, running.pop(future).name)
+                outcome: BlockOutcome = _result(future, running.pop(future).name)
                 _refuse_failure(outcome.failure)
                 if outcome.held:
                     held.append((time.monotonic() + _HELD_SECONDS, replace(outcome.job, teachers=outcome.held)))
                 yield outcome
 
 
-def forget(cluster: Cluster, run: Run) -> None:
+def forget(cluster: Cluster, run: ExtractionRun) -> None:
     """Workers let go of a run's teachers and threads; they may outlive it."""
     _tell(cluster, forget_run, run.id)
 
 
 @contextmanager
-def _stopped_early(cluster: Cluster, run: Run, running: Mapping[Future, object]) -> Iterator[None]:
+def _stopped_early(cluster: Cluster, run: ExtractionRun, running: Mapping[Future, object]) -> Iterator[None]:
     """Where the block ends before its jobs do, ask them to stop and wait until they have given back their leases."""
     try:
         yield
@@ -187,7 +187,7 @@ def _told_if_lost() -> Iterator[None]:
         raise SchedulerLostError from error
 
 
-def _refuse_failure(failure: Failure | None) -> None:
+def _refuse_failure(failure: BlockFailure | None) -> None:
     if failure is not None:
         raise ExtractionError(failure.message, failure.exit_code)
 

@@ -15,7 +15,14 @@ from pipeline.cache.records import Absent
 from pipeline.cache.writer import BlockJob
 from pipeline.extract.plan import Job
 from pipeline.extract.streams import Clock, DecodedBatch, HostCopy, StageSeconds, WriteBehind, to_host
-from pipeline.extract.worker import LoadedTeacher, Run, StoppedError, WorkerContext, surroundings, worker_context
+from pipeline.extract.worker import (
+    ExtractionRun,
+    LoadedTeacher,
+    StoppedError,
+    WorkerContext,
+    surroundings,
+    worker_context,
+)
 from sak.errors import SakError
 from sak.features import FeatureMaps
 from sak.teachers import Teacher
@@ -55,7 +62,7 @@ def forward_in_pieces(teacher: Teacher, images: Tensor) -> FeatureMaps:
 
 
 @dataclass(frozen=True)
-class Failure:
+class BlockFailure:
     """An error that ends the run, as its line and exit code: exceptions do not all survive the way home."""
 
     message: str
@@ -63,7 +70,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BlockOutcome:
     """What became of a job, by teacher: `done` here, `recorded` by another writer before, `held` by another now."""
 
     job: Job
@@ -78,19 +85,19 @@ class Outcome:
     batch_size: int = 0
     worker: str = ""
     stopped: bool = False
-    failure: Failure | None = None
+    failure: BlockFailure | None = None
 
 
-def extract_block(run: Run, job: Job) -> Outcome:
+def extract_block(run: ExtractionRun, job: Job) -> BlockOutcome:
     """Write one block for every teacher of `job` whose lease can be had; errors of ours come home in the outcome."""
     try:
         context = worker_context(run)
         with context.lane(), ExitStack() as stack:
             return _BlockWork(context, job, stack).outcome()
     except StoppedError:
-        return Outcome(job, stopped=True)
+        return BlockOutcome(job, stopped=True)
     except SakError as error:
-        return Outcome(job, failure=Failure(str(error), error.exit_code))
+        return BlockOutcome(job, failure=BlockFailure(str(error), error.exit_code))
 
 
 @dataclass
@@ -126,7 +133,7 @@ class _BlockWork:
         self._images = 0
         self._start = time.perf_counter()
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> BlockOutcome:
         """Do the work."""
         for name in self._job.teachers:
             self._lease(name)
@@ -140,7 +147,7 @@ class _BlockWork:
                 with self._clock.wait("write"):
                     behind.drain()
         done = self._finish()
-        return Outcome(
+        return BlockOutcome(
             self._job,
             done=tuple(done),
             recorded=tuple(self._recorded),

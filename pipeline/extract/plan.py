@@ -57,7 +57,7 @@ class TeacherPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """All that a run will do. `samples` are those of one view that it covers, `images` how many views it decodes."""
 
     teachers: Mapping[str, TeacherPlan]
@@ -91,14 +91,14 @@ def make_plan(
     views: int,
     limit: int | None,
     elsewhere: Mapping[str, Elsewhere] | None = None,
-) -> Plan:
+) -> ExtractionPlan:
     """Compare what is planned with what is recorded, here and, by teacher, `elsewhere`."""
     away = elsewhere or {}
     teachers = {name: _teacher_plan(target, views, limit, away.get(name, {})) for name, target in targets.items()}
     covered = max(_stop(limit, target.manifest.layout.samples) for target in targets.values())
     pending = {name: set(plan.pending) for name, plan in teachers.items()}
     layouts = {name: plan.manifest.layout for name, plan in teachers.items()}
-    return Plan(teachers, make_jobs(pending, layouts, limit=limit, elsewhere=away), covered)
+    return ExtractionPlan(teachers, make_jobs(pending, layouts, limit=limit, elsewhere=away), covered)
 
 
 def make_jobs(
@@ -122,7 +122,7 @@ def make_jobs(
     return tuple(sorted(jobs))
 
 
-def refuse_small_disk(plan: Plan, location: Location) -> None:
+def refuse_small_disk(plan: ExtractionPlan, location: Location) -> None:
     """StorageError where the disk has less room than the plan needs."""
     free = location.free_space()
     if free is not None and plan.nbytes > free:

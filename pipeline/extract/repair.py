@@ -6,7 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.cache.column import CALIBRATION
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace, split_overlay
+from pipeline.cache.folder import Cache, CacheFolder, ColumnPath, split_overlay
 from pipeline.cache.key import canonical_json
 from pipeline.cache.lease import SECONDS
 from pipeline.cache.manifest import MANIFEST
@@ -17,27 +17,27 @@ from pipeline.cache.tools.verify import Problem, Verification, verify
 from pipeline.cache.writer import WritableColumn
 from pipeline.cluster import Cluster, ClusterConfig, open_cluster
 from pipeline.extract.calibrate import calibrate, measure_speed
-from pipeline.extract.columns import Voice, make_manifest, remove_leftovers, samples_elsewhere
+from pipeline.extract.columns import Messages, make_manifest, remove_leftovers, samples_elsewhere
 from pipeline.extract.dispatch import ask, interruptible
-from pipeline.extract.plan import Job, Plan, TeacherPlan
+from pipeline.extract.plan import ExtractionPlan, Job, TeacherPlan
 from pipeline.extract.report import ExtractReport, Tally
 from pipeline.extract.stage import carry_out
-from pipeline.extract.worker import Run, identify
+from pipeline.extract.worker import ExtractionRun, identify
 from sak.errors import UsageError
 
 # What `cache repair` makes again before any block: manifests, from the spec, and calibrations, from the images.
 
 
-def columns_struck(problems: Iterable[Problem], file: str) -> set[ColumnPlace]:
+def columns_struck(problems: Iterable[Problem], file: str) -> set[ColumnPath]:
     """The columns whose `file` has a problem."""
     return {
-        ColumnPlace(each.column, each.data)
-        for each in problems
-        if each.column and each.data and each.file.endswith(f"/{file}")
+        ColumnPath(problem.column, problem.data)
+        for problem in problems
+        if problem.column and problem.data and problem.file.endswith(f"/{file}")
     }
 
 
-def restore_manifests(cache: Cache, problems: Iterable[Problem], spec: str, voice: Voice) -> int:
+def restore_manifests(cache: Cache, problems: Iterable[Problem], spec: str, voice: Messages) -> int:
     """Write the damaged manifests of the columns that `spec` describes; how many.
 
     The column's folder names the key of its content, so a spec that describes anything else does not fit. Block size,
@@ -50,7 +50,7 @@ def restore_manifests(cache: Cache, problems: Iterable[Problem], spec: str, voic
         manifest = make_manifest(
             wanted, place.teacher, identify(cache.top, wanted, place.teacher), cache.index(place.data)
         )
-        if ColumnPlace.of(manifest) != place:
+        if ColumnPath.of(manifest) != place:
             voice.say(f"{place.path}: {spec} describes {manifest.name}, another column; its manifest stays damaged")
             continue
         cache.top.at(place).write_bytes(MANIFEST, manifest.to_bytes())
@@ -59,7 +59,7 @@ def restore_manifests(cache: Cache, problems: Iterable[Problem], spec: str, voic
     return restored
 
 
-def restore_calibration(column: WritableColumn, run: Run, cluster: Cluster, voice: Voice) -> bool:
+def restore_calibration(column: WritableColumn, run: ExtractionRun, cluster: Cluster, voice: Messages) -> bool:
     """Calibrate a column again whose calibration is damaged; whether it came out as its blocks were encoded with."""
     location, name = column.column.location, column.manifest.name
     wanted = _digests(column)
@@ -91,7 +91,7 @@ def _digests(column: WritableColumn) -> set[str]:
     return {digest for digest in found if digest is not None}
 
 
-Damaged = tuple[ColumnPlace, int, int]  # (column, view, block)
+Damaged = tuple[ColumnPath, int, int]  # (column, view, block)
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,12 @@ class _Lost:
         return manifest.data_key, canonical_json(manifest.document["views"]), self.batch_size
 
 
-def repair(config: RepairConfig, voice: Voice | None = None) -> RepairReport:
+def repair(config: RepairConfig, voice: Messages | None = None) -> RepairReport:
     """Verify deeply, extract damaged blocks again, verify again; what cannot be mended so is listed in `left`.
 
     A damaged block's record goes only once its images and teachers are known to be there. SakError where they are not.
     """
-    voice = voice or Voice()
+    voice = voice or Messages()
     if len(split_overlay(config.cache)) > 1:
         raise UsageError(f"{config.cache}: give one cache folder; repair them one by one")
     with interruptible():
@@ -176,7 +176,7 @@ def repair(config: RepairConfig, voice: Voice | None = None) -> RepairReport:
     return RepairReport(before.problems, tuple(each.damaged for each in lost), after.problems, runs)
 
 
-def _restore(cache: Cache, found: Verification, config: RepairConfig, voice: Voice) -> Verification:
+def _restore(cache: Cache, found: Verification, config: RepairConfig, voice: Messages) -> Verification:
     """Make again what concerns columns as a whole; what is wrong after that."""
     _rewrite_metadata(cache.top, found.problems)
     if config.spec is not None and restore_manifests(cache, found.problems, str(config.spec), voice):
@@ -195,13 +195,19 @@ def _restore(cache: Cache, found: Verification, config: RepairConfig, voice: Voi
 def _repairable(folder: CacheFolder, found: Verification) -> list[Damaged]:
     """Damaged blocks of columns whose manifests and calibrations can still be read: others could not be made again."""
     broken = columns_struck(found.problems, MANIFEST) | columns_struck(found.problems, CALIBRATION)
-    return [each for each in found.damaged_blocks if each[0] not in broken and each[0] in set(folder.columns())]
+    return [
+        damaged_block
+        for damaged_block in found.damaged_blocks
+        if damaged_block[0] not in broken and damaged_block[0] in set(folder.columns())
+    ]
 
 
 def _rewrite_metadata(folder: CacheFolder, problems: Iterable[Problem]) -> None:
     """Arrays' metadata follow from the manifest alone."""
-    damaged = [each for each in problems if each.file.endswith("zarr.json") and each.column and each.data]
-    for place in {ColumnPlace(each.column, each.data) for each in damaged if each.column and each.data}:
+    damaged = [
+        problem for problem in problems if problem.file.endswith("zarr.json") and problem.column and problem.data
+    ]
+    for place in {ColumnPath(each.column, each.data) for each in damaged if each.column and each.data}:
         column = WritableColumn.create_or_open(Cache((folder,)), folder.manifest(place)).column
         names = folder.at(place).list("records")
         views = [int(name[1:4]) for name in names if name.startswith("v") and name[1:4].isdecimal()]
@@ -228,7 +234,7 @@ def _lost(cache: Cache, damaged: Damaged, config: RepairConfig) -> _Lost:
     return _Lost(column, view, block, stop, batch_size, tuple(elsewhere.tolist()))
 
 
-def _writable(cache: Cache, place: ColumnPlace, config: RepairConfig) -> WritableColumn:
+def _writable(cache: Cache, place: ColumnPath, config: RepairConfig) -> WritableColumn:
     return WritableColumn.create_or_open(cache, cache.top.manifest(place), lease_seconds=config.lease_seconds)
 
 
@@ -249,17 +255,19 @@ def _usual_batch(column: WritableColumn, default: int) -> int:
 
 
 def _extract_again(
-    cache: Cache, lost: Sequence[_Lost], config: RepairConfig, voice: Voice
+    cache: Cache, lost: Sequence[_Lost], config: RepairConfig, voice: Messages
 ) -> tuple[ExtractReport, ...]:
     groups: dict[tuple[str, str, int], list[_Lost]] = {}
     for each in lost:
         groups.setdefault(each.together, []).append(each)
     remove_leftovers({each.column.manifest.name: each.column for each in lost}.values())
     with open_cluster(config.cluster) as cluster:
-        return tuple(_mend(cache, each, config, cluster, voice) for each in groups.values())
+        return tuple(_mend(cache, group, config, cluster, voice) for group in groups.values())
 
 
-def _mend(cache: Cache, lost: Sequence[_Lost], config: RepairConfig, cluster: Cluster, voice: Voice) -> ExtractReport:
+def _mend(
+    cache: Cache, lost: Sequence[_Lost], config: RepairConfig, cluster: Cluster, voice: Messages
+) -> ExtractReport:
     """Extract the blocks of one group again; `carry_out` reports them as any other run."""
     run = _run(cache, [each.column for each in lost], lost[0].batch_size, config, cluster)
     plan = _plan(lost)
@@ -272,19 +280,19 @@ def _mend(cache: Cache, lost: Sequence[_Lost], config: RepairConfig, cluster: Cl
 
 def _run(
     cache: Cache, columns: Sequence[WritableColumn], batch_size: int, config: RepairConfig, cluster: Cluster
-) -> Run:
+) -> ExtractionRun:
     """What workers must know of columns of the same images; StaleIndexError where these are not there any more."""
     index = cache.index(columns[0].manifest.data_key)
     if config.data is None:
         index.check_shards()
     else:
         index = index.relocated(config.data)
-    return Run(
+    return ExtractionRun(
         id=uuid4().hex[:12],
         cache=tuple(layer.location.url for layer in cache.layers),
         data=index.data,
         data_key=index.data_key(),
-        manifests={each.manifest.name: each.manifest for each in columns},
+        manifests={column.manifest.name: column.manifest for column in columns},
         device=cluster.device,
         batch_size=batch_size,
         decode_threads=cluster.threads,
@@ -292,7 +300,7 @@ def _run(
     )
 
 
-def _plan(lost: Sequence[_Lost]) -> Plan:
+def _plan(lost: Sequence[_Lost]) -> ExtractionPlan:
     jobs: dict[tuple[int, int, int, int], list[_Lost]] = {}
     by_column: dict[str, list[_Lost]] = {}
     for each in lost:
@@ -301,13 +309,13 @@ def _plan(lost: Sequence[_Lost]) -> Plan:
         jobs.setdefault((each.view, each.block, start, each.stop), []).append(each)
         by_column.setdefault(manifest.name, []).append(each)
     made = [_job(place, blocks) for place, blocks in jobs.items()]
-    return Plan(
+    return ExtractionPlan(
         _teacher_plans(by_column), tuple(sorted(made)), max(each.column.manifest.layout.samples for each in lost)
     )
 
 
 def _job(place: tuple[int, int, int, int], blocks: Sequence[_Lost]) -> Job:
-    names = tuple(each.column.manifest.name for each in blocks)
+    names = tuple(block.column.manifest.name for block in blocks)
     elsewhere = tuple((each.column.manifest.name, each.elsewhere) for each in blocks if each.elsewhere)
     return Job(*place, names, elsewhere)
 
@@ -316,7 +324,7 @@ def _teacher_plans(by_column: Mapping[str, Sequence[_Lost]]) -> dict[str, Teache
     plans = {}
     for name, blocks in by_column.items():
         layout = blocks[0].column.manifest.layout
-        samples = sum(each.stop - layout.block_samples(each.block).start for each in blocks)
+        samples = sum(block.stop - layout.block_samples(block.block).start for block in blocks)
         pending = tuple((each.view, each.block) for each in blocks)
         nbytes = samples * (layout.nbytes + ROW.itemsize)
         plans[name] = TeacherPlan(blocks[0].column.manifest, len(blocks), pending, samples, nbytes)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.cache.records import Absent, record_name
-from pipeline.extract.job import Outcome
-from pipeline.extract.plan import Plan, gigabytes
+from pipeline.extract.job import BlockOutcome
+from pipeline.extract.plan import ExtractionPlan, gigabytes
 from pipeline.extract.streams import StageSeconds
 from pipeline.progress import duration
 from pipeline.storage import Location
@@ -90,7 +90,7 @@ def bad_lines(bad: tuple[Absent, ...]) -> list[str]:
 class Tally:
     """Counts a run's outcomes; `bad` begins with what earlier runs had put in quarantine."""
 
-    def __init__(self, plan: Plan, bad: tuple[Absent, ...]) -> None:
+    def __init__(self, plan: ExtractionPlan, bad: tuple[Absent, ...]) -> None:
         self.plan = plan
         self.started = datetime.now(UTC)
         self._clock = time.monotonic()
@@ -101,7 +101,7 @@ class Tally:
         self.images = 0
         self.stages = StageSeconds()
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: BlockOutcome) -> None:
         """Count a job that is through, or a part of one."""
         self._bad |= {each.sample: each for each in outcome.absent}
         self.stages += outcome.stages

@@ -12,8 +12,8 @@ from pipeline.cluster import Cluster, open_cluster, resolve_device
 from pipeline.extract.calibrate import calibrate, measure_speed, uncalibrated
 from pipeline.extract.columns import (
     ExtractConfig,
+    Messages,
     Target,
-    Voice,
     chosen_teachers,
     find_index,
     identify_all,
@@ -22,9 +22,9 @@ from pipeline.extract.columns import (
     samples_elsewhere,
 )
 from pipeline.extract.dispatch import ExtractionError, ask, forget, interruptible, outcomes
-from pipeline.extract.plan import Plan, make_plan, refuse_small_disk
+from pipeline.extract.plan import ExtractionPlan, make_plan, refuse_small_disk
 from pipeline.extract.report import ExtractReport, Tally, bad_lines, write_report
-from pipeline.extract.worker import Run, surroundings
+from pipeline.extract.worker import ExtractionRun, surroundings
 from pipeline.images.index import ShardIndex
 from pipeline.images.source import find_images
 from pipeline.storage import StorageError, open_location
@@ -34,7 +34,7 @@ from sak.errors import SakError
 
 
 def carry_out(
-    run: Run, cluster: Cluster, tally: Tally, voice: Voice, *, max_bad: float, config: Mapping[str, object]
+    run: ExtractionRun, cluster: Cluster, tally: Tally, voice: Messages, *, max_bad: float, config: Mapping[str, object]
 ) -> ExtractReport:
     """Run the plan's jobs. Whatever ends them, what was done is reported in the cache, with `config` beside it.
 
@@ -81,13 +81,13 @@ def refuse_bad_data(tally: Tally, max_bad: float) -> None:
 _WARM_UP = 256
 
 
-def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
+def extract(config: ExtractConfig, voice: Messages | None = None) -> ExtractReport:
     """Fill the cache with what the spec asks for and is not there yet; see `ExtractConfig`.
 
     SakError, one line, where it cannot start or go on: what was finished by then is kept. KeyboardInterrupt on Ctrl-C
     and SIGTERM, likewise.
     """
-    voice = voice or Voice()
+    voice = voice or Messages()
     with interruptible():
         spec = load_spec(config.spec, config.overrides)
         names = chosen_teachers(spec, config.teachers)
@@ -116,7 +116,7 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
             _refuse_small_disk(config, plan, cache)
         with open_cluster(config.cluster) as cluster:
             run = _describe(config, cache, index, targets, cluster)
-            missing = uncalibrated({name: targets[name] for name, each in plan.teachers.items() if each.pending})
+            missing = uncalibrated({name: targets[name] for name, teacher in plan.teachers.items() if teacher.pending})
             _foretell(run, cluster, plan, missing, voice)
             if config.dry_run:
                 _refuse_small_disk(config, plan, cache)  # now that the time has been told too
@@ -129,16 +129,16 @@ def extract(config: ExtractConfig, voice: Voice | None = None) -> ExtractReport:
             return report
 
 
-def _refuse_small_disk(config: ExtractConfig, plan: Plan, cache: Cache) -> None:
+def _refuse_small_disk(config: ExtractConfig, plan: ExtractionPlan, cache: Cache) -> None:
     if not config.ignore_space:
         refuse_small_disk(plan, cache.top.location)
 
 
 def _describe(
     config: ExtractConfig, cache: Cache, index: ShardIndex, targets: Mapping[str, Target], cluster: Cluster
-) -> Run:
+) -> ExtractionRun:
     """What workers must know."""
-    return Run(
+    return ExtractionRun(
         id=uuid4().hex[:12],
         cache=tuple(layer.location.url for layer in cache.layers),
         data=find_images(config.data).data,
@@ -151,7 +151,9 @@ def _describe(
     )
 
 
-def _foretell(run: Run, cluster: Cluster, plan: Plan, missing: Mapping[str, int], voice: Voice) -> None:
+def _foretell(
+    run: ExtractionRun, cluster: Cluster, plan: ExtractionPlan, missing: Mapping[str, int], voice: Messages
+) -> None:
     """Say where it will run and how long it will take, from a short measurement there."""
     plural = "s" * (cluster.workers != 1)
     voice.say(f"{cluster.workers} worker{plural} on {cluster.device}; dashboard: {cluster.dashboard or 'none'}")

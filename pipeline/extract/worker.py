@@ -39,7 +39,7 @@ _IDLE_SECONDS = 60.0  # then the run is over: another main process died, or the 
 
 
 @dataclass(frozen=True)
-class Run:
+class ExtractionRun:
     """All that a worker must know of a run; small, and sent with every job.
 
     `cache` are its folders, foremost first; `data` is where the images are now, `data_key` names their index.
@@ -93,7 +93,7 @@ class LoadedTeacher:
 class WorkerContext:
     """One per process and run; made by the first job."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: ExtractionRun) -> None:
         self.run = run
         self.device = torch.device(run.device)
         self.batch_size = run.batch_size
@@ -172,7 +172,7 @@ _STOPPED: set[str] = set()
 _MAKING = threading.Lock()
 
 
-def worker_context(run: Run) -> WorkerContext:
+def worker_context(run: ExtractionRun) -> WorkerContext:
     """This process's context of a run; those of runs that went away without a word are let go."""
     with _MAKING:
         if run.id not in _CONTEXTS:

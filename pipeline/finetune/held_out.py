@@ -22,7 +22,7 @@ from pipeline.train.distillation import own_units
 from pipeline.train.run import ABOUT, METRICS, RunDirectory
 from sak.errors import UsageError
 from sak.losses.distillation import image_similarities
-from sak.losses.standardise import Standardiser
+from sak.losses.standardise import Standardisation
 from sak.losses.tasks import LOSSES
 from sak.metrics.delta_m import delta_m
 from sak.tasks import Dataset, Task
@@ -55,21 +55,21 @@ def measured(rows: Dataset, recipe: EvaluationRecipe) -> tuple[Measured, ...]:
 
 
 @dataclass(frozen=True)
-class Judge:
+class BestMetric:
     """The number of a measurement that tells the best checkpoint, and its direction."""
 
     name: str
     lower_is_better: bool
 
 
-def judge(whole: Dataset, rows: Dataset, best: str | None, recipe: EvaluationRecipe) -> Judge:
+def best_metric(whole: Dataset, rows: Dataset, best: str | None, recipe: EvaluationRecipe) -> BestMetric:
     """The recipe's `best`, or the first task trained where it names none or one that is left out of this training.
 
     UsageError where the data set has no such task at all.
     """
     found = {measure.task.name: measure for measure in measured(rows, recipe)}
     wanted = rows.names[0] if best is None or whole[best].name not in found else best
-    return Judge(found[wanted].name, found[wanted].lower_is_better)
+    return BestMetric(found[wanted].name, found[wanted].lower_is_better)
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def draw_live_rep_sim(
     student: nn.Module,
     guides: LiveTeachers,
     held_out: HeldOut,
-    standardised: Mapping[str, Sequence[Standardiser]],
+    standardised: Mapping[str, Sequence[Standardisation]],
 ) -> Path:
     """`rep_sim.png`, and a line of `train.log`; by one process alone."""
     found = live_similarity(student, guides, held_out, standardised)
@@ -241,7 +241,7 @@ def draw_live_rep_sim(
 
 @torch.no_grad()
 def live_similarity(
-    student: nn.Module, guides: LiveTeachers, held_out: HeldOut, standardised: Mapping[str, Sequence[Standardiser]]
+    student: nn.Module, guides: LiveTeachers, held_out: HeldOut, standardised: Mapping[str, Sequence[Standardisation]]
 ) -> Similarity:
     """The student's aligned maps against its teachers', of the very same pixels, after the loss's own resize.
 

@@ -67,7 +67,7 @@ def find_origin(init: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> Or
 
 
 def _warnings(*teachers: TeacherRecipe) -> tuple[str, ...]:
-    return tuple(f"warning: the teacher {each.name} has RANDOM weights" for each in teachers if each.is_random)
+    return tuple(f"warning: the teacher {teacher.name} has RANDOM weights" for teacher in teachers if teacher.is_random)
 
 
 def make_network(
@@ -171,7 +171,9 @@ def _fresh(
 ) -> StudentConfig:
     """The recipe's own student; with teachers (of the spec) where it is no baseline."""
     recipe = recipe.model_copy(update={"weights": origin.place} if origin.place != IMAGENET else {})
-    taught = {} if baseline is not None else {name: _taught_by(each, size) for name, each in origin.teachers.items()}
+    taught = (
+        {} if baseline is not None else {name: _taught_by(teacher, size) for name, teacher in origin.teachers.items()}
+    )
     if not taught and baseline is None:
         raise UsageError(
             f"--init {origin.place} has no adapter paths: name the spec of the teachers that they are for (--spec), or "

@@ -14,7 +14,7 @@ from pipeline.data.live_teachers import LiveTeachers, live_for_student
 from pipeline.data.task_batches import TaskBatches, gate_noise
 from pipeline.dense.task_data import TaskData, open_task_data
 from pipeline.dense.task_model import STAGE, describe
-from pipeline.finetune.held_out import HeldOut, Judge, baseline_scores, judge
+from pipeline.finetune.held_out import BestMetric, HeldOut, baseline_scores, best_metric
 from pipeline.finetune.networks import Baseline, Origin
 from pipeline.finetune.recipe import FinetuneRecipe
 from pipeline.finetune.step import Balancing, Distillation, Objective
@@ -125,11 +125,11 @@ def held_out(data: TaskData, config: FinetuneConfig, rows: Dataset, accelerator:
     return HeldOut(data.validation, rows, size, recipe, accelerator, baseline)
 
 
-def what_is_best(config: FinetuneConfig, rows: Dataset) -> Judge:
+def what_is_best(config: FinetuneConfig, rows: Dataset) -> BestMetric:
     """The measurement that makes a checkpoint the best: delta_m over a baseline run, else the recipe's task."""
     if config.baseline_run is not None:
-        return Judge("delta_m", lower_is_better=False)
-    return judge(task_table(config.dataset), rows, config.recipe.best, config.recipe.evaluation)
+        return BestMetric("delta_m", lower_is_better=False)
+    return best_metric(task_table(config.dataset), rows, config.recipe.best, config.recipe.evaluation)
 
 
 def weighting_of(recipe: FinetuneRecipe, rows: Dataset, steps_per_epoch: int, average: Average) -> Weighting:

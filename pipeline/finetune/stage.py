@@ -141,11 +141,11 @@ def finetune_each(config: FinetuneConfig, out: Path, session: Session) -> FitRes
         run.describe(stage=STAGE, kind="single-task", dataset=config.dataset, data=config.data, tasks=list(rows.names),
                      parts={task: task for task in rows.names})  # fmt: skip
     results: list[FitResult] = []
-    for place, task in enumerate(rows.names):
+    for index, task in enumerate(rows.names):
         begun = session.start.resume and (out / task / "checkpoints" / "last").is_dir()
         start = Start(resume=begun, overwrite=not begun, force=session.start.force and begun)
         accelerator.wait_for_everyone()
-        shown = session.progress and share_of(session.progress, place, len(rows))
+        shown = session.progress and share_of(session.progress, index, len(rows))
         part = Session(start, session.trackers, session.say, shown)
         if session.say is not None and accelerator.is_main_process:
             session.say(f"{task}: {out / task}")
@@ -153,7 +153,7 @@ def finetune_each(config: FinetuneConfig, out: Path, session: Session) -> FitRes
         if results[-1].stopped:
             break
     if accelerator.is_main_process:
-        run.conclude(stopped=results[-1].stopped, steps={task: each.step for task, each in zip(rows.names, results,
+        run.conclude(stopped=results[-1].stopped, steps={task: result.step for task, result in zip(rows.names, results,
                                                                                             strict=False)})  # fmt: skip
     return results[-1]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from pipeline.images.index import Place, ShardIndex
+from pipeline.images.index import ByteRange, ShardIndex
 from pipeline.images.source import BadImage, ShardError
 from pipeline.storage.location import explain
 
@@ -91,7 +91,7 @@ class ImageAccess:
             found[sample] = self._proved(sample, place, parts[number][start : start + place.size])
         return found
 
-    def _pread(self, place: Place) -> bytes:
+    def _pread(self, place: ByteRange) -> bytes:
         file = self._file(place.file)
         try:
             data = os.pread(file.descriptor, place.size, place.offset)
@@ -118,7 +118,7 @@ class ImageAccess:
                 opened.files.popitem(last=False)
         return file
 
-    def _proved(self, sample: int, place: Place, data: bytes) -> bytes:
+    def _proved(self, sample: int, place: ByteRange, data: bytes) -> bytes:
         if len(data) != place.size:
             fault = f"{len(data)} of {place.size} bytes are there"
         elif self.verify and sha256(data).digest() != self.index.digest(sample):

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.images.index import ShardIndex
 from pipeline.images.index_file import Columns, hash_keys, join_keys
 from pipeline.images.scan import Advance, Scanned, scan_files, scan_tar
-from pipeline.images.source import ShardError, Source, find_images
+from pipeline.images.source import ImageSource, ShardError, find_images
 
 MOST_PROBLEMS = 20
 """After so many faults the scan stops: hours over data of another kind help nobody."""
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_REPORTS = 0.2
 
 
 @dataclass(frozen=True)
-class Progress:
+class IndexProgress:
     """How far a scan is; `bytes` of `bytes_total`, `samples` found so far."""
 
     samples: int
@@ -39,7 +39,7 @@ class _Job:
     scan: Callable[[Advance], Scanned]
 
 
-def build_index(data: str, *, progress: Callable[[Progress], None] | None = None, threads: int = 2) -> ShardIndex:
+def build_index(data: str, *, progress: Callable[[IndexProgress], None] | None = None, threads: int = 2) -> ShardIndex:
     """Read every shard of `data` once and index it: key, place, label and SHA-256 of every image.
 
     `data`: see `find_images`. Samples come in the order of the sorted shard names, then as they lie in the tar (images
@@ -65,7 +65,7 @@ def build_index(data: str, *, progress: Callable[[Progress], None] | None = None
     return _assemble(source, jobs, scanned)
 
 
-def _jobs(source: Source) -> list[_Job]:
+def _jobs(source: ImageSource) -> list[_Job]:
     if source.kind == "tars":
         return [
             _Job(number, partial(scan_tar, source.root, shard, stamp.bytes))
@@ -78,14 +78,14 @@ def _jobs(source: Source) -> list[_Job]:
     ]
 
 
-def _label(source: Source, shard: int) -> int:
+def _label(source: ImageSource, shard: int) -> int:
     return shard if source.kind == "classes" else -1
 
 
 class _Meter:
     """Runs jobs, counts what they read, and stops them all after too many problems."""
 
-    def __init__(self, source: Source, jobs: list[_Job], report: Callable[[Progress], None] | None) -> None:
+    def __init__(self, source: ImageSource, jobs: list[_Job], report: Callable[[IndexProgress], None] | None) -> None:
         self.stop = threading.Event()
         self._report, self._lock = report, threading.Lock()
         self._total = sum(stamp.bytes for stamp in source.stamps)
@@ -117,10 +117,10 @@ class _Meter:
         self._last = time.monotonic()
         if self._report is not None:
             done, seconds = int((self._left == 0).sum()), self._last - self._start
-            self._report(Progress(self._samples, self._bytes, self._total, done, len(self._left), seconds))
+            self._report(IndexProgress(self._samples, self._bytes, self._total, done, len(self._left), seconds))
 
 
-def _assemble(source: Source, jobs: Sequence[_Job], scanned: Sequence[Scanned]) -> ShardIndex:
+def _assemble(source: ImageSource, jobs: Sequence[_Job], scanned: Sequence[Scanned]) -> ShardIndex:
     keys = [key for each in scanned for key in each.keys]
     if not keys:
         raise ShardError(f"{source.data}: the shards hold no samples")
@@ -144,7 +144,7 @@ def _assemble(source: Source, jobs: Sequence[_Job], scanned: Sequence[Scanned]) 
     return ShardIndex(columns, source.data, source.kind, source.root, source.shards, source.stamps, tuple(suffixes))
 
 
-def _refuse_duplicates(columns: Columns, keys: Sequence[str], source: Source) -> None:
+def _refuse_duplicates(columns: Columns, keys: Sequence[str], source: ImageSource) -> None:
     """Within a tar they are found by its scan; here between shards, and in folders (`a.jpg` beside `a.png`)."""
     same = np.flatnonzero(columns.hashes[1:] == columns.hashes[:-1])
     problems = []

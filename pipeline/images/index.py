@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.images.index_file import Columns, IndexHeader, Rows, read_index, write_index
-from pipeline.images.source import Kind, ShardError, Source, StaleIndexError, Stamp, find_images
+from pipeline.images.source import ImageSource, Kind, ShardError, StaleIndexError, Stamp, find_images
 from pipeline.storage import Location, open_location
 
 
 @dataclass(frozen=True)
-class Place:
+class ByteRange:
     """Where an image's bytes lie: `size` of them from `offset` in `file`, a path below the index's root."""
 
     file: str
@@ -73,14 +73,14 @@ class ShardIndex:
         """SHA-256 of the image's bytes, 32 of them."""
         return self.columns.digest[self._checked(sample)].tobytes()
 
-    def place(self, sample: int) -> Place:
+    def place(self, sample: int) -> ByteRange:
         """Where the image of one sample lies: in its tar, or a file of its own."""
         columns, row = self.columns, self._checked(sample)
         if self.kind == "tars":
             file = self.shards[int(columns.shard[row])]
         else:
             file = columns.key(row) + self.suffixes[int(columns.suffix[row])]
-        return Place(file, int(columns.offset[row]), int(columns.size[row]))
+        return ByteRange(file, int(columns.offset[row]), int(columns.size[row]))
 
     def find(self, key: str) -> int:
         """The number of the sample with this key; ShardError where there is none."""
@@ -160,7 +160,7 @@ class ShardIndex:
         """Compare names, sizes and times of change with what is there; StaleIndexError names the first difference."""
         self._compare(find_images(self.data))
 
-    def _compare(self, source: Source) -> None:
+    def _compare(self, source: ImageSource) -> None:
         remedy = f"index {source.data} again, or bring the data back"
         if source.shards != self.shards:
             name = sorted(set(source.shards).symmetric_difference(self.shards))[0]

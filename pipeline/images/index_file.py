@@ -136,7 +136,7 @@ def join_keys(keys: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 
 def column_names() -> tuple[str, ...]:
     """All columns, in the order in which they lie in a file."""
-    return tuple(each.name for each in fields(Columns))
+    return tuple(field.name for field in fields(Columns))
 
 
 SCHEMA = 1

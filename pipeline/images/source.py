@@ -76,7 +76,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images found: `shards` (tars, or folders of images) relative to `root`, sorted, a stamp for each.
 
     `files` has the images of every folder, sorted; it is empty for tars.
@@ -90,7 +90,7 @@ class Source:
     files: tuple[tuple[Entry, ...], ...] = field(default=(), repr=False)
 
 
-def find_images(data: str) -> Source:
+def find_images(data: str) -> ImageSource:
     """Find shards or image folders.
 
     `data`: a tar; a folder of tars; a pattern of tars with `{0000..0127}`, `{a,b}`, `*`, `?` or `[..]`; a folder of
@@ -127,7 +127,7 @@ def _expand(pattern: str, root: Location) -> list[str]:
     globs = [name.split("/") for name in names if any(sign in name for sign in "*?[")]
     found = {name for name in names if not any(sign in name for sign in "*?[")}
     if globs:
-        found |= {entry.path for entry in root.walk() if any(_matches(entry.path, each) for each in globs)}
+        found |= {entry.path for entry in root.walk() if any(_matches(entry.path, glob) for glob in globs)}
     if not found:
         raise ShardError(f"{root.at('')}/{pattern}: no file matches")
     return sorted(found)
@@ -159,10 +159,10 @@ def _braces(text: str, whole: str) -> Iterator[str]:
         yield from _braces(text[: found.start()] + choice + text[found.end() :], whole)
 
 
-def _tars(data: str, root: Location, names: list[str]) -> Source:
+def _tars(data: str, root: Location, names: list[str]) -> ImageSource:
     entries = _local_entries(root, names) if not root.is_remote else _remote_entries(root, names)
     stamps = tuple(Stamp(entry.bytes, entry.modified) for entry in entries)
-    return Source(data, "tars", root, tuple(names), stamps)
+    return ImageSource(data, "tars", root, tuple(names), stamps)
 
 
 def _local_entries(root: Location, names: list[str]) -> list[Entry]:
@@ -189,7 +189,7 @@ def _remote_entries(root: Location, names: list[str]) -> list[Entry]:
     return entries
 
 
-def _in_folder(folder: Location) -> Source:
+def _in_folder(folder: Location) -> ImageSource:
     """Whatever one folder holds: tars, images or class folders."""
     names = [name for name in folder.list() if not name.startswith(".")]
     tars = [name for name in names if name.endswith(".tar")]
@@ -209,7 +209,7 @@ def _in_folder(folder: Location) -> Source:
         raise ShardError(f"{folder}: {fault}" + (f", or {folder / below}, where shards are" if below else ""))
     files = tuple(tuple(each) for each in by_folder.values())
     kind: Kind = "images" if "" in by_folder else "classes"
-    return Source(folder.url, kind, folder, tuple(by_folder), tuple(map(_folder_stamp, files)), files)
+    return ImageSource(folder.url, kind, folder, tuple(by_folder), tuple(map(_folder_stamp, files)), files)
 
 
 def _fault_of(folders: list[str]) -> str | None:

@@ -82,14 +82,14 @@ def _legend_height(meaning: Meaning, side: int) -> int:
 
 
 def _placed(meaning: Meaning, side: int) -> Iterator[tuple[int, int, tuple[int, int, int], str]]:
-    """(line, left, colour, name) of each class, wrapped at the tile's width."""
+    """(line, left, shade, name) of each class, wrapped at the tile's width."""
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     line = left = 0
-    for colour, name in meaning.classes:
+    for shade, name in meaning.classes:
         width = CHIP + 4 + round(draw.textlength(name, font=_font(TEXT_SIZE))) + 10
         if left and left + width > side:
             line, left = line + 1, 0
-        yield line, left, colour, name
+        yield line, left, shade, name
         left += width
 
 
@@ -99,9 +99,9 @@ def _legend(draw: ImageDraw.ImageDraw, sheet: Image.Image, meaning: Meaning, at:
         _scale(draw, sheet, meaning.limits, at, side)
     elif meaning.note:
         _text(draw, at, meaning.note, TEXT_SIZE, FAINT)
-    for line, across, colour, name in _placed(meaning, side):
+    for line, across, shade, name in _placed(meaning, side):
         x, y = left + across, top + LINE * line
-        draw.rectangle((x, y + 2, x + CHIP, y + 2 + CHIP), fill=colour, outline=FAINT)
+        draw.rectangle((x, y + 2, x + CHIP, y + 2 + CHIP), fill=shade, outline=FAINT)
         _text(draw, (x + CHIP + 4, y), name, TEXT_SIZE, INK)
 
 
@@ -170,11 +170,11 @@ def prediction_panel(name: str, image: Pixels, table: Dataset, predictions: Mapp
 def comparison(table: Dataset, images: Sequence[Compared], *, side: int = 220) -> Image.Image:
     """Two rows an image: labels, and predictions below them, each task in its own column."""
     tiles: list[Tile | None] = []
-    for each in images:
-        tiles.append(Tile(each.image, each.name, smooth=True))
-        tiles += [_tile(task, each, each.labels, f"{title(task)}: label") for task in table]
+    for image in images:
+        tiles.append(Tile(image.image, image.name, smooth=True))
+        tiles += [_tile(task, image, image.labels, f"{title(task)}: label") for task in table]
         tiles.append(None)
-        tiles += [_tile(task, each, each.predictions, "prediction", legend=True) for task in table]
+        tiles += [_tile(task, image, image.predictions, "prediction", legend=True) for task in table]
     return panel(tiles, columns=1 + len(table), side=side)
 
 

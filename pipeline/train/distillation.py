@@ -17,7 +17,7 @@ from pipeline.settings import Frozen
 from sak.checkpoints.store import write_whole
 from sak.errors import SakError, UsageError, nearest
 from sak.features import FeatureMaps, default_levels, map_to_tokens
-from sak.losses.standardise import Standardiser, channel_standardiser, phi_s
+from sak.losses.standardise import Standardisation, channel_standardiser, phi_s
 from sak.losses.targets import ProjectedTarget
 from sak.student.config import StudentConfig, size_from_json
 from sak.student.sizes import stem_size
@@ -30,7 +30,7 @@ BATCH = 16
 
 def standardisers(
     kind: Standardise, cache: FeatureCache, names: Sequence[str], device: torch.device
-) -> dict[str, tuple[Standardiser, ...]]:
+) -> dict[str, tuple[Standardisation, ...]]:
     """Teacher -> one standardiser a level, on the device; none for `none`.
 
     `mean-var` takes mean and variance of every channel from the column's calibration. `phi-s` needs the channels'
@@ -49,7 +49,7 @@ def standardisers(
     return {name: tuple(standardiser.to(device) for standardiser in levels) for name, levels in found.items()}
 
 
-def _by_channel(cache: FeatureCache, names: Sequence[str]) -> dict[str, list[Standardiser]]:
+def _by_channel(cache: FeatureCache, names: Sequence[str]) -> dict[str, list[Standardisation]]:
     for name in names:
         if cache.teachers[name].reduction == "projection":
             raise UsageError(
@@ -67,12 +67,12 @@ def _calibrations(cache: FeatureCache, name: str) -> Iterator[LevelStatistics]:
     yield from (calibration.levels[level] for level in reader.levels)
 
 
-def _channel(statistics: LevelStatistics) -> Standardiser:
+def _channel(statistics: LevelStatistics) -> Standardisation:
     """Channels that hardly vary are divided by the calibration's smallest scale, not by noise."""
     return channel_standardiser(statistics.mean, statistics.scale.square())
 
 
-def _isotropic(cache: FeatureCache, names: Sequence[str]) -> dict[str, list[Standardiser]]:
+def _isotropic(cache: FeatureCache, names: Sequence[str]) -> dict[str, list[Standardisation]]:
     moments: dict[str, list[_Moments]] = {name: [_Moments() for _ in cache.readers[name].levels] for name in names}
     samples = cache.samples_in(0)[:SAMPLES]
     for start in range(0, len(samples), BATCH):
@@ -107,7 +107,7 @@ class _Moments:
         return self._shift + offset, self._squares / self._count - torch.outer(offset, offset)
 
 
-def save_standardisers(found: Mapping[str, Sequence[Standardiser]], run: Path) -> None:
+def save_standardisers(found: Mapping[str, Sequence[Standardisation]], run: Path) -> None:
     """Keep them beside a run's checkpoints, where there are any: fine-tuning goes on towards the same targets."""
     tensors = {
         f"{name}.{position}.{part}": tensor.cpu().contiguous()
@@ -120,7 +120,7 @@ def save_standardisers(found: Mapping[str, Sequence[Standardiser]], run: Path) -
         write_whole(run / FILE, lambda scratch: save_file(tensors, scratch))
 
 
-def load_standardisers(run: Path, device: torch.device) -> dict[str, tuple[Standardiser, ...]]:
+def load_standardisers(run: Path, device: torch.device) -> dict[str, tuple[Standardisation, ...]]:
     """What `save_standardisers` kept in a run's directory; none where it kept nothing, SakError for a damaged file."""
     if not (run / FILE).is_file():
         return {}
@@ -133,7 +133,8 @@ def load_standardisers(run: Path, device: torch.device) -> dict[str, tuple[Stand
         name, position, part = key.rsplit(".", 2)
         parts.setdefault(name, {}).setdefault(int(position), {})[part] = tensor
     return {
-        name: tuple(Standardiser(**levels[position]) for position in sorted(levels)) for name, levels in parts.items()
+        name: tuple(Standardisation(**levels[position]) for position in sorted(levels))
+        for name, levels in parts.items()
     }
 
 
@@ -230,7 +231,7 @@ def _paired_levels(teachers: Mapping[str, TaughtBy], depth: int) -> tuple[int, .
     return tuple(own[place] for place in chosen)
 
 
-def own_units(answers: FeatureMaps, scales: Sequence[Standardiser] | None) -> FeatureMaps:
+def own_units(answers: FeatureMaps, scales: Sequence[Standardisation] | None) -> FeatureMaps:
     """Answers to standardised targets as the teacher would say them; the answers themselves without `scales`."""
     if scales is None:
         return answers

@@ -15,7 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps, bilinear_resize
-from sak.losses.standardise import Standardiser
+from sak.losses.standardise import Standardisation
 from sak.losses.targets import (
     ProjectedTarget,
     Target,
@@ -229,7 +229,7 @@ class DistillationLoss:
     cosine_weight: float = 0.9
     l1_weight: float = 0.1
     weights: Mapping[str, float] = field(default_factory=dict)
-    standardisers: Mapping[str, tuple[Standardiser, ...]] = field(default_factory=dict)
+    standardisers: Mapping[str, tuple[Standardisation, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds and cosines."""
@@ -261,7 +261,7 @@ class DistillationLoss:
             for map_, target, standardiser in zip(student, targets, standardisers, strict=True)
         )
 
-    def _level(self, map_: Tensor, target: Target, standardiser: Standardiser | None, weight: float) -> LevelLoss:
+    def _level(self, map_: Tensor, target: Target, standardiser: Standardisation | None, weight: float) -> LevelLoss:
         with full_precision(map_):
             pair = compare(map_, target if standardiser is None else standardiser(target))
             zero = pair.student.new_zeros(())

@@ -76,7 +76,7 @@ def _is_prime(number: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Standardiser:
+class Standardisation:
     """Channels x of a teacher at one level become (rotation @ (x - mean)) / scale.
 
     Attributes:
@@ -111,24 +111,24 @@ class Standardiser:
         scaled = map_ * _column(self.scale, map_)
         return _rotate(None if self.rotation is None else self.rotation.T, scaled) + _column(self.mean, map_)
 
-    def to(self, device: torch.device | str) -> "Standardiser":
+    def to(self, device: torch.device | str) -> "Standardisation":
         """The same on another device; do it once, not at each step."""
         rotation = None if self.rotation is None else self.rotation.to(device)
-        return Standardiser(self.mean.to(device), self.scale.to(device), rotation)
+        return Standardisation(self.mean.to(device), self.scale.to(device), rotation)
 
     def _apply(self, map_: Tensor) -> Tensor:
         map_ = _wide(map_)
         return _rotate(self.rotation, map_ - _column(self.mean, map_)) / _column(self.scale, map_)
 
 
-def channel_standardiser(mean: Tensor, variance: Tensor) -> Standardiser:
+def channel_standardiser(mean: Tensor, variance: Tensor) -> Standardisation:
     """Mean 0 and variance 1 for every channel, from its mean and variance, both (C,); ValueError for a constant one."""
     if not bool((variance > 0).all()):
         raise ValueError(f"{int((variance <= 0).sum())} of {variance.numel()} channels do not vary")
-    return Standardiser(mean, variance.sqrt())
+    return Standardisation(mean, variance.sqrt())
 
 
-def phi_s(mean: Tensor, covariance: Tensor) -> Standardiser:
+def phi_s(mean: Tensor, covariance: Tensor) -> Standardisation:
     """PCA-Hadamard isotropic standardisation, from the features' mean (C,) and covariance (C, C).
 
     With covariance = U diag(l) U^T, x becomes H U^T (x - mean) / sqrt(mean(l)), H an orthonormal Hadamard matrix: every
@@ -144,7 +144,7 @@ def phi_s(mean: Tensor, covariance: Tensor) -> Standardiser:
     if not bool(mean_variance > 0):
         raise ValueError(f"the covariance of {len(values)} channels is zero: there is nothing to standardise")
     hadamard = orthonormal_hadamard(len(values)).to(vectors.device)
-    return Standardiser(mean.double(), mean_variance.sqrt(), hadamard @ vectors.T)
+    return Standardisation(mean.double(), mean_variance.sqrt(), hadamard @ vectors.T)
 
 
 def _wide(map_: Tensor) -> Tensor:

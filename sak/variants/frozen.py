@@ -109,7 +109,7 @@ class AmalgamConfig:
 
     def build_teachers(self) -> list[Teacher]:
         """All teachers, on the CPU; their padding never reaches the heads."""
-        return [build_teacher(each, image_size=self.image_size, sam_padding="crop") for each in self.recipes]
+        return [build_teacher(recipe, image_size=self.image_size, sam_padding="crop") for recipe in self.recipes]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value."""

@@ -31,7 +31,7 @@ class ReleasedBatchError(SakError):
     """A batch was used after its buffers were given back for the next one."""
 
 
-class Decoder:
+class BatchDecoder:
     """Encoded arrays of any teacher to targets, on any device; the codecs stay where they were used last."""
 
     def __init__(self, readers: Mapping[str, TeacherReader]) -> None:
@@ -115,7 +115,7 @@ class EncodedBatch:
     mask: NDArray[np.bool_]
     parts: dict[str, Numbers]
     contents: dict[str, dict[str, NDArray[Any]]]
-    decoder: Decoder
+    decoder: BatchDecoder
     epoch: int = 0
     number: int = 0
     on_release: Callable[[torch.cuda.Event | None], None] | None = None

@@ -16,10 +16,10 @@ from pipeline.cache.column import Column
 from pipeline.cache.folder import Cache
 from pipeline.cache.key import explain_difference
 from pipeline.cache.manifest import CacheError
-from pipeline.cache.reader.batch import Decoder, EncodedBatch
+from pipeline.cache.reader.batch import BatchDecoder, EncodedBatch
 from pipeline.cache.reader.process import ArraySizes, Contents, Parts, Pieces, read_pieces
 from pipeline.cache.reader.teacher_reader import NOWHERE, CachedTeacher, TeacherReader, wanted_levels
-from pipeline.cache.selection import Numbers, Universe, select_columns
+from pipeline.cache.selection import Numbers, SampleTable, select_columns
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.stores.base import Arrays, StoredViews
 from pipeline.images.source import ReplayError
@@ -100,7 +100,7 @@ class FeatureCache:
 
     cache: Cache
     readers: Mapping[str, TeacherReader]
-    universe: Universe
+    universe: SampleTable
     views: int
     partial: bool
     _read: dict[int, int] = default(default_factory=dict)  # by thread, so that no two write one number
@@ -128,7 +128,7 @@ class FeatureCache:
         selected = select_columns(opened, teachers, spec, data_key)
         one_pixel_recipe(selected)
         data = {column.place.data for columns in selected.values() for column in columns}
-        universe = Universe.of({name: opened.index(name) for name in sorted(data)})
+        universe = SampleTable.of({name: opened.index(name) for name in sorted(data)})
         readers = {
             teacher: TeacherReader(columns, universe, wanted_levels(columns[0], levels_of(levels, teacher, selected)))
             for teacher, columns in selected.items()
@@ -191,9 +191,9 @@ class FeatureCache:
         return sum(list(self._read.values()))
 
     @cached_property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> BatchDecoder:
         """Encoded arrays to targets."""
-        return Decoder(self.readers)
+        return BatchDecoder(self.readers)
 
     def read(
         self, samples: Sequence[int] | Numbers, view: int = 0, out: Mapping[str, Arrays] | None = None
@@ -276,7 +276,7 @@ class FeatureCache:
                 "box": batch.views.boxes[row].astype(np.int64),
                 "flip": bool(batch.views.flips[row]),
                 "features": {
-                    t: {name: each[row] for name, each in arrays.items()} for t, arrays in batch.arrays.items()
+                    t: {name: array[row] for name, array in arrays.items()} for t, arrays in batch.arrays.items()
                 },
                 "parts": {teacher: int(parts[row]) for teacher, parts in batch.parts.items()},
             }
@@ -290,7 +290,7 @@ class FeatureCache:
         dtype: torch.dtype = torch.float32,
     ) -> dict[str, Targets]:
         """Collated items to targets, on the device where `features` are."""
-        return self.decoder(features, {teacher: each.cpu().numpy() for teacher, each in parts.items()}, dtype)
+        return self.decoder(features, {teacher: part.cpu().numpy() for teacher, part in parts.items()}, dtype)
 
     def describe(self) -> dict[str, Any]:
         """What was read, for a run's `run.json`: columns by name and data, views, how many samples of how many."""

@@ -12,7 +12,7 @@ from pipeline.cache.column import Column
 from pipeline.cache.column_codec import Grid, level_arrays, reduction_of
 from pipeline.cache.manifest import CacheError
 from pipeline.cache.reader.process import Piece, StoredPart
-from pipeline.cache.selection import Numbers, Universe
+from pipeline.cache.selection import Numbers, SampleTable
 from pipeline.cache.stores.base import ROW, ColumnLayout, Rows
 from sak.errors import UsageError
 
@@ -45,7 +45,7 @@ class TeacherReader:
     """Reads the wanted levels of one teacher, by the universe's sample numbers."""
 
     columns: tuple[Column, ...]
-    universe: Universe
+    universe: SampleTable
     levels: tuple[int, ...]
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import LevelFidelity
-from pipeline.cache.folder import Cache, ColumnPlace
+from pipeline.cache.folder import Cache, ColumnPath
 from pipeline.cache.lease import Lease
 from pipeline.cache.records import BlockRecord, from_ranges
 from pipeline.cache.stores import FORMATS
@@ -77,7 +77,7 @@ def copy_cache(
     )
 
 
-def _wanted(cache: Cache, teachers: Sequence[str] | None) -> list[ColumnPlace]:
+def _wanted(cache: Cache, teachers: Sequence[str] | None) -> list[ColumnPath]:
     places = sorted(cache.columns, key=lambda place: place.path)
     for name in teachers or ():
         if not any(name in (place.teacher, place.name) for place in places):
@@ -90,7 +90,7 @@ class _ColumnCopy:
     """One column's copy; where the source is an overlay, each block comes from the foremost folder that has it."""
 
     def __init__(
-        self, source: Cache, target: Cache, place: ColumnPlace, to_format: str | None, codec: str | None
+        self, source: Cache, target: Cache, place: ColumnPath, to_format: str | None, codec: str | None
     ) -> None:
         self._parts = [Column.open(layer, place) for layer in source.columns[place]]
         first = self._parts[0].manifest

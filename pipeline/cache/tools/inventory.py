@@ -8,11 +8,11 @@ from typing import Any
 
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import LevelFidelity, level_arrays
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace
+from pipeline.cache.folder import Cache, CacheFolder, ColumnPath
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import CacheError
 from pipeline.cache.reader.teacher_reader import TeacherReader
-from pipeline.cache.selection import Universe
+from pipeline.cache.selection import SampleTable
 from pipeline.cache.stores.base import DamageError
 
 
@@ -123,7 +123,7 @@ def stats(place: str | Path | Cache) -> list[LevelStats]:
     return [row for column_place, layers in found for layer in layers for row in _faithful(layer, column_place)]
 
 
-def _listed(folder: CacheFolder, place: ColumnPlace) -> ColumnListing:
+def _listed(folder: CacheFolder, place: ColumnPath) -> ColumnListing:
     try:
         return _listing(Column.open(folder, place))
     except (CacheError, DamageError) as error:
@@ -133,7 +133,7 @@ def _listed(folder: CacheFolder, place: ColumnPlace) -> ColumnListing:
 def _listing(column: Column) -> ColumnListing:
     manifest, records = column.manifest, column.records
     levels = tuple(manifest.document["levels"])
-    info = TeacherReader((column,), Universe({}, {}, 0), levels).info
+    info = TeacherReader((column,), SampleTable({}, {}, 0), levels).info
     return ColumnListing(
         cache=str(column.folder.location),
         name=column.place.name,
@@ -160,7 +160,7 @@ def _listing(column: Column) -> ColumnListing:
     )
 
 
-def _used(folder: CacheFolder, place: ColumnPlace) -> Usage:
+def _used(folder: CacheFolder, place: ColumnPath) -> Usage:
     try:
         return _usage(Column.open(folder, place))
     except (CacheError, DamageError) as error:
@@ -220,7 +220,7 @@ def _is_metadata(path: str) -> bool:
     return path.endswith(".json")
 
 
-def _faithful(folder: CacheFolder, place: ColumnPlace) -> list[LevelStats]:
+def _faithful(folder: CacheFolder, place: ColumnPath) -> list[LevelStats]:
     try:
         return list(_stats(Column.open(folder, place)))
     except (CacheError, DamageError) as error:

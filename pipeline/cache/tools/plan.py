@@ -124,7 +124,7 @@ def plan(
     rates = rates or Rates()
     known = {name: (facts or {}).get(name) or spec.facts(name, f"teachers.{name}") for name in spec.teachers}
     columns = column_sizes(spec, known)
-    per_image, payload = sum(each.total for each in columns), sum(each.payload for each in columns)
+    per_image, payload = sum(column.total for column in columns), sum(each.payload for each in columns)
     total = per_image * samples * views
     hours = _divided(samples * views, rates.images_per_second, 3600.0)
     ratio = step_ratio(spec, known)
@@ -157,7 +157,7 @@ def plan(
 def _files(spec: CacheSpec, columns: tuple[ColumnSize, ...], samples: int, views: int) -> int:
     """Data files (zarr: one for each array; webdataset: a tar and its index), a record and views for each block."""
     blocks = ceil(samples / spec.samples_per_block) * views
-    data = [2 if spec.format == "webdataset" else each.arrays for each in columns]
+    data = [2 if spec.format == "webdataset" else column.arrays for column in columns]
     return sum(blocks * (count + 2) + _METADATA_FILES for count in data)
 
 
@@ -180,7 +180,9 @@ def _alternatives(
     found: list[Alternative] = []
     for change, (alter, loses) in _CHANGES.items():
         teachers = {name: alter(teacher, facts[name]) for name, teacher in spec.teachers.items()}
-        size = sum(each.total for each in column_sizes(spec.model_copy(update={"teachers": teachers}), facts))
+        size = sum(
+            column_size.total for column_size in column_sizes(spec.model_copy(update={"teachers": teachers}), facts)
+        )
         if size < per_image * 0.999 and size not in [each.bytes_per_image for each in found]:
             found.append(Alternative(change, size, size * images, loses))
     return tuple(sorted(found, key=lambda each: each.bytes_per_image)[:2])

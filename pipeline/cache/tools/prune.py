@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.column import Column
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace
+from pipeline.cache.folder import Cache, CacheFolder, ColumnPath
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import MANIFEST
 from pipeline.storage import Location
@@ -50,7 +50,7 @@ class PrunePlan:
     @property
     def nbytes(self) -> int:
         """Bytes that would be freed."""
-        return sum(each.nbytes for each in self.remove)
+        return sum(candidate.nbytes for candidate in self.remove)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -100,7 +100,7 @@ def prune(plan: PrunePlan) -> int:
     folder = CacheFolder.open(plan.cache)
     freed = 0
     for candidate in plan.remove:
-        location = folder.at(ColumnPlace(candidate.name, candidate.data))
+        location = folder.at(ColumnPath(candidate.name, candidate.data))
         if _writers(location):
             continue
         for part in ("records", "views", "data", "leases"):
@@ -113,7 +113,7 @@ def prune(plan: PrunePlan) -> int:
     return freed
 
 
-def _named(name: str, places: Sequence[ColumnPlace], folder: CacheFolder) -> list[ColumnPlace]:
+def _named(name: str, places: Sequence[ColumnPath], folder: CacheFolder) -> list[ColumnPath]:
     exact = [place for place in places if place.name == name]
     found = exact or [place for place in places if place.name.startswith(name)]
     names = sorted({place.name for place in found})
@@ -124,7 +124,7 @@ def _named(name: str, places: Sequence[ColumnPlace], folder: CacheFolder) -> lis
     return found
 
 
-def _candidate(folder: CacheFolder, place: ColumnPlace) -> PruneCandidate:
+def _candidate(folder: CacheFolder, place: ColumnPath) -> PruneCandidate:
     entries = list(folder.at(place).walk())
     times = [entry.modified for entry in entries if entry.modified is not None]
     writers = _writers(folder.at(place))
@@ -139,7 +139,7 @@ def _candidate(folder: CacheFolder, place: ColumnPlace) -> PruneCandidate:
     )
 
 
-def _relying(folder: CacheFolder, candidate: PruneCandidate, stay: Sequence[ColumnPlace]) -> tuple[str, ...]:
+def _relying(folder: CacheFolder, candidate: PruneCandidate, stay: Sequence[ColumnPath]) -> tuple[str, ...]:
     """Larger data sets' columns leave out what another column held when they were extracted."""
     relying = []
     for place in stay:
@@ -151,7 +151,7 @@ def _relying(folder: CacheFolder, candidate: PruneCandidate, stay: Sequence[Colu
     return tuple(relying)
 
 
-def _is_random(folder: CacheFolder, place: ColumnPlace) -> bool:
+def _is_random(folder: CacheFolder, place: ColumnPath) -> bool:
     with suppress(SakError):  # a column whose manifest is damaged may be pruned like any other
         return folder.manifest(place).random
     return False

@@ -25,21 +25,22 @@ def _ls_rows(listings: Sequence[ColumnListing]) -> str:
     return text_table(
         [
             {
-                "column": _marked(each.name, each.random),
-                "data": each.data[:_DIGITS],
-                "levels": ",".join(map(str, each.levels)),
-                "grid": "{}x{}".format(*each.grid) + ("" if each.reduction == "native" else f" {each.reduction}"),
-                "encoding": each.encoding,
-                "format": each.format if each.codec == "none" else f"{each.format} {each.codec}",
-                "views": each.views,
-                "samples": f"{each.samples:,}/{each.samples_planned:,}",
-                "blocks": f"{each.blocks:,}/{each.blocks_planned:,}",
-                "bad": each.quarantined,
-                "size": human_bytes(each.nbytes),
-                "writers": each.writers,
-                "model": each.model,
+                "column": _marked(listing.name, listing.random),
+                "data": listing.data[:_DIGITS],
+                "levels": ",".join(map(str, listing.levels)),
+                "grid": "{}x{}".format(*listing.grid)
+                + ("" if listing.reduction == "native" else f" {listing.reduction}"),
+                "encoding": listing.encoding,
+                "format": listing.format if listing.codec == "none" else f"{listing.format} {listing.codec}",
+                "views": listing.views,
+                "samples": f"{listing.samples:,}/{listing.samples_planned:,}",
+                "blocks": f"{listing.blocks:,}/{listing.blocks_planned:,}",
+                "bad": listing.quarantined,
+                "size": human_bytes(listing.nbytes),
+                "writers": listing.writers,
+                "model": listing.model,
             }
-            for each in listings
+            for listing in listings
         ],
         width=SCREEN,
         repeat=2,
@@ -55,15 +56,15 @@ def _du_rows(usages: Sequence[Usage]) -> str:
     return text_table(
         [
             {
-                "column": _marked(each.name, each.random),
-                "data": each.data[:_DIGITS],
-                "files": each.files,
-                "size": human_bytes(each.nbytes),
-                "a sample": human_bytes(each.per_sample),
-                "by level": " ".join(f"{level}:{human_bytes(count)}" for level, count in each.by_level.items()),
-                "of no block": human_bytes(each.stray),
+                "column": _marked(usage.name, usage.random),
+                "data": usage.data[:_DIGITS],
+                "files": usage.files,
+                "size": human_bytes(usage.nbytes),
+                "a sample": human_bytes(usage.per_sample),
+                "by level": " ".join(f"{level}:{human_bytes(count)}" for level, count in usage.by_level.items()),
+                "of no block": human_bytes(usage.stray),
             }
-            for each in usages
+            for usage in usages
         ],
         width=SCREEN,
         repeat=2,
@@ -79,20 +80,20 @@ def _stats_rows(stats: Sequence[LevelStats]) -> str:
     return text_table(
         [
             {
-                "column": _marked(each.name, each.random),
-                "data": each.data[:_DIGITS],
-                "level": each.level,
-                "encoding": each.encoding,
-                "samples": each.summary["samples"],
-                "cosine": f"{each.summary['cosine']:.6f}",
-                "least": f"{each.summary['cosine_min']:.6f}",
-                "rel. error": f"{each.summary['relative_error']:.4f}",
-                "left over": f"{100 * each.summary['leftover_share']:.2f} %",
-                "token norm": f"{each.summary['token_norm']:.4g}",
-                "largest": f"{each.summary['token_norm_max']:.4g}",
-                "outlier": f"{each.summary['deviation_max']:.1f} sd",
+                "column": _marked(stat.name, stat.random),
+                "data": stat.data[:_DIGITS],
+                "level": stat.level,
+                "encoding": stat.encoding,
+                "samples": stat.summary["samples"],
+                "cosine": f"{stat.summary['cosine']:.6f}",
+                "least": f"{stat.summary['cosine_min']:.6f}",
+                "rel. error": f"{stat.summary['relative_error']:.4f}",
+                "left over": f"{100 * stat.summary['leftover_share']:.2f} %",
+                "token norm": f"{stat.summary['token_norm']:.4g}",
+                "largest": f"{stat.summary['token_norm_max']:.4g}",
+                "outlier": f"{stat.summary['deviation_max']:.1f} sd",
             }
-            for each in stats
+            for stat in stats
         ],
         width=SCREEN,
         repeat=2,
@@ -118,7 +119,7 @@ def _problem(each: Problem) -> str:
 
 def prune_text(plan: PrunePlan) -> str:
     """What would go and what is spared, then one line that sums up."""
-    rows = [_candidate(each, "remove") for each in plan.remove]
+    rows = [_candidate(candidate, "remove") for candidate in plan.remove]
     rows += [_candidate(each, each.spared or "") for each in plan.spare]
     warnings = [
         f"{', '.join(each.needed_by)} left out samples that lie elsewhere, perhaps in {each.name}/{each.data}: without "

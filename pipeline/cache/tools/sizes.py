@@ -136,7 +136,7 @@ def step_ratio(spec: CacheSpec, facts: Mapping[str, TeacherFacts]) -> float:
     """
     student = TeacherFacts(_STUDENT_WIDTH, _STUDENT_DEPTH, spec.grid)
     step = 3 * forward_operations(student) * (1 + _ADAPTER_PATH * len(facts))
-    teachers = sum(forward_operations(each, windowed=is_sam(spec.teachers[name].model)) for name, each in facts.items())
+    teachers = sum(forward_operations(fact, windowed=is_sam(spec.teachers[name].model)) for name, fact in facts.items())
     return (step + teachers) / step
 
 
@@ -181,16 +181,16 @@ def _read_at_random(descriptor: int, size: int, total: int) -> float:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ReadRate:
     """What a place offers: random reading by one thread, in bytes a second, and free bytes (None: it does not say)."""
 
     read_bytes_per_second: float | None
     free_bytes: int | None
 
 
-def probe(place: Path) -> Probe:
+def probe(place: Path) -> ReadRate:
     """Measure the disk that will hold a cache at `place`, which need not exist; its nearest parent is measured then."""
     folder = place.absolute()
     while not folder.is_dir():
         folder = folder.parent
-    return Probe(read_rate(folder), shutil.disk_usage(folder).free)
+    return ReadRate(read_rate(folder), shutil.disk_usage(folder).free)

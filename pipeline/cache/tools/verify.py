@@ -13,7 +13,7 @@ import torch
 from pipeline.cache.calibration import Calibration
 from pipeline.cache.column import CALIBRATION, Column, check_file, record_block
 from pipeline.cache.column_codec import ColumnCodec
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace
+from pipeline.cache.folder import Cache, CacheFolder, ColumnPath
 from pipeline.cache.key import document_key
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import MANIFEST, data_name, unseal
@@ -48,7 +48,7 @@ class Problem:
 class ColumnCheck:
     """One column: first what concerns it as a whole, then block by block."""
 
-    def __init__(self, folder: CacheFolder, place: ColumnPlace, *, deep: bool) -> None:
+    def __init__(self, folder: CacheFolder, place: ColumnPath, *, deep: bool) -> None:
         self.folder, self.place, self.deep = folder, place, deep
         self.location = folder.at(place)
         self.records: list[BlockRecord] = []
@@ -66,7 +66,7 @@ class ColumnCheck:
         self.missing = views * self._column.manifest.layout.blocks - len(self.records)
         if views:
             damages = self._column.store.check_metadata(views)
-            problems += [self._problem(f"data/{each.path}", each.problem) for each in damages]
+            problems += [self._problem(f"data/{damage.path}", damage.problem) for damage in damages]
         return problems
 
     def block_problems(self, record: BlockRecord) -> list[Problem]:
@@ -79,7 +79,7 @@ class ColumnCheck:
             damages = column.store.check(record.view, record.block, record.files, deep=self.deep)
         except SakError as error:
             return [*problems, self._problem("data", str(error), record)]
-        problems += [self._problem(f"data/{each.path}", each.problem, record, each.sample) for each in damages]
+        problems += [self._problem(f"data/{damage.path}", damage.problem, record, damage.sample) for damage in damages]
         if self.deep and not damages:
             problems += list(self._decoding_problems(record))
         return problems
@@ -252,12 +252,12 @@ class Verification:
         return not self.problems
 
     @property
-    def damaged_blocks(self) -> tuple[tuple[ColumnPlace, int, int], ...]:
+    def damaged_blocks(self) -> tuple[tuple[ColumnPath, int, int], ...]:
         """(column, view, block) of every block that must be extracted again."""
         found = {
-            (ColumnPlace(each.column, each.data), each.view, each.block)
-            for each in self.problems
-            if each.column and each.data and each.view is not None and each.block is not None
+            (ColumnPath(problem.column, problem.data), problem.view, problem.block)
+            for problem in self.problems
+            if problem.column and problem.data and problem.view is not None and problem.block is not None
         }
         return tuple(sorted(found, key=lambda each: (each[0].path, each[1], each[2])))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.ablate.runner import Crew
+from pipeline.ablate.runner import JobSettings
 from pipeline.ablate.stage import AblateConfig, run_ablation
 from pipeline.ablate.stage_settings import merged
 from pipeline.ablate.study import load_study
@@ -360,7 +360,7 @@ def test_a_whole_study_extracts_each_teacher_once_and_goes_through_every_stage(
 
 
 def test_the_thread_counts_of_a_stage_never_differ(monkeypatch):
-    crew = Crew(jobs=2, device="cpu", cores=8)
+    crew = JobSettings(jobs=2, device="cpu", cores=8)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     assert crew.environment(0) == {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from pipeline.cache.column import CALIBRATION, Column
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPlace, split_overlay
+from pipeline.cache.folder import Cache, CacheFolder, ColumnPath, split_overlay
 from pipeline.cache.lease import LeaseLostError, Owner
 from pipeline.cache.manifest import CacheError, Manifest, NewerSchemaError, seal, unseal
 from pipeline.cache.records import BlockRecord
@@ -272,12 +272,12 @@ def _flipped(data, place):
 
 def test_a_manifest_in_another_place_is_refused(writer):
     column = writer().open("dino").column
-    moved = ColumnPlace("dino-0000", column.place.data)
+    moved = ColumnPath("dino-0000", column.place.data)
     column.folder.at(moved).write_bytes("manifest.json", column.location.read_bytes("manifest.json"))
     with pytest.raises(CacheError, match="its manifest is that of"):
         Column.open(column.folder, moved)
     with pytest.raises(CacheError, match="without a manifest"):
-        Column.open(column.folder, ColumnPlace("dino-1", "2"))
+        Column.open(column.folder, ColumnPath("dino-1", "2"))
 
 
 def test_a_cache_from_a_newer_schema_asks_for_an_upgrade(writer):

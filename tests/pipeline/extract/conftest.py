@@ -13,7 +13,7 @@ from distributed import LocalCluster
 from PIL import Image
 
 from pipeline.cluster import ClusterConfig
-from pipeline.extract.columns import ExtractConfig, Voice
+from pipeline.extract.columns import ExtractConfig, Messages
 from pipeline.extract.stage import extract
 
 TEACHERS = {
@@ -122,7 +122,7 @@ def run(scheduler, tmp_path):
             **config,
         )
         extract_here.said = said
-        return extract(config, Voice(say=said.append))
+        return extract(config, Messages(say=said.append))
 
     return extract_here
 

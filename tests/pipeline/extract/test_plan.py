@@ -10,7 +10,7 @@ from pipeline.cache.stores.base import ArrayLayout, ColumnLayout
 from pipeline.extract.calibrate import Speed
 from pipeline.extract.columns import ExtractConfig
 from pipeline.extract.job import DoesNotFitError, forward_in_pieces
-from pipeline.extract.plan import Job, Plan, gigabytes, make_jobs
+from pipeline.extract.plan import ExtractionPlan, Job, gigabytes, make_jobs
 from pipeline.extract.report import Tally
 from pipeline.extract.stage import refuse_bad_data
 from pipeline.extract.streams import StageSeconds
@@ -49,7 +49,9 @@ def test_stages_add_up_and_their_shares_leave_out_waiting_for_a_turn():
 
 
 def test_the_time_of_a_plan_overlaps_decoding_with_a_gpu_but_not_with_the_cpu():
-    plan = Plan({"a": SimpleNamespace(samples=100), "b": SimpleNamespace(samples=50)}, (Job(0, 0, 0, 100, ()),), 100)
+    plan = ExtractionPlan(
+        {"a": SimpleNamespace(samples=100), "b": SimpleNamespace(samples=50)}, (Job(0, 0, 0, 100, ()),), 100
+    )
     rates = {"decode": 10.0, "forward": {"a": 10.0, "b": 5.0}}
     assert Speed("cuda", **rates).seconds(plan, 2) == 10
     assert Speed("cpu", **rates).seconds(plan, 2) == 15
@@ -57,14 +59,16 @@ def test_the_time_of_a_plan_overlaps_decoding_with_a_gpu_but_not_with_the_cpu():
 
 
 def test_calibration_is_told_beside_the_time_of_the_plan():
-    plan = Plan({"a": SimpleNamespace(samples=100), "b": SimpleNamespace(samples=50)}, (Job(0, 0, 0, 100, ()),), 100)
+    plan = ExtractionPlan(
+        {"a": SimpleNamespace(samples=100), "b": SimpleNamespace(samples=50)}, (Job(0, 0, 0, 100, ()),), 100
+    )
     speed = Speed("cpu", decode=10.0, forward={"a": 10.0, "b": 5.0})
     assert speed.lines(plan, 1, {"a": 20, "b": 20})[-1] == "Before that, once: calibration on 20 images, about 8 s"
     assert "calibration" not in " ".join(speed.lines(plan, 1, {}))
 
 
 def test_as_many_bad_images_as_allowed_are_allowed():
-    plan = Plan({}, (), 1000)
+    plan = ExtractionPlan({}, (), 1000)
     bad = tuple(Absent(sample, f"k{sample}", "zero bytes") for sample in range(30))
     refuse_bad_data(Tally(plan, bad[:1]), 0.001)
     with pytest.raises(SakError, match=r"30 of 1000 .*k0: zero bytes.*k19.*and 10 more"):

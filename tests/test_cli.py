@@ -202,7 +202,8 @@ def test_every_flag_of_finetune_reaches_its_configuration(monkeypatch, tmp_path)
           "save": Path("s"), "limit": 3, "again": True, "dataset": None, "workers": 2}),
         ("pipeline.predict.predict", "predict r x.jpg y --out o --tasks depth,edge --size 32 48 --overwrite",
          {"run": Path("r"), "out": Path("o"), "tasks": ("depth", "edge"), "size": (32, 48), "overwrite": True}),
-        ("pipeline.ablate.stage.run_ablation", "ablate s.yaml --out o --jobs 2 --dry-run --device cpu --set a=1 --set b=2",
+        ("pipeline.ablate.stage.run_ablation",
+         "ablate s.yaml --out o --jobs 2 --dry-run --device cpu --set a=1 --set b=2",
          {"study": Path("s.yaml"), "out": Path("o"), "jobs": 2, "dry_run": True, "overrides": ["a=1", "b=2"]}),
         ("pipeline.extract.stage.extract",
          "extract --spec s.yaml --data d --cache c --teachers a,b --views 2 --workers 1 --threads 3 --device cpu "

@@ -214,7 +214,7 @@ class Column:
         digests = sorted({record.calibration or "none" for record in records})
         if len(digests) > 1:
             raise CacheError(
-                f"{self.location}: blocks of {len(digests)} calibrations ({', '.join(digest[:12] for digest in digests)}), "
+                f"{self.location}: blocks of {len(digests)} calibrations ({', '.join(one[:12] for one in digests)}), "
                 "which must not be mixed; remove the column with `sak-cli cache prune` and extract it again"
             )
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sak.errors import SakError, UsageError, nearest
+from sak.teachers.hub import OPEN_CLIP_FILES, SAM_URLS, TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.recipe import Size, TeacherFacts, TeacherRecipe, as_size, parse_model
-from sak.teachers.weights import OPEN_CLIP_FILES, SAM_URLS, TIMM_FILES, HubFiles, PublishedFile, UrlFile
 
 # What comes with `pipeline` and is asked for by name: `sak` imports none of it, and works without it.
 

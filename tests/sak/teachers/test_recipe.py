@@ -11,7 +11,8 @@ from sak.teachers.recipe import OtherTeacherError
 RECORD = json.loads(
     '{"name": "clip", "model": "timm/vit_base_patch16_clip_384.laion2b_ft_in12k_in1k", "weights": "random:2", '
     '"input_size": null, "levels": [1, 2, 3, 4], "normalization": "imagenet", "precision": "fp32", '
-    '"sam_padding": null, "overrides": {"embed_dim": 16, "depth": 4, "num_heads": 2}, "weights_sha256": null, "revision": "1"}'
+    '"sam_padding": null, "overrides": {"embed_dim": 16, "depth": 4, "num_heads": 2}, '
+    '"weights_sha256": null, "revision": "1"}'
 )
 """A teacher in the `run.json` of the first version."""
 

@@ -20,7 +20,7 @@ STYLE = {
     "figure.facecolor": "none", "axes.facecolor": "none", "axes.edgecolor": FAINT, "axes.labelcolor": FAINT,
     "axes.axisbelow": True, "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
     "xtick.color": FAINT, "ytick.color": FAINT, "ytick.major.size": 0, "text.color": INK, "grid.color": LINE,
-    "grid.linewidth": 1, "lines.linewidth": 2, "font.size": 12,
+    "grid.linewidth": 1, "lines.linewidth": 2, "axes.labelpad": 8, "font.size": 12,
 }  # fmt: skip
 WIDTH, HEIGHT = 460, 260
 LARGEST, LONGEST = 1e30, 40  # beyond it a number has no place on an axis, a name none beside a chart

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.column_codec import ColumnCodec
-from pipeline.cache.reader.process import ArraySizes, Contents, SharedMemory
+from pipeline.cache.reader.process import ArraySizes, SharedMemory
 from pipeline.cache.reader.teacher_reader import TeacherReader
 from pipeline.cache.selection import Numbers
 from pipeline.cache.stores.base import StoredViews
+from pipeline.cache.stores.indexed import Contents
 from pipeline.cache.stores.ranges import Bytes
 from sak.errors import SakError
 from sak.features import FeatureMaps

@@ -17,11 +17,12 @@ from pipeline.cache.folder import Cache
 from pipeline.cache.key import explain_difference
 from pipeline.cache.manifest import CacheError
 from pipeline.cache.reader.batch import BatchDecoder, EncodedBatch
-from pipeline.cache.reader.process import ArraySizes, Contents, Parts, Pieces, read_pieces
+from pipeline.cache.reader.process import ArraySizes
 from pipeline.cache.reader.teacher_reader import NOWHERE, CachedTeacher, TeacherReader, wanted_levels
 from pipeline.cache.selection import Numbers, SampleTable, select_columns
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.stores.base import Arrays, StoredViews
+from pipeline.cache.stores.indexed import Contents, Parts, Pieces, read_pieces
 from pipeline.images.source import ReplayError
 from pipeline.images.views import ViewPolicy
 from sak.errors import UsageError

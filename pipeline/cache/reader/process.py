@@ -15,7 +15,7 @@ import subprocess
 import sys
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,55 +27,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.base import Arrays, ColumnStore, DamageError
+from pipeline.cache.stores.indexed import Contents, Parts, Pieces, read_pieces
 from pipeline.cache.stores.ranges import Bytes, result_memory
 from sak.errors import SakError
 
 _PAGE = 4096
 _PATIENCE = 10  # seconds for the batch at hand when reading ends early
-
-Contents = Mapping[str, Arrays]
-
-
-@dataclass(frozen=True)
-class StoredPart:
-    """The wanted arrays of one part of a teacher's column, which lies at `path`."""
-
-    path: str
-    store: ColumnStore
-    names: tuple[str, ...]
-
-    def read(self, view: int, samples: NDArray[np.int64], out: Arrays | None) -> Arrays:
-        """As `ColumnStore.read`; DamageError names the column too."""
-        try:
-            return self.store.read(view, samples, self.names, out)
-        except DamageError as error:
-            raise DamageError(f"{self.path}: {error}") from error
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Samples of a batch that one part holds, by its own numbers, and their rows of the batch; None is all rows."""
-
-    part: int
-    samples: NDArray[np.int64]
-    rows: NDArray[np.bool_] | None
-
-
-Parts = Mapping[str, Sequence[StoredPart]]  # by teacher
-Pieces = Mapping[str, Sequence[Piece]]
-
-
-def read_pieces(parts: Parts, view: int, pieces: Pieces, out: Contents) -> None:
-    """Read a batch; DamageError names column, file and sample."""
-    for teacher, of_teacher in pieces.items():
-        for piece in of_teacher:
-            part = parts[teacher][piece.part]
-            if piece.rows is None:
-                part.read(view, piece.samples, out[teacher])
-                continue
-            for name, array in part.read(view, piece.samples, None).items():
-                out[teacher][name][piece.rows] = array
 
 
 @dataclass(frozen=True)

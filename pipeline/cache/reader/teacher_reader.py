@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import Grid, level_arrays, reduction_of
 from pipeline.cache.manifest import CacheError
-from pipeline.cache.reader.process import Piece, StoredPart
 from pipeline.cache.selection import Numbers, SampleTable
 from pipeline.cache.stores.base import ROW, ColumnLayout, Rows
+from pipeline.cache.stores.indexed import Piece, StoredPart
 from sak.errors import UsageError
 
 NOWHERE = -1

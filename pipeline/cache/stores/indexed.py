@@ -1,6 +1,6 @@
 """What the two stores share: any samples read through cached indices."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.base import REMEDY, ArrayLayout, Arrays, ColumnLayout, DamageError, allocate
+from pipeline.cache.stores.base import REMEDY, ArrayLayout, Arrays, ColumnLayout, ColumnStore, DamageError, allocate
 from pipeline.cache.stores.blocks import CheckedStore
 from pipeline.cache.stores.files import FileOpener, OpenFile, Staging, open_files
 from pipeline.cache.stores.ranges import Bytes, RangeError, Ranges, read_ranges, rows_of
@@ -18,9 +18,11 @@ from pipeline.storage import Location
 from pipeline.storage.location import explain
 from sak.errors import SakError
 
-# Which samples a read is for, sorted by the files they lie in.
+# Which samples a read is for: by the files they lie in, and by the columns that hold the parts of a batch.
 
 Longs = NDArray[np.int64]
+
+Contents = Mapping[str, Arrays]  # by teacher
 
 _FIRST = np.zeros(1, np.int64)
 
@@ -84,6 +86,47 @@ class SampleRequest:
                 self.blocks[first : first + blocks],
                 [start - starts[0] for start in starts],
             )
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """The wanted arrays of one part of a teacher's column, which lies at `path`."""
+
+    path: str
+    store: ColumnStore
+    names: tuple[str, ...]
+
+    def read(self, view: int, samples: NDArray[np.int64], out: Arrays | None) -> Arrays:
+        """As `ColumnStore.read`; DamageError names the column too."""
+        try:
+            return self.store.read(view, samples, self.names, out)
+        except DamageError as error:
+            raise DamageError(f"{self.path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples of a batch that one part holds, by its own numbers, and their rows of the batch; None is all rows."""
+
+    part: int
+    samples: NDArray[np.int64]
+    rows: NDArray[np.bool_] | None
+
+
+Parts = Mapping[str, Sequence[StoredPart]]  # by teacher
+Pieces = Mapping[str, Sequence[Piece]]
+
+
+def read_pieces(parts: Parts, view: int, pieces: Pieces, out: Contents) -> None:
+    """Read a batch; DamageError names column, file and sample."""
+    for teacher, of_teacher in pieces.items():
+        for piece in of_teacher:
+            part = parts[teacher][piece.part]
+            if piece.rows is None:
+                part.read(view, piece.samples, out[teacher])
+                continue
+            for name, array in part.read(view, piece.samples, None).items():
+                out[teacher][name][piece.rows] = array
 
 
 # An array's file in each block asked for, and its row in it.

@@ -212,7 +212,7 @@ def _default_places() -> tuple[str, ...]:
 
 def weight_folders() -> tuple[str, ...]:
     """Where downloaded weights lie: the Hugging Face hub's folder, and torch.hub's for segment-anything."""
-    from sak.teachers.weights import SAM_URLS, UrlFile
+    from sak.teachers.hub import SAM_URLS, UrlFile
 
     torch_hub = str(UrlFile(SAM_URLS["vit_b"]).place.parent)
     if util.find_spec("huggingface_hub") is None:

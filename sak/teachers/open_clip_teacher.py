@@ -11,12 +11,13 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
+from sak.teachers.hub import OPEN_CLIP_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.positions import grid_of, resample_tokens
 from sak.teachers.preprocess import Normalization
 from sak.teachers.recipe import Size, TeacherRecipe
 from sak.teachers.teacher import Blueprint, Tower, first_eps
 from sak.teachers.timm_teacher import TimmBlueprint, check_architecture
-from sak.teachers.weights import OPEN_CLIP_FILES, HubFiles, PublishedFile, State, UrlFile, WeightsError
+from sak.teachers.weights import State, WeightsError
 
 OVERRIDES = ("embed_dim", "depth", "num_heads")
 _UNUSED = ("ln_post", "proj", "attn_pool", "attn_pool_contrastive")

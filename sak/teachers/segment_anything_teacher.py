@@ -9,11 +9,12 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
+from sak.teachers.hub import SAM_URLS, PublishedFile, UrlFile
 from sak.teachers.positions import fuse_attention, grid_tensors, resample_sam
 from sak.teachers.preprocess import IMAGENET
 from sak.teachers.recipe import Size, TeacherRecipe
 from sak.teachers.teacher import Blueprint, Tower, first_eps
-from sak.teachers.weights import SAM_URLS, PublishedFile, State, UrlFile
+from sak.teachers.weights import State
 
 OVERRIDES = ("embed_dim", "depth", "num_heads", "window_size")
 NATIVE_SIDE = 1024

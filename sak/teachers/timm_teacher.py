@@ -12,11 +12,12 @@ from timm.models import get_deprecated_models, get_pretrained_cfg, list_pretrain
 from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
+from sak.teachers.hub import TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.positions import fuse_attention, grid_of, grid_tensors, resample_sam, resample_tokens
 from sak.teachers.preprocess import Normalization
 from sak.teachers.recipe import Size, TeacherRecipe
 from sak.teachers.teacher import Blueprint, Tower, first_eps
-from sak.teachers.weights import TIMM_FILES, HubFiles, PublishedFile, State, UrlFile, WeightsError
+from sak.teachers.weights import State, WeightsError
 
 OVERRIDES = ("embed_dim", "depth", "num_heads", "reg_tokens", "window_size")
 _MODULES = ("vision_transformer", "deit", "eva", "vision_transformer_sam")

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 from pipeline.demo.weights.shipped import LICENCE, demo_model, shipped_file
 from sak.errors import UsageError
+from sak.teachers.hub import PublishedFile
 from sak.teachers.preprocess import IMAGENET
 from sak.teachers.recipe import Size, TeacherRecipe
 from sak.teachers.teacher import Blueprint
 from sak.teachers.timm_teacher import TimmBlueprint, TimmSamBlueprint
-from sak.teachers.weights import PublishedFile, State
+from sak.teachers.weights import State
 
 OVERRIDES: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Our own checkpoints: safetensors files whose headers say which student or probe it is, and the same as JSON."""
+"""Our own checkpoints: a safetensors file whose header says which student it is, and the same as JSON beside it."""
 
 import json
 import os
@@ -19,7 +19,6 @@ from sak.student.build import make_student, parameter_counts, without_lora
 from sak.student.config import StudentConfig
 from sak.student.stem import position_prefix, resample_position
 from sak.student.student import Student
-from sak.variants.frozen import Amalgam, AmalgamConfig, Probe, ProbeConfig
 from sak.variants.lora import LORA_KEYS
 from sak.variants.swin import SwinStem
 
@@ -36,7 +35,7 @@ def save_student(student: Student, folder: Path) -> Path:
     configuration. The JSON file says the same to people and tools, and is written last.
     """
     facts = {"format": _FORMAT, "config": student.config.resolved().to_json(), "weights": WEIGHTS}
-    return _save(student, folder, DESCRIPTION, facts | {"parameters": parameter_counts(student)})
+    return write_checkpoint(student, folder, DESCRIPTION, facts | {"parameters": parameter_counts(student)})
 
 
 def load_student(path: Path, *, image_size: tuple[int, int] | None = None) -> Student:
@@ -67,7 +66,7 @@ def read_config(file: Path) -> StudentConfig:
     if not file.is_file():
         raise SakError(f"{file}: no checkpoint here; give a folder with {WEIGHTS}, or that file")
     hint = "; the authors' files come in through sak-cli import-checkpoint"
-    return StudentConfig.from_json(_saved_config(file, _FORMAT, hint))
+    return StudentConfig.from_json(saved_config(file, _FORMAT, hint))
 
 
 def student_from_tensors(
@@ -132,45 +131,7 @@ def deployable(student: Student) -> Student:
     return student_from_tensors(stripped, kept, origin="the student to export").eval()
 
 
-PROBE_WEIGHTS = "probe.safetensors"
-PROBE_DESCRIPTION = "probe.json"
-_PROBE_FORMAT = "sak-probe-1"
-
-
-def save_probe(probe: Probe, folder: Path) -> Path:
-    """Write `probe.safetensors` (the heads) and `probe.json` into the folder; returns the weights file."""
-    facts = {"format": _PROBE_FORMAT, "config": probe.config.to_json(), "weights": PROBE_WEIGHTS}
-    return _save(probe.learnt, folder, PROBE_DESCRIPTION, facts)
-
-
-def load_probe(folder: Path, *, image_size: tuple[int, int] | None = None) -> Probe:
-    """The probe of a checkpoint folder, on the CPU; SakError where its teacher is missing or has other weights."""
-    probe = _build(_saved_config(folder / PROBE_WEIGHTS, _PROBE_FORMAT), image_size)
-    fill_heads(probe, folder)
-    return probe
-
-
-def _build(value: Mapping[str, Any], image_size: tuple[int, int] | None) -> Probe:
-    """A probe of one teacher, or an amalgamation of several, with fresh heads."""
-    if "teachers" in value:
-        several = AmalgamConfig.from_json(value)
-        several = several if image_size is None else several.at(image_size)
-        return Amalgam(several, several.build_teachers())
-    config = ProbeConfig.from_json(value)
-    config = config if image_size is None else config.at(image_size)
-    return Probe(config, config.build_teacher())
-
-
-@torch.no_grad()
-def fill_heads(probe: Probe, folder: Path) -> None:
-    """Put a checkpoint's heads onto a probe that is there; SakError where they are others."""
-    try:
-        probe.learnt.load_state_dict(load_file(folder / PROBE_WEIGHTS))
-    except (RuntimeError, SafetensorError, OSError) as error:
-        raise SakError(f"{folder} holds the heads of another probe; put the recipe back, or start a new run") from error
-
-
-def _save(module: nn.Module, folder: Path, description: str, facts: Mapping[str, Any]) -> Path:
+def write_checkpoint(module: nn.Module, folder: Path, description: str, facts: Mapping[str, Any]) -> Path:
     """The module's tensors with format and configuration in the header, then all facts as JSON; the weights file."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / str(facts["weights"])
@@ -182,7 +143,7 @@ def _save(module: nn.Module, folder: Path, description: str, facts: Mapping[str,
     return weights
 
 
-def _saved_config(file: Path, wanted: str, hint: str = "") -> Any:
+def saved_config(file: Path, wanted: str, hint: str = "") -> Any:
     """The configuration in a file's header, as JSON; SakError where the file is cut off or of another format."""
     try:
         with safe_open(file, framework="pt") as opened:

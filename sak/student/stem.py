@@ -10,9 +10,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sak.errors import SakError, UsageError
+from sak.errors import SakError, UsageError, demo_weights
 from sak.student.sizes import PATCH, Size, StemSize, plain_vit
-from sak.teachers.registry import demo_weights
 from sak.variants.foreign import THEIA, renamed, theia_file
 from sak.variants.lora import LORA_KEYS
 from sak.variants.swin import SwinStem

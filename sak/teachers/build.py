@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from sak.errors import UsageError, nearest
+from sak.errors import UsageError, module_named, nearest
 from sak.features import default_levels
 from sak.teachers.preprocess import FixedSize, PaddedSquare, Preprocessing
 from sak.teachers.recipe import Size, TeacherFacts, TeacherRecipe, as_size
-from sak.teachers.registry import find_teacher, module_named, teacher_recipe
+from sak.teachers.registry import find_teacher, teacher_recipe
 from sak.teachers.teacher import TEACHER_REVISION, Blueprint, Teacher, Tower, realise
 from sak.weight_files import random_seed
 

@@ -2,9 +2,8 @@ import sys
 
 import pytest
 
-from sak.errors import SakError
+from sak.errors import SakError, demo_weights, module_named
 from sak.teachers import TEACHERS, build_teacher, weights_available
-from sak.teachers.registry import demo_weights, module_named
 
 
 @pytest.fixture

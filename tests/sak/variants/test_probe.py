@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sak.checkpoints.store import fill_heads, load_probe, save_probe
+from sak.checkpoints.probe_store import fill_heads, load_probe, save_probe
 from sak.errors import SakError, UsageError
 from sak.teachers import TeacherRecipe, build_teacher
 from sak.variants.frozen import Probe, ProbeConfig

@@ -21,7 +21,7 @@ from pipeline.tables import paper_table
 from sak.errors import SakError, UsageError
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 FAKE = (sys.executable, str(HERE / "ablation_stage.py"))
 
 

@@ -66,13 +66,9 @@ class StudyFolder:
 
     def write_inputs(self, job: Job) -> None:
         """The files that a job's command names."""
-        if isinstance(job, TrainJob):
-            if job.stage != "evaluate":
-                _write(self.recipe(job), job.settings.recipe)
-            needs = [job.reads, job.measured_on]
-        else:
-            needs = [job.need]
-        for need in needs:
+        if isinstance(job, TrainJob) and job.stage != "evaluate":
+            _write(self.recipe(job), job.settings.recipe)
+        for need in [job.reads, job.measured_on] if isinstance(job, TrainJob) else [job.need]:
             if need is not None and need.spec is not None:
                 _write(self.spec(need.spec), spec_document(need.spec))
 

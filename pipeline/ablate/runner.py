@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.ablate.folders import State, StudyFolder, last_lines
 from pipeline.ablate.jobs import ExtractJob, Job
@@ -224,41 +225,37 @@ def arguments(job: Job, folder: StudyFolder, device: str) -> list[str]:
         return _extraction(job, folder, device)
     if job.stage == "evaluate":
         run = folder.run(job.start or "")
-        return ["evaluate", str(run.root), *job.settings.arguments(), "--device", device]
-    run = folder.run(job.name)
-    caches: list[str] = []
-    if job.reads is not None:
-        caches += ["--cache", job.reads.cache]
-        if job.reads.spec is not None:
-            caches += ["--spec", str(folder.spec(job.reads.spec))]
-    if job.measured_on is not None:
-        caches += ["--val-cache", job.measured_on.cache]
-    begin = "--overwrite" if folder.state(job) is State.NEW else "--resume"
-    return [
-        job.stage,
-        *("--config", str(folder.recipe(job))),
-        *caches,
-        *(("--init", str(folder.run(job.start).root)) if job.start is not None else ()),
-        *job.settings.arguments(),
-        *("--device", device),
-        *("--out", str(run.root)),
-        *([begin] if run.root.exists() else []),
-    ]
+        return ["evaluate", str(run.root), *job.settings.arguments(), *_flags(device=device)]
+    run, reads = folder.run(job.name), job.reads
+    made_of = _flags(
+        config=folder.recipe(job),
+        cache=reads and reads.cache,
+        spec=folder.spec(reads.spec) if reads and reads.spec else None,
+        val_cache=job.measured_on and job.measured_on.cache,
+        init=folder.run(job.start).root if job.start else None,
+    )
+    begin = ["--overwrite" if folder.state(job) is State.NEW else "--resume"] if run.root.exists() else []
+    return [job.stage, *made_of, *job.settings.arguments(), *_flags(device=device, out=run.root), *begin]
 
 
 def _extraction(job: ExtractJob, folder: StudyFolder, device: str) -> list[str]:
     need = job.need
     if need.spec is None or need.data is None:
         raise ValueError(f"{job.name}: nothing says what to extract")
-    settings = {
-        "spec": folder.spec(need.spec),
-        "data": need.data,
-        "cache": need.cache,
-        "views": need.views,
-        "batch_size": need.batch_size,
-        "limit": need.limit,
-        "max_bad": need.max_bad,
-        "device": device,
-    }
+    flags = _flags(
+        spec=folder.spec(need.spec),
+        data=need.data,
+        cache=need.cache,
+        views=need.views,
+        batch_size=need.batch_size,
+        limit=need.limit,
+        max_bad=need.max_bad,
+        device=device,
+    )
+    return ["extract", *flags]
+
+
+def _flags(**settings: Any) -> list[str]:
+    """Those that are not None."""
     given = {name: value for name, value in settings.items() if value is not None}
-    return ["extract", *(argument for name, value in given.items() for argument in flag(name, value))]
+    return [argument for name, value in given.items() for argument in flag(name, value)]

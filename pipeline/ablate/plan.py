@@ -70,7 +70,7 @@ class StudyPlan:
                 "row": run.row.name,
                 "seed": str(run.seed),
                 **{stage: self._stage(run.jobs.get(stage)) for stage in stages},
-                "reads": " ".join(self._read(run)) or "no cache",
+                "reads": self._read(run),
             }
             for run in runs
         ]
@@ -78,9 +78,9 @@ class StudyPlan:
         heading = f"{len(rows)} runs of {len({run.row.name for run in runs})} rows, {trainings} trainings in all"
         return f"{heading}\n{text_table(rows, width=SCREEN + 40, repeat=2)}"
 
-    def _read(self, run: StudyRun) -> Mapping[str, None]:
-        trained = [self.jobs[name] for stage, name in run.jobs.items() if stage in TRAINED]
-        return dict.fromkeys(_label(column) for plan in trained for column in plan.columns)
+    def _read(self, run: StudyRun) -> str:
+        columns = [column for name in run.jobs.values() for column in self.jobs[name].columns]
+        return " ".join(dict.fromkeys(map(_label, columns))) or "no cache"
 
     def _stage(self, name: str | None) -> str:
         return "-" if name is None else f"{name.rpartition('-')[2]} {self.jobs[name].state}"
@@ -100,19 +100,14 @@ class StudyPlan:
             }
             for column in self.missing
         ]
-        return "\n".join([text_table(rows), *self._disks()])
-
-    def _disks(self) -> list[str]:
-        sizes: dict[str, list[float | None]] = {}
-        for column in self.missing:
-            sizes.setdefault(column.cache, []).append(column.missing_bytes)
-        return [_disk(cache, needed) for cache, needed in sizes.items()]
+        caches = dict.fromkeys(column.cache for column in self.missing)
+        disks = [_disk(cache, [column for column in self.missing if column.cache == cache]) for cache in caches]
+        return "\n".join([text_table(rows), *disks])
 
     def _time(self) -> str:
-        plans: dict[str, list[JobPlan]] = {}
-        for plan in self.pending:
-            plans.setdefault(plan.job.stage, []).append(plan)
-        return "\n".join(_stage_time(stage, pending) for stage, pending in plans.items()) or "Nothing to do"
+        stages = dict.fromkeys(plan.job.stage for plan in self.pending)
+        lines = [_stage_time(stage, [plan for plan in self.pending if plan.job.stage == stage]) for stage in stages]
+        return "\n".join(lines) or "Nothing to do"
 
 
 def _label(column: ColumnState) -> str:
@@ -121,12 +116,12 @@ def _label(column: ColumnState) -> str:
     return f"{name} RANDOM" if column.random else name
 
 
-def _disk(cache: str, sizes: Sequence[float | None]) -> str:
+def _disk(cache: str, columns: Sequence[ColumnState]) -> str:
     """What is going to be written to a cache, and whether there is room."""
-    known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes):
+    sizes = [column.missing_bytes for column in columns if column.missing_bytes is not None]
+    if len(sizes) < len(columns):
         return f"{cache}: how much it will take is known when its images are indexed"
-    needed, free = sum(known), free_space(cache)
+    needed, free = sum(sizes), free_space(cache)
     room = "" if free is None else f", {human_bytes(free)} free"
     short = " - TOO LITTLE" if free is not None and free < needed * _MARGIN else ""
     return f"{cache}: {human_bytes(needed)} to write{room}{short}"

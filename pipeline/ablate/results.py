@@ -146,13 +146,13 @@ def _read_run(run: StudyRun, plan: StudyPlan, folder: StudyFolder, failed: Mappi
             continue
         path = folder.evaluation(job) if stage == "evaluate" else folder.run(name).root
         try:
-            found = _evaluated(path) if stage == "evaluate" else _trained(folder.run(name), record, _tasks(job))
+            numbers = _evaluated(path) if stage == "evaluate" else _trained(folder.run(name), record, _tasks(job))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             damaged = True
             failure = failure or f"{path} is damaged ({type(error).__name__}: {error}); remove it and call again"
             continue
-        hours = values.get(HOURS, 0.0) + found.get(HOURS, 0.0)
-        values |= found | ({HOURS: hours} if hours else {})
+        hours = values.get(HOURS, 0.0) + numbers.get(HOURS, 0.0)
+        values |= numbers | ({HOURS: hours} if hours else {})
         if stage == "distill":
             values[BYTES] = _read_bytes(plan, name, tuple(keys))
     runs = {stage: str(folder.run(name).root) for stage, name in run.jobs.items()}
@@ -245,14 +245,12 @@ def _different(results: Sequence[RunResult]) -> int:
 
 def over_seeds(results: Sequence[RunResult], name: str) -> Spread:
     """One value over a row's seeds, of each training once: a distillation that all seeds share has no spread."""
-    distilled = name.partition("/")[0] in (REP_SIM, BYTES)
-    trainings = {
-        result.runs["distill"]
-        if distilled and "distill" in result.runs
-        else tuple(result.runs.values()): result.values[name]
-        for result in results
-        if name in result.values
-    }
+    of_distillation = name.partition("/")[0] in (REP_SIM, BYTES)
+    trainings: dict[object, float] = {}
+    for result in results:
+        if name in result.values:
+            distillation = result.runs.get("distill") if of_distillation else None
+            trainings[distillation or tuple(result.runs.values())] = result.values[name]
     return spread(list(trainings.values()))
 
 

@@ -106,8 +106,7 @@ class JobRunner:
         """Whether nothing that it needs is missing, and nobody extracts into the same cache."""
         if any(before in self.waiting or before in self.running for before in job.after):
             return False
-        extracting = [running.job for running in self.running.values() if isinstance(running.job, ExtractJob)]
-        busy = {extraction.need.cache for extraction in extracting}
+        busy = {running.job.need.cache for running in self.running.values() if isinstance(running.job, ExtractJob)}
         return not (isinstance(job, ExtractJob) and job.need.cache in busy)
 
     def _start(self, job: Job) -> None:

@@ -86,26 +86,19 @@ def results_text(results: Results, width: int) -> str:
     rows = [
         {
             "row": f"{row.name} RANDOM" if row.random else row.name,
-            **{title: text for title, (text, _) in zip(headings, cells, strict=True)},
+            **{title: text for title, (text, _) in zip(headings, _cells(row, results), strict=True)},
             "seeds": _seeds(row),
         }
-        for row, cells in _cells(results)
+        for row in results.rows
     ]
     return "\n".join([results.title, text_table(rows, width=width), *results.notes])
 
 
-def _cells(results: Results) -> list[tuple[RowResult, list[tuple[str, bool]]]]:
-    """Every row with its numbers, empty where it has none, and which are the best of their columns."""
-    best = [best_row(name, results) for name in results.columns]
+def _cells(row: RowResult, results: Results) -> list[tuple[str, bool]]:
+    """A row's numbers, empty where it has none, and whether each is the best of its column."""
     return [
-        (
-            row,
-            [
-                (number(row.values[name], name) if name in row.values else "", best_of_column == row.name)
-                for name, best_of_column in zip(results.columns, best, strict=True)
-            ],
-        )
-        for row in results.rows
+        (number(row.values[name], name), best_row(name, results) == row.name) if name in row.values else ("", False)
+        for name in results.columns
     ]
 
 
@@ -113,8 +106,8 @@ def markdown(results: Results) -> str:
     """The table with mean and spread, the best of each column bold, the paper's beside it, keys, and what failed."""
     names = ["", *(heading(name, results) for name in results.columns), "seeds"]
     rows = [
-        [_marked(row), *(f"**{text}**" if text and best else text for text, best in cells), _seeds(row)]
-        for row, cells in _cells(results)
+        [_marked(row), *(f"**{text}**" if best else text for text, best in _cells(row, results)), _seeds(row)]
+        for row in results.rows
     ]
     parts = [f"# {results.title}", _markdown_table(names, rows), *results.notes]
     if results.paper is not None:
@@ -166,8 +159,8 @@ def number(value: Spread, name: str) -> str:
 def latex(results: Results) -> str:
     """A `tabular` with booktabs' rules."""
     rows = [
-        [escape_latex(_marked(row)), *(_latex_number(text, best) for text, best in cells)]
-        for row, cells in _cells(results)
+        [escape_latex(_marked(row)), *(_latex_number(text, best) for text, best in _cells(row, results))]
+        for row in results.rows
     ]
     headings = ["", *(escape_latex(heading(name, results)) for name in results.columns)]
     head, *body = (" & ".join(cells) + r" \\" for cells in [headings, *rows])

@@ -37,11 +37,6 @@ class Chart:
     caption: str
     names: Sequence[str] = ()
 
-    @property
-    def legend(self) -> list[tuple[str, int]]:
-        """Names with the numbers of their colours."""
-        return [(name, number % len(COLOURS)) for number, name in enumerate(self.names)]
-
 
 def line_chart(
     lines: Mapping[str, Sequence[Point]], *, title: str, caption: str, y: str, marks: bool = False

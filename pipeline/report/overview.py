@@ -1,6 +1,7 @@
 """What was run with what: runs, their settings, the studies they belong to, and the caches they read."""
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
@@ -86,17 +87,11 @@ def starts_from(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
 def _is_at(run: ReportedRun, path: Path, *, moved: bool) -> bool:
     """Whether a run is the one at `path`; `moved`: it may lie elsewhere by now, with the run that names it."""
     parts = run.directory.resolve().parts
-    if path.is_absolute() and (not moved or _exists(path)):
+    # os.path's, which is False for a name too long to be a file's, where Path's fails
+    if path.is_absolute() and (not moved or os.path.exists(path)):  # noqa: PTH110
         return parts == path.parts
     last = path.parts[-2:] if moved else path.parts
     return len(last) >= (1 if moved else 2) and parts[-len(last) :] == last
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for a file
-        return False
 
 
 def _data(run: ReportedRun) -> str:

@@ -149,6 +149,7 @@ def _finetuning(settings: Mapping[str, Any], before: TrainJob | None, source: st
     if before is None or init is not None:
         return TrainJob(job_name("finetune", document), "finetune", checked, ())
     name = job_name("finetune", {**document, "init": before.name})
+    # its start is the other run's folder, which the command line gets from the study's folder and not from here
     flags = {name: value for name, value in checked.flags.items() if name != "init"}
     return TrainJob(name, "finetune", replace(checked, flags=flags), (before.name,), start=before.name)
 
@@ -215,7 +216,7 @@ def _read_document(need: CacheNeed | None) -> Settings | None:
 
 
 def job_name(stage: str, document: Any) -> str:
-    """The stage and the first digits of the SHA-256 of all that decides the outcome."""
+    """The stage and the first digits of the SHA-256 of all that decides the outcome; folders of old studies have it."""
     return f"{stage}-{sha256(canonical_json(document).encode('ascii')).hexdigest()[:DIGITS]}"
 
 

@@ -20,7 +20,7 @@ Changes = Mapping[str, Any]
 
 
 class AssumedRates(Frozen):
-    """Images a second of each stage, for the plan's estimate where nothing was measured; `basis` says whence."""
+    """Images a second of each stage, for the plan's estimate where nothing was measured; `basis` says who says so."""
 
     extract: float | None = Field(default=None, gt=0)
     distill: float | None = Field(default=None, gt=0)

@@ -1,7 +1,7 @@
 """What the caches of a study hold already: column by column, and what is missing of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from pipeline.cache.column import Column
@@ -9,7 +9,7 @@ from pipeline.cache.folder import Cache, split_overlay
 from pipeline.cache.selection import spec_differences
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.tools.plan import plan as plan_cache
-from pipeline.images.source import find_images
+from pipeline.images.source import ImageSource, find_images
 from pipeline.storage import open_location
 from pipeline.storage.location import StorageError
 from sak.errors import SakError, UsageError
@@ -71,80 +71,80 @@ class ColumnState:
 
 def column_states(need: CacheNeed) -> list[ColumnState]:
     """The columns that a need is about, in the spec's order; of a cache as it is, those that are read."""
-    cache = _opened(need)
+    columns = _open_columns(need)
     if need.spec is None:
-        return [] if cache is None else [_as_it_is(each) for each in _columns(cache) if _is_read(need, each)]
-    columns = [] if cache is None else _columns(cache)
+        names = None if need.teachers is None else set(need.teachers)
+        return [
+            _as_it_is(column)
+            for column in columns
+            if names is None or names & {column.place.teacher, column.place.name}
+        ]
     sizes = {column.teacher: column.total for column in plan_cache(need.spec, 1).columns}
-    return [_state(need, teacher, columns, sizes[teacher]) for teacher in need.spec.teachers]
+    return [_state(need, need.spec, teacher, columns, sizes[teacher]) for teacher in need.spec.teachers]
 
 
-def _opened(need: CacheNeed) -> Cache | None:
-    """The cache; None where it is to be made. A cache that is only read must be there."""
+def _open_columns(need: CacheNeed) -> list[Column]:
+    """None where the cache is to be made. A cache that is only read must be there."""
     try:
-        return Cache.open(need.cache)
+        columns = Cache.open(need.cache).columns
     except SakError:
         if need.spec is None:
             raise
-        return None
+        return []
+    return [Column.open(layer, path) for path, layers in columns.items() for layer in layers]
 
 
-def _columns(cache: Cache) -> list[Column]:
-    return [Column.open(layer, place) for place, layers in cache.columns.items() for layer in layers]
-
-
-def _is_read(need: CacheNeed, column: Column) -> bool:
-    return need.teachers is None or not {column.place.teacher, column.place.name}.isdisjoint(need.teachers)
-
-
-def _state(need: CacheNeed, teacher: str, columns: Sequence[Column], size: float) -> ColumnState:
-    spec = need.spec
-    if spec is None:
-        raise ValueError("a state is taken against a spec")
-    mine = [
+def _state(need: CacheNeed, spec: CacheSpec, teacher: str, columns: Sequence[Column], size: float) -> ColumnState:
+    same = [
         column
         for column in columns
         if column.place.teacher == teacher
         and not spec_differences(column.manifest, teacher, spec)
-        and _of(need, column)
+        and _is_of_data(column, need.data)
     ]
-    for column in mine:
+    for column in same:
         _refuse_more(need, column)
-    asked, encoding = spec.teachers[teacher], spec.teachers[teacher].encoding
+    weights, encoding = spec.teachers[teacher].weights, spec.teachers[teacher].encoding
+    samples = same[0].manifest.layout.samples if same else need.samples
     return ColumnState(
         cache=need.cache,
         teacher=teacher,
         encoding=encoding.kind if encoding.pca is None else f"{encoding.kind} PCA {encoding.pca}",
-        random=asked.weights.startswith("random"),
-        name=mine[0].place.name if mine else None,
-        wanted=_wanted(need, mine),
-        there=sum(_attempted(column, need) for column in mine),
+        random=weights.startswith("random"),
+        name=same[0].place.name if same else None,
+        wanted=None if samples is None else need.views * min(samples, need.limit or samples),
+        there=sum(_attempted(column, need) for column in same),
         bytes_per_image=size,
         views=need.views,
     )
 
 
-def _of(need: CacheNeed, column: Column) -> bool:
-    """Whether a column is of the data that is meant; of any, where none is named."""
-    if need.data is None:
+def _is_of_data(column: Column, data: str | None) -> bool:
+    """Whether a column is of the data that is meant; of any, where none is named.
+
+    Images that were moved are known by the names and sizes of their shards, as for a training with `--data`. Where the
+    old ones are still there, both may differ in what no size tells: an extraction has to look at them.
+    """
+    if data is None:
         return True
     try:
-        return column.index.data == _data_key(need.data)
-    except (SakError, OSError):  # the images are elsewhere now; what was extracted from them still is what it is
+        index, images = column.index, _find_images(data)
+    except (SakError, OSError):  # a damaged index: what was extracted still is what it is
         return True
+    if images is None or index.data == images.data:
+        return True
+    sizes = [stamp.bytes for stamp in index.stamps]
+    is_same = index.shards == images.shards and sizes == [stamp.bytes for stamp in images.stamps]
+    return is_same and _find_images(index.data) is None
 
 
 @lru_cache(maxsize=64)
-def _data_key(data: str) -> str:
-    """Which images these are; a million files are listed once in a process, not for each row and column."""
-    return find_images(data).data
-
-
-def _wanted(need: CacheNeed, columns: Sequence[Column]) -> int | None:
-    samples = columns[0].manifest.layout.samples if columns else need.samples
-    if samples is None:
+def _find_images(data: str) -> ImageSource | None:
+    """The images, None where none are; a million files are listed once in a process, not for each row and column."""
+    try:
+        return replace(find_images(data), files=())  # which may be a million
+    except (SakError, OSError):
         return None
-    return need.views * (samples if need.limit is None else min(need.limit, samples))
 
 
 def _refuse_more(need: CacheNeed, column: Column) -> None:
@@ -159,18 +159,17 @@ def _refuse_more(need: CacheNeed, column: Column) -> None:
 def _attempted(column: Column, need: CacheNeed) -> int:
     """Samples with features and bad ones, of the views and the first samples that are wanted."""
     done = (column.present(view) | column.absent(view) for view in range(need.views))
-    return sum(int(each[: need.limit].sum()) for each in done)
+    return sum(int(samples[: need.limit].sum()) for samples in done)
 
 
 def _as_it_is(column: Column) -> ColumnState:
-    manifest = column.manifest
     there = sum(int(column.present(view).sum()) for view in range(column.views))
     nbytes = sum(record.nbytes for record in column.records.values())
     return ColumnState(
         cache=str(column.folder.location),
-        teacher=manifest.teacher,
-        encoding=manifest.document["encoding"]["kind"],
-        random=manifest.random,
+        teacher=column.place.teacher,
+        encoding=column.manifest.document["encoding"]["kind"],
+        random=column.random,
         name=column.place.name,
         wanted=there,
         there=there,

@@ -7,6 +7,8 @@ results.*                the tables
 """
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +19,7 @@ from pipeline.ablate.stage_settings import spec_document
 from pipeline.cache.spec import CacheSpec
 from pipeline.settings import dump_yaml
 from pipeline.storage.local import replace_durably
-from pipeline.train.run import RunDirectory
+from pipeline.train.run import ABOUT, RunDirectory
 from sak.errors import UsageError
 
 
@@ -64,13 +66,9 @@ class StudyFolder:
 
     def write_inputs(self, job: Job) -> None:
         """The files that a job's command names."""
-        if isinstance(job, TrainJob):
-            if job.stage != "evaluate":
-                _write(self.recipe(job), dict(job.settings.recipe))
-            needs = [job.reads, job.measured_on]
-        else:
-            needs = [job.need]
-        for need in needs:
+        if isinstance(job, TrainJob) and job.stage != "evaluate":
+            _write(self.recipe(job), job.settings.recipe)
+        for need in [job.reads, job.measured_on] if isinstance(job, TrainJob) else [job.need]:
             if need is not None and need.spec is not None:
                 _write(self.spec(need.spec), spec_document(need.spec))
 
@@ -83,31 +81,42 @@ class StudyFolder:
     def state(self, job: TrainJob) -> State:
         """How far a training or an evaluation is, by its own records."""
         if job.stage == "evaluate":
-            whole = run_state(self.run(job.start or "")) is State.DONE
-            return State.DONE if whole and self.evaluation(job).is_file() else State.NEW
+            trained = run_state(self.run(job.start or "")) is State.DONE
+            return State.DONE if trained and self.evaluation(job).is_file() else State.NEW
         return run_state(self.run(job.name))
 
 
 def run_state(run: RunDirectory) -> State:
     """Done when its last session ended without being stopped; to go on with when it, or a part, has a checkpoint."""
-    told = about(run)
-    sessions = told.get("sessions") or [{}]
+    sessions = about(run).get("sessions") or [{}]
     if sessions[-1].get("stopped") is False:
         return State.DONE
-    begun = [run.root / "checkpoints" / "last", *run.root.glob("*/checkpoints/last")]
-    return State.STARTED if any(place.exists() for place in begun) else State.NEW
+    checkpoints = [run.root / "checkpoints" / "last", *run.root.glob("*/checkpoints/last")]
+    return State.STARTED if any(path.exists() for path in checkpoints) else State.NEW
 
 
 def about(run: RunDirectory) -> dict[str, Any]:
     """What `run.json` says; nothing where it is damaged or not there."""
+    return read_json(run.root / ABOUT)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file says; nothing where it is damaged, not there or no object."""
     try:
-        found = run.about()
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def last_lines(path: Path, most_bytes: int, start: int = 0) -> list[str]:
+    """The lines at the end of a file that may be long, none from before `start`; a progress bar's updates are lines."""
+    with path.open("rb") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - most_bytes))
+        return file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
     text = dump_yaml(document).encode()
     if not path.is_file() or path.read_bytes() != text:
         replace_durably(path, text)

@@ -12,7 +12,6 @@ from pipeline.ablate.stage_settings import (
     EvaluateSettings,
     Settings,
     StageSettings,
-    cache_settings,
     flattened,
     merged,
     only_teachers,
@@ -22,11 +21,11 @@ from pipeline.ablate.stage_settings import (
 )
 from pipeline.ablate.study import Study, StudyRow, is_on, make_rows
 from pipeline.cache.key import canonical_json
-from pipeline.cache.spec import CacheSpec, TeacherSpec
+from pipeline.cache.spec import CacheSpec
 from pipeline.data.datasets import task_table
 from pipeline.evaluate.results import store_name
 from pipeline.finetune.stage import FinetuneConfig
-from pipeline.settings import read_yaml
+from pipeline.settings import parse_settings, read_yaml
 from sak.errors import UsageError
 
 DIGITS = 12
@@ -94,7 +93,7 @@ def make_work(study: Study, source: str) -> Work:
             runs.append(StudyRun(row, seed, {job.stage: job.name for job in chain}))
     jobs = list(trainings.values())
     _check_limits(jobs, source)
-    return Work(tuple(runs), with_extractions(jobs))
+    return Work(tuple(runs), _with_extractions(jobs))
 
 
 def _check_limits(jobs: Sequence[TrainJob], source: str) -> None:
@@ -136,23 +135,23 @@ def _seeded(settings: Mapping[str, Any], seed: int, source: str) -> Settings:
 
 def _finetuning(settings: Mapping[str, Any], before: TrainJob | None, source: str) -> TrainJob:
     """From the row's distilled student, unless the study names another start."""
-    told = dict(settings["finetune"])
-    if before is None and told.get("init") is None:
+    asked = settings["finetune"]
+    init = asked.get("init")
+    if before is None and init is None:
         raise UsageError(
             f"{source}: nothing is distilled: say where finetune.init starts (imagenet, teacher:NAME, a run)"
         )
-    start = before if told.get("init") is None else None
-    checked = stage_settings("finetune", {**told, "init": told.get("init") or ""}, source)
-    document = {**checked.identity(), **({"init": start.name} if start is not None else {})}
+    checked = stage_settings("finetune", {**asked, "init": init or ""}, source)
+    document = checked.identity()
     spec = checked.flags.get("spec")
     if spec is not None:
         document["spec"] = read_yaml(Path(spec), "a cache spec")
-    if start is not None:
-        checked = replace(checked, flags={name: value for name, value in checked.flags.items() if name != "init"})
-    name = job_name("finetune", document)
-    if start is None:
-        return TrainJob(name, "finetune", checked, ())
-    return TrainJob(name, "finetune", checked, (start.name,), start=start.name)
+    if before is None or init is not None:
+        return TrainJob(job_name("finetune", document), "finetune", checked, ())
+    name = job_name("finetune", {**document, "init": before.name})
+    # its start is the other run's folder, which the command line gets from the study's folder and not from here
+    flags = {name: value for name, value in checked.flags.items() if name != "init"}
+    return TrainJob(name, "finetune", replace(checked, flags=flags), (before.name,), start=before.name)
 
 
 def _evaluation(settings: Mapping[str, Any], before: TrainJob, source: str) -> TrainJob:
@@ -170,12 +169,13 @@ def _evaluation(settings: Mapping[str, Any], before: TrainJob, source: str) -> T
 
 def _distillation(settings: Mapping[str, Any], source: str) -> TrainJob:
     checked = stage_settings("distill", settings["distill"], source)
+    teachers = checked.flags.get("teachers")
     if not is_on(settings, "extract"):
         raise UsageError(f"{source}: distill reads a cache; name it in the section extract (cache: ./cache)")
-    reads = _need("extract", settings["extract"], checked.flags.get("teachers"), source)
+    reads = _need("extract", settings["extract"], teachers, source)
     measured_on = None
     if is_on(settings, "held_out"):
-        measured_on = _need("held_out", settings["held_out"], checked.flags.get("teachers"), source)
+        measured_on = _need("held_out", settings["held_out"], teachers, source)
     if reads.limit is not None and not checked.flags.get("allow_partial"):
         checked = checked.with_flags(allow_partial=True)
     if reads.spec is not None and "views" not in checked.flags:
@@ -185,107 +185,91 @@ def _distillation(settings: Mapping[str, Any], source: str) -> TrainJob:
 
 
 def _need(section: str, settings: Mapping[str, Any], teachers: Sequence[str] | None, source: str) -> CacheNeed:
-    checked: CacheSettings = cache_settings(section, settings, source)
-    spec = resolve_spec(checked, f"{source}: {section}")
-    _check_amounts(section, checked, source)
+    source = f"{source}: {section}"
+    checked = parse_settings(CacheSettings, settings, source)
+    spec = resolve_spec(checked, source)
+    unheeded = checked.model_fields_set & {"views", "limit"}
+    if spec is None and unheeded:
+        raise UsageError(
+            f"{source}.{min(unheeded)} says what to extract, and without a spec nothing is; distill.views reads some "
+            "of a cache's views"
+        )
+    if section == "held_out" and checked.limit is not None:
+        raise UsageError(f"{source}.limit: rep_sim is measured on all images of a cache; name fewer with data")
     if spec is not None and checked.data is None:
-        raise UsageError(f"{source}: {section}.data is missing: the images that the spec's teachers look at")
+        raise UsageError(f"{source}.data is missing: the images that the spec's teachers look at")
     return CacheNeed(
-        cache=checked.cache,
-        spec=None if spec is None else only_teachers(spec, teachers, f"{source}: {section}"),
-        data=checked.data,
-        views=checked.views,
-        limit=checked.limit,
-        batch_size=checked.batch_size,
-        max_bad=checked.max_bad,
-        samples=checked.samples,
+        **checked.model_dump(exclude={"overrides", "spec"}),
+        spec=None if spec is None else only_teachers(spec, teachers, source),
         teachers=None if teachers is None else tuple(teachers),
     )
 
 
-def _check_amounts(section: str, settings: CacheSettings, source: str) -> None:
-    """UsageError for views and limits that no training would heed."""
-    told = settings.model_fields_set & {"views", "limit"}
-    if settings.spec is None and told:
-        raise UsageError(
-            f"{source}: {section}.{min(told)} says what to extract, and without a spec nothing is; distill.views reads "
-            "some of a cache's views"
-        )
-    if section == "held_out" and settings.limit is not None:
-        raise UsageError(
-            f"{source}: held_out.limit: rep_sim is measured on all images of a cache; name fewer with data"
-        )
-
-
-def _read_document(need: CacheNeed | None) -> Any:
-    """What a training sees of a cache, wherever it lies; of one without a spec only its place is known."""
+def _read_document(need: CacheNeed | None) -> Settings | None:
+    """What a training sees of a cache, wherever it lies; of one without a spec only its location is known."""
     if need is None:
         return None
     if need.spec is None:
         return {"cache": need.cache}
-    order = list(need.spec.teachers)
-    return {
-        "spec": spec_document(need.spec),
-        "order": order,
-        "data": need.data,
-        "views": need.views,
-        "limit": need.limit,
-    }
+    seen = {"data": need.data, "views": need.views, "limit": need.limit}
+    return {"spec": spec_document(need.spec), "order": list(need.spec.teachers), **seen}
 
 
 def job_name(stage: str, document: Any) -> str:
-    """The stage and the first digits of the SHA-256 of all that decides the outcome."""
+    """The stage and the first digits of the SHA-256 of all that decides the outcome; folders of old studies have it."""
     return f"{stage}-{sha256(canonical_json(document).encode('ascii')).hexdigest()[:DIGITS]}"
 
 
 @dataclass
-class _Group:
-    """Needs of one cache that one extraction serves: same views and data, and no teacher in two versions."""
+class _Extraction:
+    """One extraction for several trainings: `shared` is what their needs have in common, all but teachers and views.
+
+    `spec` has the teachers of all, and no teacher in two versions; `need` has the most views that one wants.
+    """
 
     shared: str
-    needs: list[CacheNeed]
-    teachers: dict[str, TeacherSpec]
+    need: CacheNeed
+    spec: CacheSpec
     readers: list[str]
 
-    def takes(self, shared: str, teachers: Mapping[str, TeacherSpec]) -> bool:
+    def takes(self, shared: str, spec: CacheSpec) -> bool:
         """Whether another need fits in."""
-        return self.shared == shared and all(
-            self.teachers.get(name, teacher) == teacher for name, teacher in teachers.items()
-        )
+        teachers = {**spec.teachers, **self.spec.teachers}
+        return self.shared == shared and all(teachers[name] == teacher for name, teacher in spec.teachers.items())
+
+    def add(self, need: CacheNeed, spec: CacheSpec, reader: str) -> None:
+        """One more need, and who has it."""
+        self.spec = self.spec.model_copy(update={"teachers": {**self.spec.teachers, **spec.teachers}})
+        self.need = replace(self.need, spec=self.spec, views=max(self.need.views, need.views))
+        self.readers.append(reader)
 
     def job(self) -> ExtractJob:
-        """The union of the teachers, and the most views."""
-        first, spec = self.needs[0], self.needs[0].spec
-        if spec is None:
-            raise ValueError("a cache without a spec is not extracted")
-        united = spec.model_copy(update={"teachers": self.teachers})
-        need = replace(first, spec=united, views=max(each.views for each in self.needs))
-        return ExtractJob(job_name("extract", {"shared": self.shared, "spec": spec_document(united)}), need)
+        """Named by all that it extracts, but for the number of views, which may grow."""
+        document = {"shared": self.shared, "spec": spec_document(self.spec)}
+        return ExtractJob(job_name("extract", document), self.need)
 
 
-def with_extractions(jobs: Sequence[TrainJob]) -> dict[str, Job]:
+def _with_extractions(jobs: Sequence[TrainJob]) -> dict[str, Job]:
     """The jobs, and before them the extractions that fill their caches: one for all that may share one."""
-    groups: list[_Group] = []
+    extractions: list[_Extraction] = []
     for job in jobs:
         for need in (job.reads, job.measured_on):
             if need is not None and need.spec is not None:
-                _join(groups, need, need.spec, job.name)
-    extractions = [(group.job(), group.readers) for group in groups]
-    before = {
-        job.name: tuple(extraction.name for extraction, readers in extractions if job.name in readers) for job in jobs
-    }
-    waiting = {job.name: replace(job, after=(*before[job.name], *job.after)) for job in jobs}
-    return {**{extraction.name: extraction for extraction, _ in extractions}, **waiting}
+                _join(extractions, need, need.spec, job.name)
+    filling = [(extraction.job(), extraction.readers) for extraction in extractions]
+    work: dict[str, Job] = {extraction.name: extraction for extraction, _ in filling}
+    for job in jobs:
+        before = [extraction.name for extraction, readers in filling if job.name in readers]
+        work[job.name] = replace(job, after=(*before, *job.after))
+    return work
 
 
-def _join(groups: list[_Group], need: CacheNeed, spec: CacheSpec, reader: str) -> None:
+def _join(extractions: list[_Extraction], need: CacheNeed, spec: CacheSpec, reader: str) -> None:
     document = spec_document(spec)
     del document["teachers"]
     shared = canonical_json({**document, "cache": need.cache, "data": need.data, "limit": need.limit})
-    group = next((each for each in groups if each.takes(shared, spec.teachers)), None)
-    if group is None:
-        group = _Group(shared, [], {}, [])
-        groups.append(group)
-    group.needs.append(need)
-    group.teachers |= dict(spec.teachers)
-    group.readers.append(reader)
+    extraction = next((known for known in extractions if known.takes(shared, spec)), None)
+    if extraction is None:
+        extraction = _Extraction(shared, need, spec, [])
+        extractions.append(extraction)
+    extraction.add(need, spec, reader)

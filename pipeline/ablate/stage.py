@@ -13,57 +13,21 @@ from pipeline.ablate.jobs import make_work
 from pipeline.ablate.plan import StudyPlan, make_plan
 from pipeline.ablate.results import Results, check_columns, collect
 from pipeline.ablate.runner import PROGRAM, JobRunner, JobSettings, JobsOutcome
-from pipeline.ablate.study import load_study
+from pipeline.ablate.study import Study, load_study
 from pipeline.ablate.tables import latex, markdown, plot_svg, results_text, rows_csv, runs_csv
 from pipeline.cluster import resolve_device, visible_gpus
 from pipeline.processes import usable_cores
 from pipeline.storage.local import replace_durably
 from sak.errors import SakError, UsageError
 
-# One ablation at a time in a folder: a lock that its stages hold as well, so that orphans are waited for.
-
-WAIT_SECONDS = 60.0
-_LOOK_SECONDS = 0.5
-
-
-@contextmanager
-def held(folder: Path, say: Callable[[str], None], wait: float = WAIT_SECONDS) -> Iterator[int]:
-    """The folder's lock; yields its file descriptor, for stages to inherit.
-
-    Where it is held, by a living ablation or by stages of one that was killed, waits for `wait` seconds. SakError then.
-    """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        deadline, told = time.monotonic() + wait, False
-        while not _taken(descriptor):
-            if not told:
-                say(f"{folder} is in use; waiting for what runs there to stop")
-                told = True
-            if time.monotonic() > deadline:
-                raise SakError(
-                    f"{folder} is in use by another `sak-cli ablate` or by stages that one left; stop them, or choose "
-                    "another --out"
-                )
-            time.sleep(_LOOK_SECONDS)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _taken(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 DEVICE = "cuda"
+WAIT_SECONDS = 60.0
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class AblateConfig:
-    """A study's file and how it is carried out.
+    """A study's file and how it is run.
 
     `out` is by default `runs/<the file's name>`. `jobs`: stages at once, by default one for each visible GPU. `device`:
     by default the study's. `program` is the command that runs a stage.
@@ -122,42 +86,67 @@ class AblateReport:
 
 def run_ablation(config: AblateConfig, say: Callable[[str], None]) -> AblateReport:
     """Plan, run what is missing, write the tables. UsageError, one line, before anything runs where names are wrong."""
-    study = load_study(config.study, config.overrides)
-    folder, title = config.folder, study.title or config.study.stem
-    work = make_work(study, str(config.study))
-    check_columns(study, work, str(config.study))
+    study, source = load_study(config.study, config.overrides), str(config.study)
+    folder = config.folder
+    work = make_work(study, source)
+    check_columns(study, work, source)
     plan = make_plan(study, work, folder)
     if config.dry_run:
         return AblateReport(plan, folder.root)
     say(plan.to_text())
     folder.make()
-    with held(folder.root, say) as lock:
-        plan = make_plan(study, plan.work, folder)  # what an earlier call left may have ended meanwhile
+    with _held(folder.root, say) as lock:
+        plan = make_plan(study, work, folder)  # what an earlier call left may have ended meanwhile
         outcome = JobsOutcome()
         if plan.pending:
-            crew = _crew(config, study.device or DEVICE, lock)
-            outcome = JobRunner(plan, folder, crew, say)()
-        plan = make_plan(study, plan.work, folder)
-        results = collect(plan, folder, outcome.failed, title)
-        write_results(results, folder.root)
+            outcome = JobRunner(plan, folder, _job_settings(config, study, lock), say)()
+        plan = make_plan(study, work, folder)
+        results = collect(plan, folder, outcome.failed, study.title or config.study.stem)
+        _write_results(results, folder.root)
     return AblateReport(plan, folder.root, outcome, results)
 
 
-def _crew(config: AblateConfig, device: str, lock: int) -> JobSettings:
-    """Who does the work: a stage at a time for each visible GPU, or one on the CPU, unless `--jobs` says otherwise."""
-    found = resolve_device(config.device or device)
-    gpus = visible_gpus() if found == "cuda" else ()
-    return JobSettings(
-        jobs=config.jobs or max(1, len(gpus)),
-        device=found,
-        gpus=gpus,
-        cores=usable_cores(),
-        program=config.program,
-        lock=lock,
-    )
+@contextmanager
+def _held(folder: Path, say: Callable[[str], None]) -> Iterator[int]:
+    """One ablation at a time in a folder: its lock, as a file descriptor that stages inherit and so hold as well.
+
+    Where it is held, by a living ablation or by stages of one that was killed, waits for a minute. SakError then.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline = time.monotonic() + WAIT_SECONDS
+        if not _is_locked(descriptor):
+            say(f"{folder} is in use; waiting for what runs there to stop")
+            while not _is_locked(descriptor):
+                if time.monotonic() > deadline:
+                    raise SakError(
+                        f"{folder} is in use by another `sak-cli ablate` or by stages that one left; stop them, or "
+                        "choose another --out"
+                    )
+                time.sleep(POLL_SECONDS)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def write_results(results: Results, folder: Path) -> None:
+def _is_locked(descriptor: int) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _job_settings(config: AblateConfig, study: Study, lock: int) -> JobSettings:
+    """A stage at a time for each visible GPU, or one on the CPU, unless `--jobs` says otherwise."""
+    device = resolve_device(config.device or study.device or DEVICE)
+    gpus = visible_gpus() if device == "cuda" else ()
+    jobs = config.jobs or max(1, len(gpus))
+    return JobSettings(jobs, device, gpus, usable_cores(), config.program, lock)
+
+
+def _write_results(results: Results, folder: Path) -> None:
     """`results.{csv,md,tex}`, `runs.csv`, and `results.svg` where the study asks for a plot."""
     files = {
         "results.csv": rows_csv(results),

@@ -1,8 +1,11 @@
-"""What a study may say of each stage, and how it becomes that stage's recipe and flags."""
+"""What a study may say of each stage and of its caches, and how it becomes that stage's recipe, flags and spec.
+
+A study's settings are nested mappings, with dotted names for what lies deeper; `merged` lays changes over a base.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,60 +19,12 @@ from pipeline.finetune.stage import FinetuneConfig
 from pipeline.settings import Frozen, dump_yaml, overridden, parse_settings, parse_yaml, read_yaml, section_of
 from sak.errors import UsageError, nearest
 
-# A study's settings: nested mappings merged, with dotted names for what lies deeper.
-
 Settings = dict[str, Any]
 
-LENGTHS = ("epochs", "steps")
-
-
-def expanded(settings: Mapping[Any, Any]) -> Settings:
-    """Nested mappings with every dotted key taken apart: `{a.b: 1}` is `{a: {b: 1}}`; all keys become text."""
-    result: Settings = {}
-    for name, value in settings.items():
-        put(result, str(name), expanded(value) if isinstance(value, Mapping) else value)
-    return result
-
-
-def put(settings: Settings, name: str, value: Any) -> None:
-    """Set `a.b.c` in place; a mapping is merged into one that is there.
-
-    `steps` replaces `epochs` beside it and the other way round, as they do on a command line. UsageError where a part
-    of the name is no mapping.
-    """
-    settings, last = section_of(settings, name)
-    if isinstance(value, Mapping) and isinstance(settings.get(last), dict):
-        for key, inner in value.items():
-            put(settings[last], key, inner)
-        return
-    if last in LENGTHS and value is not None:
-        for other in set(LENGTHS) - {last}:
-            settings.pop(other, None)
-    settings[last] = deepcopy(value)
-
-
-def merged(base: Mapping[str, Any], *others: Mapping[str, Any]) -> Settings:
-    """A copy of `base` with the dotted names and nested values of the others set, one after another."""
-    result = expanded(base)
-    for other in others:
-        for name, value in other.items():
-            put(result, str(name), expanded(value) if isinstance(value, Mapping) else value)
-    return result
-
-
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every value that is no mapping, or an empty one."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-# The cache specs that a study reads: with its overrides set, defaults written out, and the wanted teachers alone.
-
-ALL = "*"
-_WHOLE = ("encoding", "size", "scale", "ratio")
+RECIPE, CONFIG = "recipe", "config"
+ALL_TEACHERS = "*"
+OTHER_LENGTH = {"epochs": "steps", "steps": "epochs"}
+_SET_WHOLE = ("encoding", "size", "scale", "ratio")
 
 
 class CacheSettings(Frozen):
@@ -88,76 +43,6 @@ class CacheSettings(Frozen):
     batch_size: int = Field(default=32, ge=1)
     max_bad: float | None = Field(default=None, ge=0, le=1)
     samples: int | None = Field(default=None, ge=1)
-
-
-def resolve_spec(settings: CacheSettings, source: str) -> CacheSpec | None:
-    """The spec of a study's cache with its overrides; None where it is read as it is. UsageError, one line."""
-    if settings.spec is None:
-        if settings.overrides:
-            raise UsageError(f"{source}: overrides change a spec, and there is none; name it with spec")
-        return None
-    return _resolved(settings.spec, dump_yaml(dict(_overrides(settings, source)), sort_keys=True), source)
-
-
-@lru_cache(maxsize=256)
-def _resolved(path: str, overrides: str, source: str) -> CacheSpec:
-    """Teachers are built (without memory) to know their levels and widths: once for each spec is enough."""
-    document = overridden(read_yaml(Path(path), "a cache spec"), parse_yaml(overrides, source))
-    return parse_spec(document, source=f"{source}: {path}")
-
-
-def _overrides(settings: CacheSettings, source: str) -> list[tuple[str, Any]]:
-    """(dotted name, value), `*` taken apart; what a spec takes as one value is kept whole."""
-    teachers = list(_teachers(read_yaml(Path(str(settings.spec)), "a cache spec")))
-    found: list[tuple[str, Any]] = []
-    for name, value in _leaves(settings.overrides):
-        parts = name.split(".")
-        if parts[0] == "teachers" and len(parts) > 2 and parts[1] == ALL:
-            found += [(".".join(("teachers", teacher, *parts[2:])), value) for teacher in teachers]
-            continue
-        if parts[0] == "teachers" and len(parts) > 2 and parts[1] not in teachers:
-            raise UsageError(
-                f"{source}: overrides.{name}: the spec has no teacher {parts[1]!r}{nearest(parts[1], teachers)}"
-            )
-        found.append((name, value))
-    return found
-
-
-def _leaves(overrides: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Leaves, but `encoding: {kind, pca}` and its like stay one value: they replace the spec's, and do not mix."""
-    leaves: dict[str, Any] = {}
-    for name, value in flattened(overrides):
-        parts = name.split(".")
-        place = next((number for number, part in enumerate(parts[:-1]) if part in _WHOLE), None)
-        if place is None:
-            leaves[name] = value
-        else:
-            inner = leaves.setdefault(".".join(parts[: place + 1]), {})
-            inner[".".join(parts[place + 1 :])] = value
-    return list(leaves.items())
-
-
-def _teachers(document: Mapping[str, Any]) -> Sequence[str]:
-    teachers = document.get("teachers")
-    return list(teachers) if isinstance(teachers, Mapping) else []
-
-
-def only_teachers(spec: CacheSpec, names: Sequence[str] | None, source: str) -> CacheSpec:
-    """The spec with some of its teachers, in its own order; columns keep their keys. UsageError for an unknown one."""
-    for name in names or ():
-        if name not in spec.teachers:
-            raise UsageError(f"{source}: the spec has no teacher {name!r}{nearest(name, spec.teachers)}")
-    chosen = {name: teacher for name, teacher in spec.teachers.items() if names is None or name in names}
-    return spec.model_copy(update={"teachers": chosen})
-
-
-def spec_document(spec: CacheSpec) -> dict[str, Any]:
-    """A resolved spec as plain values: what is hashed, and what the stages are given as a file."""
-    return spec.model_dump(mode="json")
-
-
-RECIPE = "recipe"
-CONFIG = "config"
 
 
 class EvaluateSettings(Frozen):
@@ -181,14 +66,14 @@ class StageKind:
         config: the settings of a run, as its `config.yaml` has them; its field `recipe` is of type `recipe`.
         recipe: what a recipe's file holds; None: the stage takes none.
         own: settings that the ablation decides itself, which a study may not name.
-        places: settings that say where something lies, or how fast it goes, and decide nothing of the outcome.
+        undecisive: settings that say where something lies, or how fast it goes, and decide nothing of the outcome.
         negated: settings that are true unless a flag says otherwise, with that flag.
     """
 
     config: type[BaseModel]
     recipe: type[BaseModel] | None
     own: tuple[str, ...]
-    places: tuple[str, ...] = ()
+    undecisive: tuple[str, ...] = ()
     negated: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -224,13 +109,13 @@ class StageSettings:
         return [argument for name, value in self.flags.items() for argument in flag(name, value, negated.get(name))]
 
     def identity(self) -> Settings:
-        """All that decides the outcome, defaults written out; what places hold is told elsewhere."""
+        """All that decides the outcome, defaults written out; its caches and its start are added by the job."""
         kind = KINDS[self.stage]
-        return {"stage": self.stage, **self.checked.model_dump(mode="json", exclude={*kind.own, *kind.places})}
+        return {"stage": self.stage, **self.checked.model_dump(mode="json", exclude={*kind.own, *kind.undecisive})}
 
     def with_flags(self, **flags: Any) -> "StageSettings":
         """The same with some more flags, which are not checked again."""
-        return StageSettings(self.stage, {**self.flags, **flags}, self.recipe, self.checked.model_copy(update=flags))
+        return replace(self, flags={**self.flags, **flags}, checked=self.checked.model_copy(update=flags))
 
 
 def stage_settings(stage: str, settings: Mapping[str, Any], source: str) -> StageSettings:
@@ -240,17 +125,14 @@ def stage_settings(stage: str, settings: Mapping[str, Any], source: str) -> Stag
         if name not in kind.known:
             reason = "is decided by the study's other sections" if name in kind.own else "is no setting of it"
             raise UsageError(f"{source}: {stage}.{name} {reason}{nearest(name, kind.known)}")
-    given = {name: _plain(settings[name]) for name in kind.settings if settings.get(name) is not None}
-    decided: dict[str, Any] = {
-        name: ""
-        for name in kind.config.model_fields
-        if name in kind.own and kind.config.model_fields[name].is_required()
-    }
+    given = {name: settings[name] for name in kind.settings if settings.get(name) is not None}
+    # what the ablation decides is not known yet; it must only be there for the check
+    document: Settings = {name: "" for name in kind.own if kind.config.model_fields[name].is_required()} | given
     recipe: Settings = {}
     if kind.recipe is not None:
         recipe = _recipe(settings, source, stage)
-        decided[RECIPE] = parse_settings(kind.recipe, recipe, f"{source}: {stage}.recipe")
-    checked = parse_settings(kind.config, {**decided, **given}, f"{source}: {stage}")
+        document[RECIPE] = parse_settings(kind.recipe, recipe, f"{source}: {stage}.recipe")
+    checked = parse_settings(kind.config, document, f"{source}: {stage}")
     flags = {name: value for name, value in given.items() if value is not False or name in kind.negated}
     return StageSettings(stage, flags, recipe, checked)
 
@@ -266,10 +148,6 @@ def _recipe(settings: Mapping[str, Any], source: str, stage: str) -> Settings:
     return merged(read_yaml(Path(file)) if file is not None else {}, changes)
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
 def flag(name: str, value: Any, negated: str | None = None) -> list[str]:
     """One setting as a command line has it; one that is true by default has a flag for false alone."""
     if negated is not None:
@@ -277,11 +155,100 @@ def flag(name: str, value: Any, negated: str | None = None) -> list[str]:
     option = f"--{name.replace('_', '-')}"
     if value is True:
         return [option]
-    if isinstance(value, list):
-        return [option, ",".join(map(str, value))]
-    return [option, str(value)]
+    return [option, ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
 
 
-def cache_settings(section: str, settings: Mapping[str, Any], source: str) -> CacheSettings:
-    """A study's section for a cache, checked."""
-    return parse_settings(CacheSettings, settings, f"{source}: {section}")
+def resolve_spec(settings: CacheSettings, source: str) -> CacheSpec | None:
+    """The spec of a study's cache with its overrides; None where it is read as it is. UsageError, one line."""
+    if settings.spec is None:
+        if settings.overrides:
+            raise UsageError(f"{source}: overrides change a spec, and there is none; name it with spec")
+        return None
+    changes = _overrides(settings.spec, settings.overrides, source)
+    return _resolved(settings.spec, dump_yaml(changes, sort_keys=True), source)
+
+
+@lru_cache(maxsize=256)
+def _resolved(path: str, overrides: str, source: str) -> CacheSpec:
+    """Teachers are built (without memory) to know their levels and widths: once for each spec is enough."""
+    document = overridden(read_yaml(Path(path), "a cache spec"), parse_yaml(overrides, source))
+    return parse_spec(document, source=f"{source}: {path}")
+
+
+def _overrides(spec: str, overrides: Mapping[str, Any], source: str) -> Settings:
+    """Values by dotted names, `*` taken apart; what a spec takes as one value is kept whole."""
+    section = read_yaml(Path(spec), "a cache spec").get("teachers")
+    teachers = list(section) if isinstance(section, Mapping) else []
+    changes: Settings = {}
+    for name, value in _leaves(overrides).items():
+        parts = name.split(".")
+        of_teacher = parts[0] == "teachers" and len(parts) > 2
+        if of_teacher and parts[1] == ALL_TEACHERS:
+            changes |= {".".join(("teachers", teacher, *parts[2:])): value for teacher in teachers}
+        elif of_teacher and parts[1] not in teachers:
+            hint = nearest(parts[1], teachers)
+            raise UsageError(f"{source}: overrides.{name}: the spec has no teacher {parts[1]!r}{hint}")
+        else:
+            changes[name] = value
+    return changes
+
+
+def _leaves(overrides: Mapping[str, Any]) -> Settings:
+    """Leaves, but `encoding: {kind, pca}` and its like stay one value: they replace the spec's, and do not mix."""
+    leaves: Settings = {}
+    for name, value in flattened(overrides):
+        parts = name.split(".")
+        end = next((index for index, part in enumerate(parts[:-1], 1) if part in _SET_WHOLE), None)
+        if end is None:
+            leaves[name] = value
+        else:
+            leaves.setdefault(".".join(parts[:end]), {})[".".join(parts[end:])] = value
+    return leaves
+
+
+def only_teachers(spec: CacheSpec, names: Sequence[str] | None, source: str) -> CacheSpec:
+    """The spec with some of its teachers, in its own order; columns keep their keys. UsageError for an unknown one."""
+    for name in names or ():
+        if name not in spec.teachers:
+            raise UsageError(f"{source}: the spec has no teacher {name!r}{nearest(name, spec.teachers)}")
+    chosen = {name: teacher for name, teacher in spec.teachers.items() if names is None or name in names}
+    return spec.model_copy(update={"teachers": chosen})
+
+
+def spec_document(spec: CacheSpec) -> Settings:
+    """A resolved spec as plain values: what is hashed, and what the stages are given as a file."""
+    return spec.model_dump(mode="json")
+
+
+def merged(*layers: Mapping[Any, Any]) -> Settings:
+    """A new mapping with the dotted names and nested values of each set, one after another; all keys become text."""
+    result: Settings = {}
+    for layer in layers:
+        for name, value in layer.items():
+            _put(result, str(name), merged(value) if isinstance(value, Mapping) else value)
+    return result
+
+
+def _put(settings: Settings, name: str, value: Any) -> None:
+    """Set `a.b.c` in place; a mapping is merged into one that is there.
+
+    `steps` replaces `epochs` beside it and the other way round, as they do on a command line. UsageError where a part
+    of the name is no mapping.
+    """
+    settings, last = section_of(settings, name)
+    if isinstance(value, Mapping) and isinstance(settings.get(last), dict):
+        for key, inner in value.items():
+            _put(settings[last], key, inner)
+        return
+    if last in OTHER_LENGTH and value is not None:
+        settings.pop(OTHER_LENGTH[last], None)
+    settings[last] = deepcopy(value)
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every value that is no mapping, or an empty one."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

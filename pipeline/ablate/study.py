@@ -20,7 +20,7 @@ Changes = Mapping[str, Any]
 
 
 class AssumedRates(Frozen):
-    """Images a second of each stage, for the plan's estimate where nothing was measured; `basis` says whence."""
+    """Images a second of each stage, for the plan's estimate where nothing was measured; `basis` says who says so."""
 
     extract: float | None = Field(default=None, gt=0)
     distill: float | None = Field(default=None, gt=0)
@@ -66,7 +66,8 @@ class Study(Frozen):
         return {str(name): changes or {} for name, changes in rows.items()} if isinstance(rows, Mapping) else rows
 
     @model_validator(mode="after")
-    def _known_stages(self) -> "Study":
+    def _makes_sense(self) -> "Study":
+        """Something is trained, seeds reach a training, no axis, oracle or list of seeds is empty or repeats itself."""
         if self.distill is None and self.finetune is None:
             raise ValueError("a study trains something: give it a section distill, finetune or both")
         for stage in self.seeded or ():
@@ -74,11 +75,6 @@ class Study(Frozen):
                 raise ValueError(f"seeded: {stage!r} draws nothing{nearest(stage, TRAINED)}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} names one twice")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_parts(self) -> "Study":
-        """An axis without values would leave no row; an oracle takes the best of some; the paper has the table."""
         for axis, values in self.axes.items():
             if not values:
                 raise ValueError(f"axes.{axis} is empty")
@@ -118,24 +114,21 @@ class StudyRow:
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read and check a study; `overrides` are `a.b=value` lines that change its base. UsageError, one line."""
-    document = read_yaml(path, "a study")
+    document, source = read_yaml(path, "a study"), str(path)
     changes = dict(map(parse_override, overrides))
-    return parse_settings(Study, merged_base(document, changes, str(path)), str(path))
-
-
-def merged_base(document: Mapping[str, Any], changes: Changes, source: str) -> Settings:
-    """The study's document with dotted names of its base changed."""
     for name in changes:
-        check_name(name, f"{source}: --set", (*STAGES, *Study.model_fields))
-        if "." in name and name.partition(".")[0] not in STAGES:
-            raise UsageError(f"{source}: --set {name}: of {name.partition('.')[0]} the whole can be set, not a part")
-    rest = {name: document[name] for name in document if name not in STAGES}
-    base = {name: document[name] for name in document if name in STAGES}
-    whole = {**rest, **merged(switched(base, source), switched(changes, f"{source}: --set"))}
-    return {name: value for name, value in whole.items() if not (name in STAGES and value is False)}
+        _check_name(name, f"{source}: --set", (*STAGES, *Study.model_fields))
+        section = name.partition(".")[0]
+        if section != name and section not in STAGES:
+            raise UsageError(f"{source}: --set {name}: of {section} the whole can be set, not a part")
+    base = {name: value for name, value in document.items() if name in STAGES}
+    # only stages are merged: what a row or an axis is called may hold dots
+    changed = {**document, **merged(_switched(base, source), _switched(changes, f"{source}: --set"))}
+    on = {name: value for name, value in changed.items() if not (name in STAGES and value is False)}
+    return parse_settings(Study, on, source)
 
 
-def switched(changes: Changes, source: str) -> Settings:
+def _switched(changes: Changes, source: str) -> Settings:
     """Changes with each stage as settings or False: one that is `on`, or named with nothing, takes what is there."""
     for name, value in changes.items():
         if name in STAGES and not isinstance(value, Mapping | bool | None):
@@ -145,24 +138,21 @@ def switched(changes: Changes, source: str) -> Settings:
 
 def make_rows(study: Study, source: str) -> list[StudyRow]:
     """Every combination of a row and the axes' values; UsageError names an unknown stage and the nearest one."""
-    choices = [[(axis, *pair) for pair in _values(values)] for axis, values in study.axes.items()]
-    named = study.rows if study.rows or study.apart else {"": {}}
-    rows = [
-        _row(study, name, changes, combination, source)
-        for name, changes in named.items()
-        for combination in product(*choices)
-    ]
-    rows += [_row(study, name, changes, (), source) for name, changes in study.apart.items()]
+    choices = [[(axis, *choice) for choice in _labelled(values)] for axis, values in study.axes.items()]
+    crossed = study.rows if study.rows or study.apart else {"": {}}
+    combined = [(*row, combination) for row in crossed.items() for combination in product(*choices)]
+    combined += [(*row, ()) for row in study.apart.items()]
+    rows = [_row(study, name, changes, combination, source) for name, changes, combination in combined]
     names = [row.name for row in rows]
-    called = [*names, *study.oracles]
-    twice = next((name for name in called if called.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{source}: two rows are called {twice!r}; give the axis's values names")
-    told = [("baseline", study.baseline)] if study.baseline is not None else []
-    told += [(f"oracles.{oracle}", name) for oracle, parts in study.oracles.items() for name in parts]
-    for where, name in told:
+    titles = [*names, *study.oracles]
+    repeated = next((title for title in titles if titles.count(title) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"{source}: two rows are called {repeated!r}; give the axis's values names")
+    referred = [("baseline", study.baseline)] if study.baseline is not None else []
+    referred += [(f"oracles.{oracle}", name) for oracle, parts in study.oracles.items() for name in parts]
+    for setting, name in referred:
         if name not in names:
-            raise UsageError(f"{source}: {where}: there is no row {name!r}{nearest(name, names)}")
+            raise UsageError(f"{source}: {setting}: there is no row {name!r}{nearest(name, names)}")
     return rows
 
 
@@ -174,19 +164,19 @@ def _row(
     labels = {axis: label for axis, label, _ in combination}
     where = f"{source}: {name or 'axes'}"
     for setting in (*changes, *by_axes):
-        check_name(setting, where, STAGES)
+        _check_name(setting, where, STAGES)
     title = ", ".join(part for part in (name, *labels.values()) if part) or "base"
-    return StudyRow(title, name, labels, merged(study.base, switched(changes, where), switched(by_axes, where)))
+    return StudyRow(title, name, labels, merged(study.base, _switched(changes, where), _switched(by_axes, where)))
 
 
-def check_name(name: str, where: str, known: Sequence[str]) -> None:
+def _check_name(name: str, where: str, known: Sequence[str]) -> None:
     """UsageError unless a dotted name begins with something known."""
     first = name.partition(".")[0]
     if first not in known:
         raise UsageError(f"{where}: {name}: there is no stage {first!r}{nearest(first, known)}")
 
 
-def _values(values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _labelled(values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(label, value) of an axis."""
     if isinstance(values, Mapping):
         return [(str(label), value) for label, value in values.items()]
@@ -196,6 +186,4 @@ def _values(values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _label(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "+".join(map(str, value))
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return str(value)
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

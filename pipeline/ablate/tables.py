@@ -1,4 +1,4 @@
-"""A study's results as text: CSV for programs, Markdown for people, LaTeX for papers."""
+"""A study's results as files: CSV for programs, Markdown for people, LaTeX for papers, and one plot as SVG."""
 
 import csv
 from collections.abc import Sequence
@@ -10,17 +10,11 @@ from pipeline.ablate.results import BALANCE, BYTES, GAIN, HOURS, REP_SIM, SPEED,
 from pipeline.pictures.charts import COLOURS, axes_row, draw_legend, figure_svg, name_points, svg_style
 from pipeline.tables import paper_table, text_table
 
-HEADINGS = {
-    REP_SIM: "rep_sim",
-    BYTES: "bytes/image",
-    SPEED: "images/s",
-    HOURS: "hours",
-    GAIN: "delta_m %",
-    BALANCE: "mu/sigma",
-}
+HEADINGS = {BYTES: "bytes/image", SPEED: "images/s", GAIN: "delta_m %", BALANCE: "mu/sigma"}
 _UNJUDGED = (BYTES, HOURS, SPEED)
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
+          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+          "±": r"$\pm$"}  # fmt: skip
 
 
 def heading(name: str, results: Results) -> str:
@@ -37,21 +31,21 @@ def best_row(name: str, results: Results) -> str | None:
     """The row whose mean is best; None where nothing is judged or there is nothing to choose from."""
     if name in _UNJUDGED:
         return None
-    means = [(row.values[name].mean, row.name) for row in results.rows if name in row.values]
-    have = [mean for mean in means if isfinite(mean[0])]
+    known = [(row.values[name].mean, row.name) for row in results.rows if name in row.values]
+    finite = [(mean, row) for mean, row in known if isfinite(mean)]
     lower = any(task.name == name and task.lower_is_better for task in results.dataset or ())
-    return (min(have) if lower else max(have))[1] if len(have) > 1 else None
+    return (min(finite) if lower else max(finite))[1] if len(finite) > 1 else None
 
 
 def runs_csv(results: Results) -> str:
     """A line a run: row, seed, every value, keys, failure."""
-    names = list(dict.fromkeys(name for each in results.results for name in each.values))
+    names = list(dict.fromkeys(name for result in results.results for name in result.values))
     lines: list[dict[str, object]] = [
         {
             "row": result.row,
             "seed": result.seed,
             **{name: result.values.get(name, "") for name in names},
-            "random": _yes(result.random),
+            "random": "yes" if result.random else "",
             "keys": " ".join(result.keys),
             **{f"run {stage}": run for stage, run in result.runs.items()},
             "failure": result.failure or "",
@@ -63,26 +57,24 @@ def runs_csv(results: Results) -> str:
 
 def rows_csv(results: Results) -> str:
     """A line a row: mean and standard deviation of every column, seeds, keys."""
-    lines = []
+    lines: list[dict[str, object]] = []
     for row in results.rows:
-        line: dict[str, object] = {"row": row.name, **row.labels, "seeds": row.runs}
+        values: dict[str, object] = {}
         for name in results.columns:
-            found = row.values.get(name)
-            line |= {name: "" if found is None else found.mean}
-            line |= {f"{name} std": "" if found is None or found.deviation is None else found.deviation}
-        lines.append({**line, "random": _yes(row.random), "keys": " ".join(row.keys)})
+            value = row.values.get(name)
+            values |= {name: value and value.mean, f"{name} std": value and value.deviation}
+        random = "yes" if row.random else ""
+        lines.append(
+            {"row": row.name, **row.labels, "seeds": row.runs, **values, "random": random, "keys": " ".join(row.keys)}
+        )
     return _csv(lines)
 
 
-def _yes(random: bool) -> str:
-    """Whether a line's teachers have random weights."""
-    return "yes" if random else ""
-
-
 def _csv(lines: Sequence[dict[str, object]]) -> str:
-    names = list(dict.fromkeys(name for line in lines for name in line))
+    """With all names that a line has; None and what a line lacks are empty cells."""
     text = StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    names = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
@@ -90,13 +82,11 @@ def _csv(lines: Sequence[dict[str, object]]) -> str:
 
 def results_text(results: Results, width: int) -> str:
     """The table for a terminal."""
+    headings = [heading(name, results) for name in results.columns]
     rows = [
         {
             "row": f"{row.name} RANDOM" if row.random else row.name,
-            **{
-                heading(name, results): number(row.values[name], name) if name in row.values else ""
-                for name in results.columns
-            },
+            **{title: text for title, (text, _) in zip(headings, _cells(row, results), strict=True)},
             "seeds": _seeds(row),
         }
         for row in results.rows
@@ -104,44 +94,49 @@ def results_text(results: Results, width: int) -> str:
     return "\n".join([results.title, text_table(rows, width=width), *results.notes])
 
 
+def _cells(row: RowResult, results: Results) -> list[tuple[str, bool]]:
+    """A row's numbers, empty where it has none, and whether each is the best of its column."""
+    return [
+        (number(row.values[name], name), best_row(name, results) == row.name) if name in row.values else ("", False)
+        for name in results.columns
+    ]
+
+
 def markdown(results: Results) -> str:
-    """The table with mean and spread, the paper's beside it, keys, and what failed."""
-    parts = [f"# {results.title}", markdown_table(results), *results.notes]
+    """The table with mean and spread, the best of each column bold, the paper's beside it, keys, and what failed."""
+    names = ["", *(heading(name, results) for name in results.columns), "seeds"]
+    rows = [
+        [_marked(row), *(f"**{text}**" if best else text for text, best in _cells(row, results)), _seeds(row)]
+        for row in results.rows
+    ]
+    parts = [f"# {results.title}", _markdown_table(names, rows), *results.notes]
     if results.paper is not None:
-        parts += _papers(results)
+        parts += _papers(results.paper)
     parts.append("## Columns of the cache that each row read")
-    parts.append("\n".join(f"- {_cell(row.name)}: {' '.join(row.keys) or 'none'}" for row in results.rows))
+    parts.append("\n".join(f"- {_escaped(row.name)}: {' '.join(row.keys) or 'none'}" for row in results.rows))
     if results.failures:
-        parts.append("## Not there")
-        parts.append("\n".join(f"- {_cell(e.row)}, seed {e.seed}: {_cell(e.failure or '')}" for e in results.failures))
+        failures = [f"{run.row}, seed {run.seed}: {run.failure}" for run in results.failures]
+        parts += ["## Not there", "\n".join(f"- {_escaped(failure)}" for failure in failures)]
     return "\n\n".join(parts) + "\n"
 
 
-def markdown_table(results: Results) -> str:
-    """The table alone; the best of each column is bold."""
-    names = ["", *(heading(name, results) for name in results.columns), "seeds"]
-    lines = [_line(names), _line(["---", *("---:" for _ in names[1:])])]
-    best = {name: best_row(name, results) for name in results.columns}
-    for row in results.rows:
-        cells = [_shown(row, name, best[name]) for name in results.columns]
-        lines.append(_line([_marked(row), *cells, _seeds(row)]))
-    return "\n".join(lines)
+def _papers(name: str) -> list[str]:
+    table = paper_table(name)
+    columns = list(dict.fromkeys(column for values in table.rows.values() for column in values))
+    rows = [
+        [row, *(f"{values[column]:.4g}" if column in values else "" for column in columns)]
+        for row, values in table.rows.items()
+    ]
+    return [f"The paper's numbers on {table.dataset}, {table.title}:", _markdown_table(["", *columns], rows)]
 
 
-def _papers(results: Results) -> list[str]:
-    table = paper_table(results.paper or "")
-    columns = list(dict.fromkeys(name for values in table.rows.values() for name in values))
-    lines = [_line(["", *columns]), _line(["---", *("---:" for _ in columns)])]
-    for row, values in table.rows.items():
-        lines.append(_line([row, *(f"{values[name]:.4g}" if name in values else "" for name in columns)]))
-    return [f"The paper's numbers on {table.dataset}, {table.title}:", "\n".join(lines)]
+def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [names, ["---", *("---:" for _ in names[1:])], *rows]
+    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in lines)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
-
-
-def _cell(text: str) -> str:
+def _escaped(text: str) -> str:
+    """Text as a cell of a Markdown table has it."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -153,61 +148,37 @@ def _seeds(row: RowResult) -> str:
     return str(row.runs) if row.runs == row.planned else f"{row.runs} of {row.planned}"
 
 
-def _shown(row: RowResult, name: str, best: str | None) -> str:
-    found = row.values.get(name)
-    if found is None:
-        return ""
-    text = number(found, name)
-    return f"**{text}**" if best == row.name else text
-
-
-def number(found: Spread, name: str) -> str:
+def number(value: Spread, name: str) -> str:
     """`mean ± deviation`; the mean alone of one seed, and of what no seed changes."""
-    digits = decimals(name)
-    plain = f"{found.mean:,.{digits}f}"
-    return plain if found.deviation is None or name == BYTES else f"{plain} ± {found.deviation:,.{digits}f}"
-
-
-def decimals(name: str) -> int:
-    """Places after the point."""
-    if name.startswith("rep_sim") or name == "depth":
-        return 4
-    return {BYTES: 0, SPEED: 1, HOURS: 3}.get(name, 2)
+    small = name.startswith(REP_SIM) or name == "depth"
+    digits = 4 if small else {BYTES: 0, SPEED: 1, HOURS: 3}.get(name, 2)
+    mean = f"{value.mean:,.{digits}f}"
+    return mean if value.deviation is None or name == BYTES else f"{mean} ± {value.deviation:,.{digits}f}"
 
 
 def latex(results: Results) -> str:
     """A `tabular` with booktabs' rules."""
-    lines = [
-        r"\begin{tabular}{l" + "r" * len(results.columns) + "}",
-        r"\toprule",
-        _latex_line(["", *(heading(name, results) for name in results.columns)]),
-        r"\midrule",
+    rows = [
+        [escape_latex(_marked(row)), *(_latex_number(text, best) for text, best in _cells(row, results))]
+        for row in results.rows
     ]
-    best = {name: best_row(name, results) for name in results.columns}
-    for row in results.rows:
-        cells = [_latex_cell(row, name, best[name]) for name in results.columns]
-        lines.append(" & ".join([escape_latex(_marked(row)), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    headings = ["", *(escape_latex(heading(name, results)) for name in results.columns)]
+    head, *body = (" & ".join(cells) + r" \\" for cells in [headings, *rows])
+    begin = r"\begin{tabular}{l" + "r" * len(results.columns) + "}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(escape_latex(cell) for cell in cells) + r" \\"
-
-
-def _latex_cell(row: RowResult, name: str, best: str | None) -> str:
-    if name not in row.values:
+def _latex_number(text: str, best: bool) -> str:
+    if not text:
         return ""
-    text = number(row.values[name], name).replace("±", r"\pm").replace(",", "{,}").replace("nan", r"\mathrm{nan}")
-    return rf"$\mathbf{{{text}}}$" if best == row.name else f"${text}$"
+    text = text.replace("±", r"\pm").replace(",", "{,}").replace("nan", r"\mathrm{nan}")
+    return rf"$\mathbf{{{text}}}$" if best else f"${text}$"
 
 
 def escape_latex(text: str) -> str:
     """Text as LaTeX prints it."""
-    arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$"}
-    return "".join(_LATEX.get(sign, arrows.get(sign, sign)) for sign in text)
+    return "".join(_LATEX.get(sign, sign) for sign in text)
 
-
-# A study's first metric against what it cost, or against an axis: as SVG.
 
 DASHES = ("-", "--", ":")
 
@@ -215,7 +186,7 @@ Point = tuple[float, Spread, str]
 
 
 def plot_svg(results: Results) -> str | None:
-    """The picture; None where the study asks for none or no row has both values."""
+    """The first column against what it cost, or against an axis; None where none is asked for or no row has both."""
     if results.plot is None or not results.columns:
         return None
     y = results.columns[0]
@@ -223,7 +194,7 @@ def plot_svg(results: Results) -> str | None:
     for row in results.rows:
         x = _x(row, results.plot)
         if x is not None and y in row.values:
-            lines.setdefault(_svg_line(row, results.plot), []).append((x, row.values[y], row.name))
+            lines.setdefault(_line(row, results.plot), []).append((x, row.values[y], row.name))
     return _draw(results, lines, y) if lines else None
 
 
@@ -237,12 +208,12 @@ def _x(row: RowResult, name: str) -> float | None:
         return None
 
 
-def _svg_line(row: RowResult, axis: str) -> str:
+def _line(row: RowResult, axis: str) -> str:
     """Against an axis, the rows that differ in nothing else are a line; against a column every row is a point."""
     if axis not in row.labels:
         return ""
-    others = (label for name, label in row.labels.items() if name != axis)
-    return ", ".join(part for part in (row.series, *others) if part)
+    labels = (label for name, label in row.labels.items() if name != axis)
+    return ", ".join(part for part in (row.series, *labels) if part)
 
 
 def _draw(results: Results, lines: dict[str, list[Point]], y: str) -> str:
@@ -251,10 +222,10 @@ def _draw(results: Results, lines: dict[str, list[Point]], y: str) -> str:
         styles = cycle((colour, dash) for dash in DASHES for colour in COLOURS)
         for (colour, dash), (series, points) in zip(styles, lines.items(), strict=False):
             points = sorted(points, key=lambda point: point[0])
-            spreads = [found.deviation or 0.0 for _, found, _ in points]
+            spreads = [value.deviation or 0.0 for _, value, _ in points]
             axes.errorbar(
                 [x for x, _, _ in points],
-                [found.mean for _, found, _ in points],
+                [value.mean for _, value, _ in points],
                 yerr=spreads if any(spreads) else None,
                 fmt=f"o{dash}" if series else "o",
                 capsize=3,
@@ -262,7 +233,7 @@ def _draw(results: Results, lines: dict[str, list[Point]], y: str) -> str:
                 label=series or None,
             )
             if not series:
-                name_points(axes, [(name, (x, found.mean)) for x, found, name in points], fontsize=8)
+                name_points(axes, [(name, (x, value.mean)) for x, value, name in points], fontsize=8)
         axes.set(xlabel=heading(results.plot or "", results).rstrip(" ↑"), ylabel=heading(y, results).rstrip(" ↑↓"))
         random = " (RANDOM teachers)" if any(row.random for row in results.rows) else ""
         axes.set_title(f"{results.title}{random}", fontsize=10)

@@ -37,11 +37,6 @@ class Chart:
     caption: str
     names: Sequence[str] = ()
 
-    @property
-    def legend(self) -> list[tuple[str, int]]:
-        """Names with the numbers of their colours."""
-        return [(name, number % len(COLOURS)) for number, name in enumerate(self.names)]
-
 
 def line_chart(
     lines: Mapping[str, Sequence[Point]], *, title: str, caption: str, y: str, marks: bool = False
@@ -83,8 +78,8 @@ def heat_map(
         figure = Figure(figsize=(width / 72, height / 72))
         axes = figure.add_axes((left / width, 6 / height, across / width, down / height))
         axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
-        axes.set_xticks([place + 0.5 for place in range(len(columns))], map(_short, columns))
-        axes.set_yticks([place + 0.5 for place in range(len(rows))], names)
+        axes.set_xticks([index + 0.5 for index in range(len(columns))], map(_short, columns))
+        axes.set_yticks([index + 0.5 for index in range(len(rows))], names)
         axes.tick_params(length=0, bottom=False, labelbottom=False, labeltop=True)
         axes.spines[:].set_visible(False)
         for row, line in enumerate(values):
@@ -114,8 +109,8 @@ def radar(corners: Sequence[str], series: Mapping[str, Sequence[float]], *, titl
             shares = [min(max(value, centre), 1.0) for value in values]
             colour = COLOURS[number % len(COLOURS)]
             axes.fill(turns, shares, facecolor=(colour, 0.1), edgecolor=colour, linewidth=2, clip_on=False)
-        said = f"centre {100 * centre:.0f} %, edge 100 % of the best"
-        figure.text(0.5, 0.02, said, ha="center", color=FAINT)
+        scale = f"centre {100 * centre:.0f} %, edge 100 % of the best"
+        figure.text(0.5, 0.02, scale, ha="center", color=FAINT)
         return _chart(figure, title, caption, tuple(series))
 
 
@@ -152,6 +147,6 @@ def _chart(figure: Figure, title: str, caption: str, names: Sequence[str] = ()) 
     text = figure_svg(figure)
     inner = text[text.index("</defs>") + len("</defs>") : text.rindex("</svg>")]
     inner = re.sub(r'\n *<g id="[^"]*"', "<g", inner)
-    inner = re.sub(r"#[0-9a-f]{6}\b", lambda found: VARIABLES.get(found[0], found[0]), inner)
+    inner = re.sub(r"#[0-9a-f]{6}\b", lambda match: VARIABLES.get(match[0], match[0]), inner)
     width, height = (round(72 * float(inches)) for inches in figure.get_size_inches())
     return Chart(Markup(inner), width, height, title, caption, names)

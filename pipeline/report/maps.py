@@ -76,7 +76,7 @@ def mapped_images(run: ReportedRun, count: int) -> list[MappedImage]:
     images = ViewDataset(cache.universe, cache.view_policy).load(WantedViews(samples.tolist(), 0, 0))
     batch = join(images, cache.read(samples, 0), torch.device("cpu"))
     answers = student(batch.inputs, tasks=()).teachers
-    found = [
+    mapped = [
         MappedImage(str(key), _picture(pixels.permute(1, 2, 0).numpy(), Image.Resampling.BICUBIC), {})
         for key, pixels in zip(batch.keys, batch.images, strict=True)
     ]
@@ -84,9 +84,9 @@ def mapped_images(run: ReportedRun, count: int) -> list[MappedImage]:
         targets = batch.targets[name]
         for level, target, answer in zip(targets.levels, targets, answers[name], strict=False):
             teacher = target.map if isinstance(target, ProjectedTarget) else target
-            for image, one, other in zip(found, teacher, answer, strict=True):
-                image.maps.setdefault(name, {})[level] = _pair(one, other)
-    return found
+            for image, teacher_map, student_map in zip(mapped, teacher, answer, strict=True):
+                image.maps.setdefault(name, {})[level] = _pair(teacher_map, student_map)
+    return mapped
 
 
 def _pair(teacher: Tensor, student: Tensor) -> MapPair:
@@ -119,11 +119,9 @@ def _picture(pixels: NDArray[np.uint8], how: Image.Resampling) -> str:
 
 def predictions(runs: Sequence[ReportedRun]) -> dict[str, str]:
     """By run: the panel that evaluation drew, as the address of a picture."""
-    found = {}
+    panels = {}
     for run in runs:
         path = run.directory / "figures" / "predictions.png"
-        if path.is_file() and path.stat().st_size <= LARGEST_PICTURE:
-            data = path.read_bytes()
-            if data.startswith(PNG):
-                found[run.name] = data_url(data)
-    return found
+        if path.is_file() and path.stat().st_size <= LARGEST_PICTURE and (data := path.read_bytes()).startswith(PNG):
+            panels[run.name] = data_url(data)
+    return panels

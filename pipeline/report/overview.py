@@ -1,6 +1,7 @@
 """What was run with what: runs, their settings, the studies they belong to, and the caches they read."""
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
@@ -34,7 +35,7 @@ def overview(runs: Sequence[ReportedRun]) -> list[Row]:
             "trained on": _data(run),
             "teachers": _teachers(run),
             "student": _student(run),
-            "steps": f"{max(steps):,}" if (steps := _steps(run)) else "-",
+            "steps": _steps(run),
             "state": _state(run),
             "images/s": number(run.speed, 3),
             "hardware": _hardware(run),
@@ -45,23 +46,23 @@ def overview(runs: Sequence[ReportedRun]) -> list[Row]:
 
 def settings(runs: Sequence[ReportedRun]) -> list[tuple[str, list[tuple[str, Any]]]]:
     """By title: all settings of a stage's first run; of its others what differs from that."""
-    found = []
+    shown = []
     for run in runs:
-        base = next(other for other in runs if other.stage == run.stage)
+        base = next(first for first in runs if first.stage == run.stage)
         if base is run:
-            title, told = f"{run.name}: all settings", _flat(run.config)
+            title, values = f"{run.name}: all settings", _flat(run.config)
         else:
             title = f"{run.name}: what differs from {base.name}"
-            told = [(name, now) for name, _, now in differences(base.config, run.config)]
-        found.append((title, told[:MOST_SETTINGS]))
-    return found
+            values = [(name, now) for name, _, now in differences(base.config, run.config)]
+        shown.append((title, values[:MOST_SETTINGS]))
+    return shown
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for name, value in config.items():
-        whole = isinstance(value, Mapping) and value
-        flat += _flat(value, f"{prefix}{name}.") if whole else [(f"{prefix}{name}", value)]
+        nested = isinstance(value, Mapping) and value
+        flat += _flat(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", value)]
     return flat
 
 
@@ -74,10 +75,10 @@ def starts_from(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
         return init
     path = Path(init)
     path = path.parents[1] if path.parent.name == "checkpoints" else path
-    others = [other for other in runs if other is not run and other.stage == "distill"]
-    beside = [other for other in others if other.directory.resolve().parent == run.directory.resolve().parent]
-    for candidates, moved in ((others, False), (beside, True)):
-        same = [other.name for other in candidates if _is_at(other, path, moved=moved)]
+    distilled = [start for start in runs if start is not run and start.stage == "distill"]
+    beside = [start for start in distilled if start.directory.resolve().parent == run.directory.resolve().parent]
+    for candidates, moved in ((distilled, False), (beside, True)):
+        same = [start.name for start in candidates if _is_at(start, path, moved=moved)]
         if len(same) == 1:
             return same[0]
     return path.name or init
@@ -86,17 +87,11 @@ def starts_from(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
 def _is_at(run: ReportedRun, path: Path, *, moved: bool) -> bool:
     """Whether a run is the one at `path`; `moved`: it may lie elsewhere by now, with the run that names it."""
     parts = run.directory.resolve().parts
-    if path.is_absolute() and (not moved or _exists(path)):
+    # os.path's, which is False for a name too long to be a file's, where Path's fails
+    if path.is_absolute() and (not moved or os.path.exists(path)):  # noqa: PTH110
         return parts == path.parts
     last = path.parts[-2:] if moved else path.parts
     return len(last) >= (1 if moved else 2) and parts[-len(last) :] == last
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for a file
-        return False
 
 
 def _data(run: ReportedRun) -> str:
@@ -109,17 +104,16 @@ def _data(run: ReportedRun) -> str:
 
 
 def _teachers(run: ReportedRun) -> str:
-    found = run.about.get("teachers") or mapping(run.about.get("student")).get("teachers")
-    told = found if isinstance(found, list | Mapping) else []
-    names = [pair[0] if isinstance(pair, list) and pair else pair for pair in told]  # pairs, or names
+    teachers = run.about.get("teachers") or mapping(run.about.get("student")).get("teachers")
+    listed = teachers if isinstance(teachers, list | Mapping) else []
+    names = [pair[0] if isinstance(pair, list) and pair else pair for pair in listed]  # pairs, or names
     return ", ".join(_teacher(run, str(name)) for name in names) or "none"
 
 
 def _teacher(run: ReportedRun, name: str) -> str:
     """`clip (demo/clip)`, where the run knows the model, and RANDOM where its weights are."""
     sources = (run.live, mapping(run.about.get("teachers")))
-    models = [mapping(source.get(name)).get("model") for source in sources]
-    model = next(filter(None, models), None)
+    model = next(filter(None, (mapping(source.get(name)).get("model") for source in sources)), None)
     return f"{name}{f' ({model})' if model else ''}{' RANDOM' if name in run.random else ''}"
 
 
@@ -133,27 +127,23 @@ def _student(run: ReportedRun) -> str:
     return f"{stem}{'' if student.get('adapters', True) else ', no adapter paths'}"
 
 
-def _steps(run: ReportedRun) -> list[int]:
-    return [line["step"] for line in run.lines if isinstance(line.get("step"), int)]
-
-
-def _sessions(run: ReportedRun) -> list[Mapping[str, Any]]:
-    return [session for session in listing(run.about.get("sessions")) if isinstance(session, Mapping)]
+def _steps(run: ReportedRun) -> str:
+    steps = [line["step"] for line in run.lines if isinstance(line.get("step"), int)]
+    return f"{max(steps):,}" if steps else "-"
 
 
 def _state(run: ReportedRun) -> str:
-    sessions = _sessions(run)
-    if not sessions or "ended" not in sessions[-1]:
+    if not run.sessions or "ended" not in run.sessions[-1]:
         return "not ended"
-    count = "" if len(sessions) == 1 else f", {len(sessions)} sessions"
-    return ("stopped" if sessions[-1].get("stopped") else "done") + count
+    count = "" if len(run.sessions) == 1 else f", {len(run.sessions)} sessions"
+    return ("stopped" if run.sessions[-1].get("stopped") else "done") + count
 
 
 def _hardware(run: ReportedRun) -> str:
-    sessions = _sessions(run)
-    if not sessions:
+    if not run.sessions:
         return "-"
-    return f"{run.config.get('device', '?')}, torch {mapping(sessions[-1].get('packages')).get('torch', '?')}"
+    torch = mapping(run.sessions[-1].get("packages")).get("torch", "?")
+    return f"{run.config.get('device', '?')}, torch {torch}"
 
 
 def studies(directories: Sequence[Path]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def metrics(runs: Sequence[ReportedRun]) -> dict[str, Any]:
         if run.dataset is not None and run.metrics:
             by_dataset.setdefault(run.dataset, []).append(run)
     missing = [run.name for run in runs if run.dataset is not None and not run.metrics]
-    return {"missing": missing, "datasets": [_results(*found) for found in by_dataset.items()]}
+    return {"missing": missing, "datasets": [_results(name, tuned) for name, tuned in by_dataset.items()]}
 
 
 def _results(name: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _results(name: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
     paper = {name: TABLES[table].rows[row] for name, (table, row) in PAPER.get(dataset.name, {}).items()}
     baselines = [run for kind in ("single-task", "multi-task") for run in runs if run.kind == kind]
     base = next((run for run in baselines if all(_is_base(run.metrics.get(task.name)) for task in dataset)), None)
-    others = [run for run in runs if run is not base]
+    compared = [run for run in runs if run is not base]
     rows = [_row(name, values, dataset, _gain(values, dataset, base)) for name, values in (scores | trivial).items()]
     rows += [_row(name, values, dataset, values.get("delta_m")) for name, values in paper.items()]
     return {
@@ -62,7 +62,7 @@ def _results(name: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
         "mixed": len({_measured_on(run) for run in runs} - {None}) > 1,
         "baseline": base and _title(base),
         "no_baseline": baselines and _title(baselines[0]),
-        "outcomes": [_outcome(run, dataset, base) for run in others] if base and len(others) <= MOST_SENTENCES else [],
+        "outcomes": [_outcome(run, dataset, base) for run in compared if base and len(compared) <= MOST_SENTENCES],
         "paper": bool(paper),
         "radar": _radar({**scores, **paper}, dataset),
     }
@@ -144,8 +144,8 @@ def _radar(scores: Scores, dataset: Dataset) -> Chart | None:
 
 
 def _share(values: Mapping[str, float], task: Task, scores: Scores) -> float:
-    value, every = values[task.name], [other[task.name] for other in scores.values()]
-    above, below = (min(every), value) if task.lower_is_better else (value, max(every))
+    value, known = values[task.name], [run[task.name] for run in scores.values()]
+    above, below = (min(known), value) if task.lower_is_better else (value, max(known))
     return above / below if below else 1.0
 
 
@@ -154,13 +154,9 @@ def curves(runs: Sequence[ReportedRun]) -> list[Chart]:
     charts = []
     for stage in dict.fromkeys(run.stage for run in runs):
         mine = [run for run in runs if run.stage == stage and run.training]
-        chart = line_chart(
-            {run.name: _points(run.training, ["loss"]) for run in mine},
-            title=f"Training loss of {stage}",
-            caption=f"{stage}: the training loss over the steps, a line a run.{_not_comparable(mine)}",
-            y="loss",
-        )
-        charts.append(chart)
+        lines = {run.name: _points(run.training, ["loss"]) for run in mine}
+        caption = f"{stage}: the training loss over the steps, a line a run.{_not_comparable(mine)}"
+        charts.append(line_chart(lines, title=f"Training loss of {stage}", caption=caption, y="loss"))
     charts += [chart for run in runs if run.training for chart in _parts_of_loss(run)]
     return [chart for chart in charts if chart is not None]
 
@@ -218,11 +214,8 @@ def similarity(runs: Sequence[ReportedRun]) -> dict[str, Any]:
         y="rep_sim",
         marks=True,
     )
-    return {
-        "measured": bool(mine),
-        "rows": [{name: row.get(name, "-") for name in names} for row in rows],
-        "chart": chart,
-    }
+    filled = [{name: row.get(name, "-") for name in names} for row in rows]
+    return {"measured": bool(mine), "rows": filled, "chart": chart}
 
 
 def _similarity_rows(run: ReportedRun) -> list[dict[str, str]]:
@@ -244,12 +237,12 @@ def gates(runs: Sequence[ReportedRun]) -> list[Chart]:
     return [
         heat_map(
             list(tasks),
-            found.experts,
+            mean.experts,
             list(tasks.values()),
             title=f"Gates of {run.name}, level {level}",
-            caption=f"{run.name}, level {level}: the mean gate over {found.images:,} images.",
+            caption=f"{run.name}, level {level}: the mean gate over {mean.images:,} images.",
         )
         for run in runs
-        if (found := run.gates) is not None
-        for level, tasks in found.weights.items()
+        if (mean := run.gates) is not None
+        for level, tasks in mean.weights.items()
     ]

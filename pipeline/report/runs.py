@@ -20,7 +20,7 @@ BITS = 63
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """What a file says where it should be a mapping: empty where it is another thing."""
+    """What a file says where it should be a mapping: empty where it is something else."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -63,8 +63,8 @@ class ReportedRun:
 
     def mean(self, name: str) -> float | None:
         """Of what was recorded at each step, such as `data_wait`."""
-        found = [line[name] for line in self.training if isinstance(line.get(name), float)]
-        return fmean(found) if found else None
+        values = [line[name] for line in self.training if isinstance(line.get(name), float)]
+        return fmean(values) if values else None
 
     @property
     def speed(self) -> float | None:
@@ -101,6 +101,11 @@ class ReportedRun:
         return str(self.about["dataset"]) if self.about.get("dataset") else None
 
     @property
+    def sessions(self) -> list[Mapping[str, Any]]:
+        """What each call of the stage left: when it started and ended, how, with which packages."""
+        return [session for session in listing(self.about.get("sessions")) if isinstance(session, Mapping)]
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Task -> metric of the stored evaluation."""
         return self._values("evaluation")
@@ -119,10 +124,10 @@ class ReportedRun:
     def gates(self) -> MeanGates | None:
         """The routers' mean gates; None where there are none or they cannot be read."""
         try:
-            found = MeanGates.from_dict(self.evaluation["gates"])
+            gates = MeanGates.from_dict(self.evaluation["gates"])
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
-        return found if _is_whole(found) else None
+        return gates if _is_whole(gates) else None
 
 
 def _is_whole(gates: MeanGates) -> bool:
@@ -144,20 +149,19 @@ def find_runs(directories: Sequence[Path]) -> list[ReportedRun]:
         inside = _of_study(directory) or dict.fromkeys(_inside(directory))
         if not inside:
             raise UsageError(f"{directory} is no run and holds none ({ABOUT} is missing); give the directories of runs")
-        for path, label in inside.items():
-            labels[path] = label or labels.get(path)
+        labels |= {path: label or labels.get(path) for path, label in inside.items()}
     names = _ends([path for path, label in labels.items() if label is None])
-    named = _told_apart({path: label or names[path] for path, label in labels.items()})
+    named = {path: label or names[path] for path, label in labels.items()}
+    # a name that two runs have, as rows of two studies may, gets the study's folder in front, then the whole path
+    named = _prefixed(named, {path: path.parent.parent.name for path in named})
+    named = _prefixed(named, {path: str(path) for path in named})
     return [read_run(path, name) for path, name in named.items()]
 
 
-def _told_apart(named: dict[Path, str]) -> dict[Path, str]:
-    """A name that two runs have, as rows of two studies may, gets the study's folder in front, or the whole path."""
-    prefixes: tuple[Callable[[Path], str], ...] = (lambda path: path.parent.parent.name, str)
-    for prefix in prefixes:
-        often = Counter(named.values())
-        named = {path: name if often[name] == 1 else f"{prefix(path)}: {name}" for path, name in named.items()}
-    return named
+def _prefixed(names: dict[Path, str], prefixes: Mapping[Path, str]) -> dict[Path, str]:
+    """Names that are there once as they are, others with a prefix."""
+    count = Counter(names.values())
+    return {path: name if count[name] == 1 else f"{prefixes[path]}: {name}" for path, name in names.items()}
 
 
 def _inside(directory: Path) -> list[Path]:
@@ -185,11 +189,12 @@ def _of_study(directory: Path) -> dict[Path, str | None]:
 
 
 def _ends(paths: Sequence[Path]) -> dict[Path, str]:
-    parts = [path.resolve().parts for path in paths]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return dict(zip(paths, names, strict=True))
+    """The shortest ends of paths that tell them apart."""
+    parts = {path: path.resolve().parts for path in paths}
+    for length in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {path: "/".join(parts[path][-length:]) for path in paths}
+        if len(set(names.values())) == len(names):
+            return names
     return {path: str(path) for path in paths}
 
 
@@ -217,13 +222,13 @@ def _parsed(text: str) -> Any:
     return _checked(json.loads(text))
 
 
-def _checked(found: Any) -> Any:
+def _checked(content: Any) -> Any:
     """What was read, without whole numbers that no float holds; ValueError where there is one."""
-    for value in found.values() if isinstance(found, dict) else listing(found):
+    for value in content.values() if isinstance(content, dict) else listing(content):
         _checked(value)
-    if isinstance(found, int) and found.bit_length() > BITS:
+    if isinstance(content, int) and content.bit_length() > BITS:
         raise ValueError(f"a number of more than {BITS} bits")
-    return found
+    return content
 
 
 def _read(path: Path, parse: Callable[[str], Any], problems: list[str]) -> Mapping[str, Any]:

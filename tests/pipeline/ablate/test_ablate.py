@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.ablate.columns import _find_images
 from pipeline.ablate.runner import JobSettings
 from pipeline.ablate.stage import AblateConfig, run_ablation
 from pipeline.ablate.stage_settings import merged
@@ -321,6 +323,27 @@ def test_a_plot_shows_the_first_column_against_what_was_asked(study):
     assert "DINOv2" in (study.out / "results.svg").read_text()
 
 
+def test_moved_images_are_the_same_data_and_a_copy_beside_them_is_looked_at(small_world, study, tmp_path):
+    images, moved, cache = small_world.images(tmp_path / "images", 4), tmp_path / "moved", tmp_path / "cache"
+    small_world.extract(cache, images, small_world.document())
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(small_world.document()))
+    study.write(extract={"spec": str(spec), "data": str(moved), "cache": str(cache)})
+    shutil.copytree(images, moved)
+    plan = study(dry_run=True).plan
+    assert {column.teacher for column in plan.missing} == {"dinov2", "clip"}
+    shutil.rmtree(images)
+    _find_images.cache_clear()
+    plan = study(dry_run=True).plan
+    assert plan.missing == ()
+    names = [column.name.partition("-")[0] for each in plan.pending for column in each.columns]
+    assert names == ["dinov2", "dinov2", "clip", "clip"]
+    image = next(moved.rglob("*.jpg"))
+    image.write_bytes(image.read_bytes() + b"more")
+    _find_images.cache_clear()
+    assert len(study(dry_run=True).plan.missing) == 2
+
+
 @pytest.mark.long
 def test_a_whole_study_extracts_each_teacher_once_and_goes_through_every_stage(
     small_world, tiny_recipe, scenes, finetune_recipe, tmp_path
@@ -360,12 +383,12 @@ def test_a_whole_study_extracts_each_teacher_once_and_goes_through_every_stage(
 
 
 def test_the_thread_counts_of_a_stage_never_differ(monkeypatch):
-    crew = JobSettings(jobs=2, device="cpu", cores=8)
+    settings = JobSettings(jobs=2, device="cpu", cores=8)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    assert crew.environment(0) == {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+    assert settings.environment(0) == {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert crew.environment(0) == {"MKL_NUM_THREADS": "3"}
+    assert settings.environment(0) == {"MKL_NUM_THREADS": "3"}
 
 
 def test_a_limit_that_a_training_would_not_heed_is_refused(small_world, study, tmp_path):

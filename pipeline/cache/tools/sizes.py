@@ -73,7 +73,7 @@ def _column_size(name: str, teacher: TeacherSpec, spec: CacheSpec, facts: Teache
     reduction = Reduction(teacher.grid or "native", facts.grid, spec.grid)
     encoding, levels = teacher.encoding, teacher.levels or ()
     stored = QUANTIZERS[encoding.kind](encoding.pca or facts.width).arrays(prod(reduction.stored_grid))
-    arrays = [ArrayLayout(f"l00/{name}", each.dtype, each.shape, each.fill) for name, each in stored.items()]
+    arrays = [ArrayLayout(f"l00/{part}", array.dtype, array.shape, array.fill) for part, array in stored.items()]
     if reduction.has_leftover:
         arrays.append(ArrayLayout("l00/leftover", "float32", (), float("nan")))
     ratio = CODEC_RATIOS.get(spec.codec, {}).get(encoding.kind, 1.0)
@@ -172,25 +172,25 @@ def _fill(descriptor: int, total: int) -> None:
 
 
 def _read_at_random(descriptor: int, size: int, total: int) -> float:
-    places = list(range(0, total - size + 1, size)) or [0]
-    random.Random(1).shuffle(places)
+    offsets = list(range(0, total - size + 1, size)) or [0]
+    random.Random(1).shuffle(offsets)
     buffer = bytearray(min(size, total))
     begin = time.perf_counter()
-    read = sum(os.preadv(descriptor, [buffer], place) for place in places)
+    read = sum(os.preadv(descriptor, [buffer], offset) for offset in offsets)
     return read / (time.perf_counter() - begin)
 
 
 @dataclass(frozen=True)
 class ReadRate:
-    """What a place offers: random reading by one thread, in bytes a second, and free bytes (None: it does not say)."""
+    """What a folder offers: random reading by one thread, in bytes a second, and free bytes; named as in `Rates`."""
 
-    read_bytes_per_second: float | None
-    free_bytes: int | None
+    read_bytes_per_second: float
+    free_bytes: int
 
 
-def probe(place: Path) -> ReadRate:
-    """Measure the disk that will hold a cache at `place`, which need not exist; its nearest parent is measured then."""
-    folder = place.absolute()
+def probe(cache: Path) -> ReadRate:
+    """Measure the disk that will hold a cache at `cache`, which need not exist; its nearest parent is measured then."""
+    folder = cache.absolute()
     while not folder.is_dir():
         folder = folder.parent
     return ReadRate(read_rate(folder), shutil.disk_usage(folder).free)

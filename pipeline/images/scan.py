@@ -40,12 +40,12 @@ class Scanned:
     digests: bytearray = field(default_factory=bytearray)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, key: str, suffix: str, place: tuple[int, int], label: int, digest: bytes) -> None:
-        """Append a sample; `place` is (offset, size)."""
+    def add(self, key: str, suffix: str, span: tuple[int, int], label: int, digest: bytes) -> None:
+        """Append a sample; `span` is (offset, size)."""
         self.keys.append(key)
         self.suffixes.append(sys.intern(suffix))
-        self.offsets.append(place[0])
-        self.sizes.append(place[1])
+        self.offsets.append(span[0])
+        self.sizes.append(span[1])
         self.labels.append(label)
         self.digests += digest
 
@@ -92,10 +92,10 @@ def scan_tar(root: Location, shard: str, size: int, advance: Advance) -> Scanned
         raise explain(error, root.at(shard)) from error
     for key, sample in samples.items():
         if sample.image is None:
-            found.problems.append(f"{shard}: {sample.first}: sample without an image ({_wanted()})")
+            wanted = f"one of .{', .'.join(IMAGE_EXTENSIONS)}"
+            found.problems.append(f"{shard}: {sample.first}: sample without an image ({wanted})")
         else:
-            place = (sample.image.offset, sample.image.size)
-            found.add(key, sample.suffix, place, sample.label, sample.digest)
+            found.add(key, sample.suffix, (sample.image.offset, sample.image.size), sample.label, sample.digest)
     return found
 
 
@@ -163,10 +163,6 @@ def scan_files(root: Location, files: tuple[Entry, ...], label: int, advance: Ad
     return found
 
 
-def _wanted() -> str:
-    return f"one of .{', .'.join(IMAGE_EXTENSIONS)}"
-
-
 def open_shard(root: Location, shard: str, size: int) -> BinaryIO:
     """A shard for reading from front to back; remote ones come in pieces, each repeated where it fails in passing."""
     local = root.local_path(shard)
@@ -189,9 +185,6 @@ class _Pieces(RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
         base = {0: 0, 1: self._position, 2: self._size}[whence]

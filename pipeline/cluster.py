@@ -22,6 +22,16 @@ CONNECT_SECONDS = 30.0
 DEVICES = ("cuda", "cpu", "auto")
 _THIS_MACHINE = "127.0.0.1"  # nothing is open to the network: whoever reaches a worker runs what he likes
 
+_DASK_SETTINGS: dict[str, Any] = {
+    "distributed.scheduler.allowed-failures": ALLOWED_WORKER_LOSSES,
+    "distributed.worker.memory.target": False,  # blocks stream through; spilling results to disk would only slow them
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,  # a hundred samples a second of all threads, kept for an hour
+    "distributed.comm.timeouts.connect": "30s",
+}
+
 
 @dataclass(frozen=True)
 class ClusterConfig:
@@ -112,17 +122,6 @@ def _local_cluster(config: ClusterConfig) -> Iterator[Cluster]:
             yield Cluster(client, device, len(environments), threads, local.dashboard_link or None)
         finally:
             _end_workers(local)
-
-
-_DASK_SETTINGS: dict[str, Any] = {
-    "distributed.scheduler.allowed-failures": ALLOWED_WORKER_LOSSES,
-    "distributed.worker.memory.target": False,  # blocks stream through; spilling results to disk would only slow them
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-    "distributed.worker.profile.enabled": False,  # a hundred samples a second of all threads, kept for an hour
-    "distributed.comm.timeouts.connect": "30s",
-}
 
 
 def process_environment(threads: int) -> dict[str, str]:

@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Disk:
-    """Free and total bytes of the file system under `place`."""
+    """Free and total bytes of the file system under a folder, `place`."""
 
     place: str
     free: int

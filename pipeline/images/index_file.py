@@ -1,4 +1,4 @@
-"""The file of a shard index: a preamble, a JSON header, then the columns, ready to be mapped into memory.
+"""The file of a shard index: a preamble, a JSON header, then the columns, which open through a memory map unparsed.
 
 Preamble of 32 bytes, little-endian: magic, schema, length of the header, length of the file, CRC32C of the header,
 CRC32C of these 28 bytes. The header names each column's place in the body, which starts at the next multiple of 64,
@@ -153,20 +153,11 @@ class IndexHeader:
 
 
 def write_index(path: Path | str, header: IndexHeader, columns: Columns) -> None:
-    """Write the file beside its place, then rename it (or upload it, to a URL)."""
-    lies: dict[str, dict[str, Any]] = {}
-    body = bytearray()
-    for name, dtype in DTYPES.items():
-        array = np.ascontiguousarray(getattr(columns, name), dtype)
-        lies[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": len(body)}
-        body += array.reshape(-1).view(np.uint8).data
-        body += bytes(-len(body) % _ALIGN)
-    about = {
-        "columns": lies,
-        "body_bytes": len(body),
-        "body_crc32c": google_crc32c.value(np.frombuffer(body, np.uint8)),
-    }
-    text = json.dumps(asdict(header) | about, sort_keys=True).encode()
+    """Write the file beside its final name, then rename it (or upload it, to a URL)."""
+    body, lies = _packed(columns)
+    body_crc = google_crc32c.value(np.frombuffer(body, np.uint8))
+    about = {**asdict(header), "columns": lies, "body_bytes": len(body), "body_crc32c": body_crc}
+    text = json.dumps(about, sort_keys=True).encode()
     text += b" " * (-(_START + len(text)) % _ALIGN)
     preamble = _PREAMBLE.pack(_MAGIC, SCHEMA, len(text), _START + len(text) + len(body), google_crc32c.value(text))
     folder, name = _split(path)
@@ -182,6 +173,18 @@ def write_index(path: Path | str, header: IndexHeader, columns: Columns) -> None
         raise explain(error, str(path)) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _packed(columns: Columns) -> tuple[bytearray, dict[str, dict[str, Any]]]:
+    """(the columns' bytes, where each lies in them)."""
+    lies: dict[str, dict[str, Any]] = {}
+    body = bytearray()
+    for name, dtype in DTYPES.items():
+        array = np.ascontiguousarray(getattr(columns, name), dtype)
+        lies[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": len(body)}
+        body += array.reshape(-1).view(np.uint8).data
+        body += bytes(-len(body) % _ALIGN)
+    return body, lies
 
 
 def read_index(path: Path | str) -> tuple[IndexHeader, Columns, int]:

@@ -1,4 +1,4 @@
-"""A folder on a file system of this machine."""
+"""A folder on a file system of this machine, and how a file is written there whole, durably or not at all."""
 
 import os
 import shutil

@@ -54,6 +54,11 @@ def _classes(table: dict[str, tuple[str, ...]]) -> tuple[type[Exception], ...]:
     )
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """Asked for when something was raised: the transport is imported by then."""
+    return OSError, *_classes(_TRANSPORT)
+
+
 def _passes(error: Exception) -> bool:
     """Whether trying again may help: time-outs, lost connections, a server's own failures."""
     if isinstance(error, (TimeoutError, ConnectionError, *_classes(_PASSING_TRANSPORT))):
@@ -110,7 +115,7 @@ class RemoteFolder(Location):
                 raise StorageError(f"{url}: {error}; install it with `pip install 'sak[remote]'`") from error
             except (FileExistsError, StorageError):
                 raise
-            except (OSError, *_classes(_TRANSPORT)) as error:
+            except _errors() as error:
                 if not delays or not _passes(error):
                     raise explain(error, url) from error
                 time.sleep(delays.pop(0))

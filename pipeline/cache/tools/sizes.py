@@ -1,4 +1,4 @@
-"""How many bytes a spec's columns take, before one exists: by teacher and level, payload and what the store adds."""
+"""What a cache takes before one exists: bytes of a spec's columns, operations of its teachers, the disk's read rate."""
 
 import os
 import random
@@ -18,7 +18,11 @@ from sak.teachers.recipe import TeacherFacts, is_sam
 
 Grid = tuple[int, int]
 
-_SUM, _ZARR_ENTRY, _TAR_ENTRY = 4, 16, 24
+_SUM, _ZARR_ENTRY, _TAR_ENTRY = 4, 16, 24  # bytes
+_SAM_WINDOW = 14
+_SAM_GLOBAL_BLOCKS = 4
+_STUDENT_WIDTH, _STUDENT_DEPTH = 768, 12
+_ADAPTER_PATH = 13 / 288  # 13 adapters of d^2 operations a token and teacher, beside 12 blocks of 24 d^2
 
 CODEC_RATIOS: Mapping[str, Mapping[str, float]] = {
     "zstd": {"float16": 1.08, "bfloat16": 1.08, "int8": 1.08, "int4": 1.0},
@@ -113,14 +117,6 @@ def _tar_overhead(arrays: list[ArrayLayout], block: int) -> float:
     return headers + len(arrays) * _TAR_ENTRY + (len(END) + _SUM) / block
 
 
-# What teachers cost beside a student, in floating-point operations: enough to say when a cache has paid for itself.
-
-_SAM_WINDOW = 14
-_SAM_GLOBAL_BLOCKS = 4
-_STUDENT_WIDTH, _STUDENT_DEPTH = 768, 12
-_ADAPTER_PATH = 13 / 288  # 13 adapters of d^2 operations a token and teacher, beside 12 blocks of 24 d^2
-
-
 def forward_operations(facts: TeacherFacts, *, windowed: bool = False) -> float:
     """Multiply-adds times two of a ViT's blocks for one image; SAM's are `windowed`, all but four."""
     tokens = prod(facts.grid)
@@ -138,9 +134,6 @@ def step_ratio(spec: CacheSpec, facts: Mapping[str, TeacherFacts]) -> float:
     step = 3 * forward_operations(student) * (1 + _ADAPTER_PATH * len(facts))
     teachers = sum(forward_operations(fact, windowed=is_sam(spec.teachers[name].model)) for name, fact in facts.items())
     return (step + teachers) / step
-
-
-# How fast the disk under a folder reads samples at random, measured: what `plan` compares training's need with.
 
 
 def read_rate(folder: Path, *, sample_bytes: int = 1 << 20, total_bytes: int = 256 << 20) -> float:

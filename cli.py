@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -534,8 +535,7 @@ def cache_plan(
 
     rates = _flags(context, but=("spec", "samples", "views", "cache", "overrides"))
     if cache is not None:
-        measured = probe(cache)
-        rates |= {"read_bytes_per_second": measured.read_bytes_per_second, "free_bytes": measured.free_bytes}
+        rates |= asdict(probe(cache))
     found = plan(load_spec(spec, overrides or ()), samples, views, rates=Rates(**rates))
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else plan_text(found))
 
@@ -546,11 +546,10 @@ def cache_ls(cache: ExistingCache, as_json: AsJson = False) -> None:
 
     Example: [cyan]sak-cli cache ls ./cache[/cyan]
     """
-    from pipeline.cache.tools.inventory import ls
-    from pipeline.cache.tools.reports import ls_table
+    from pipeline.cache.tools.inventory import ls, summary_table
 
     columns = ls(cache)
-    typer.echo(json.dumps([column.as_dict() for column in columns], indent=2) if as_json else ls_table(columns))
+    typer.echo(json.dumps([column.as_dict() for column in columns], indent=2) if as_json else summary_table(columns))
 
 
 @cache_app.command("du")
@@ -559,11 +558,10 @@ def cache_du(cache: ExistingCache, as_json: AsJson = False) -> None:
 
     Example: [cyan]sak-cli cache du ./cache[/cyan]
     """
-    from pipeline.cache.tools.inventory import du
-    from pipeline.cache.tools.reports import du_table
+    from pipeline.cache.tools.inventory import du, summary_table
 
     columns = du(cache)
-    typer.echo(json.dumps([column.as_dict() for column in columns], indent=2) if as_json else du_table(columns))
+    typer.echo(json.dumps([column.as_dict() for column in columns], indent=2) if as_json else summary_table(columns))
 
 
 @cache_app.command("stats")
@@ -572,11 +570,10 @@ def cache_stats(cache: ExistingCache, as_json: AsJson = False) -> None:
 
     Example: [cyan]sak-cli cache stats ./cache --json[/cyan]
     """
-    from pipeline.cache.tools.inventory import stats
-    from pipeline.cache.tools.reports import stats_table
+    from pipeline.cache.tools.inventory import stats, summary_table
 
     levels = stats(cache)
-    typer.echo(json.dumps([level.as_dict() for level in levels], indent=2) if as_json else stats_table(levels))
+    typer.echo(json.dumps([level.as_dict() for level in levels], indent=2) if as_json else summary_table(levels))
 
 
 @cache_app.command("verify")
@@ -589,13 +586,12 @@ def cache_verify(
 
     Example: [cyan]sak-cli cache verify ./cache --deep[/cyan]
     """
-    from pipeline.cache.tools.reports import verify_text
     from pipeline.cache.tools.verify import verify
     from pipeline.progress import progress_bar
 
     with progress_bar("blocks") as progress:
         found = verify(cache, deep=deep, progress=progress)
-    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else verify_text(found))
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.to_text())
     raise typer.Exit(0 if found.sound else 1)
 
 
@@ -665,11 +661,10 @@ def cache_prune(
     Example: [cyan]sak-cli cache prune ./cache --unused-by ./runs[/cyan]
     """
     from pipeline.cache.tools.prune import plan_prune, prune
-    from pipeline.cache.tools.reports import prune_text
     from pipeline.tables import human_bytes
 
     plan = plan_prune(cache, names=comma_list(keys), older_than_days=older_than_days, unused_by=comma_list(unused_by))
-    typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else prune_text(plan))
+    typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.to_text())
     if dry_run or not plan.remove:
         return
     if yes or typer.confirm("Remove them?", err=True):
@@ -693,12 +688,11 @@ def cache_copy(
     Example: [cyan]sak-cli cache copy ./cache s3://bucket/cache --format webdataset[/cyan]
     """
     from pipeline.cache.tools.copy import copy_cache
-    from pipeline.cache.tools.reports import copy_text
     from pipeline.progress import progress_bar
 
     with progress_bar("blocks") as progress:
         report = copy_cache(**_flags(context), progress=progress)
-    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else copy_text(report))
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.to_text())
 
 
 @app.command()

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.utils import silence_logging_cmgr
 
+from pipeline.processes import usable_cores
 from sak.errors import SakError, UsageError
 
 # Preemption is not a fault of the job: a block may lose its worker this often before it counts as one.
@@ -19,6 +20,17 @@ ALLOWED_WORKER_LOSSES = 100
 BLOCKS_IN_FLIGHT = 2
 CONNECT_SECONDS = 30.0
 DEVICES = ("cuda", "cpu", "auto")
+_THIS_MACHINE = "127.0.0.1"  # nothing is open to the network: whoever reaches a worker runs what he likes
+
+_DASK_SETTINGS: dict[str, Any] = {
+    "distributed.scheduler.allowed-failures": ALLOWED_WORKER_LOSSES,
+    "distributed.worker.memory.target": False,  # blocks stream through; spilling results to disk would only slow them
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,  # a hundred samples a second of all threads, kept for an hour
+    "distributed.comm.timeouts.connect": "30s",
+}
 
 
 @dataclass(frozen=True)
@@ -90,14 +102,17 @@ def visible_gpus() -> tuple[str, ...]:
 @contextmanager
 def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     """Connect to the scheduler asked for, or start a cluster of this machine that ends with the block."""
-    if config.scheduler is not None:
-        with _quiet(), _connect(config.scheduler) as client:
-            yield _running_cluster(client, config)
-        return
+    opened = _local_cluster(config) if config.scheduler is None else _running_cluster(config.scheduler, config.device)
+    # Dask's own messages about lost connections, tracebacks among them; what matters of them is reported as one line.
+    with silence_logging_cmgr(logging.CRITICAL), opened as cluster:
+        yield cluster
+
+
+@contextmanager
+def _local_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     device = resolve_device(config.device)
     environments = _worker_environments(config, device)
     with (
-        _quiet(),
         dask.config.set(_DASK_SETTINGS),
         SpecCluster(**_local_spec(environments)) as local,
         Client(local) as client,
@@ -107,17 +122,6 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
             yield Cluster(client, device, len(environments), threads, local.dashboard_link or None)
         finally:
             _end_workers(local)
-
-
-_DASK_SETTINGS: dict[str, Any] = {
-    "distributed.scheduler.allowed-failures": ALLOWED_WORKER_LOSSES,
-    "distributed.worker.memory.target": False,  # blocks stream through; spilling results to disk would only slow them
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-    "distributed.worker.profile.enabled": False,  # a hundred samples a second of all threads, kept for an hour
-    "distributed.comm.timeouts.connect": "30s",
-}
 
 
 def process_environment(threads: int) -> dict[str, str]:
@@ -142,11 +146,9 @@ def _worker_environments(config: ClusterConfig, device: str) -> list[dict[str, s
     """What each worker's process is started with: its GPU (before torch is imported) and its CPU threads."""
     gpus = visible_gpus() if device == "cuda" else ()
     count = config.workers or max(len(gpus), 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    common = process_environment(config.threads or max(cores // count, 1))
-    if device == "cpu":
-        return [{**common, "CUDA_VISIBLE_DEVICES": ""} for _ in range(count)]
-    return [{**common, "CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(count)]
+    common = process_environment(config.threads or max(usable_cores() // count, 1))
+    shown = gpus if device == "cuda" else ("",)
+    return [{**common, "CUDA_VISIBLE_DEVICES": shown[worker % len(shown)]} for worker in range(count)]
 
 
 def _end_workers(local: SpecCluster) -> None:
@@ -165,9 +167,6 @@ def dask_setup(worker: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-_HERE = "127.0.0.1"  # nothing is open to the network: whoever reaches a worker runs what he likes
-
-
 def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
     workers = {
         number: {
@@ -175,8 +174,8 @@ def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
             "options": {
                 "nthreads": BLOCKS_IN_FLIGHT,
                 "memory_limit": 0,
-                "host": _HERE,
-                "dashboard_address": f"{_HERE}:0",
+                "host": _THIS_MACHINE,
+                "dashboard_address": f"{_THIS_MACHINE}:0",
                 "silence_logs": logging.CRITICAL,
                 "env": environment,
                 "config": {"distributed.nanny.pre-spawn-environ": environment},
@@ -185,45 +184,35 @@ def _local_spec(environments: list[dict[str, str]]) -> dict[str, Any]:
         }
         for number, environment in enumerate(environments)
     }
-    scheduler = {"cls": Scheduler, "options": {"dashboard_address": f"{_HERE}:0", "host": _HERE}}
+    scheduler = {"cls": Scheduler, "options": {"dashboard_address": f"{_THIS_MACHINE}:0", "host": _THIS_MACHINE}}
     return {"workers": workers, "scheduler": scheduler, "silence_logs": logging.ERROR}
 
 
-def _quiet() -> AbstractContextManager[None]:
-    """Dask's own messages about lost connections, tracebacks among them; what matters of them is told as one line."""
-    return silence_logging_cmgr(logging.CRITICAL)
-
-
-def _connect(address: str) -> Client:
+@contextmanager
+def _running_cluster(scheduler: str, device: str) -> Iterator[Cluster]:
     try:
-        return Client(address, timeout=CONNECT_SECONDS)
+        client = Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        raise SakError(f"no Dask scheduler answers at {address} ({reason}); start one with `dask scheduler`") from error
-
-
-def _running_cluster(client: Client, config: ClusterConfig) -> Cluster:
-    try:
-        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
-    except TimeoutError as error:
         raise SakError(
-            f"the Dask scheduler at {config.scheduler} has no workers; start some with `dask worker --nthreads 2`"
+            f"no Dask scheduler answers at {scheduler} ({reason}); start one with `dask scheduler`"
         ) from error
-    devices = set(client.run(_device_of_worker, config.device).values())
-    if len(devices) != 1:
-        raise SakError(
-            f"the workers at {config.scheduler} differ in device ({sorted(devices)}); name one with --device"
-        )
-    info = client.scheduler_info(n_workers=-1)["workers"]
-    threads = set(client.run(_threads_of_worker).values())
-    return Cluster(client, devices.pop(), len(info), max(threads), client.dashboard_link)
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError as error:
+            raise SakError(
+                f"the Dask scheduler at {scheduler} has no workers; start some with `dask worker --nthreads 2`"
+            ) from error
+        devices = set(client.run(resolve_device, device).values())
+        if len(devices) != 1:
+            raise SakError(f"the workers at {scheduler} differ in device ({sorted(devices)}); name one with --device")
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        threads = max(client.run(_torch_threads).values())
+        yield Cluster(client, devices.pop(), len(workers), threads, client.dashboard_link)
 
 
-def _device_of_worker(wanted: str) -> str:
-    return resolve_device(wanted)
-
-
-def _threads_of_worker() -> int:
+def _torch_threads() -> int:
     import torch
 
     return torch.get_num_threads()

@@ -5,18 +5,19 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata, util
 from pathlib import Path
 
 import psutil
 
+from pipeline.processes import usable_cores
 from sak.errors import UsageError
 
-# What `sak-cli doctor` found, as JSON and as lines for a person.
-
 GIB = 2**30
+LEAST_FREE_DISK = 5 * GIB
+LEAST_SHARED_MEMORY = 1 * GIB
+LEAST_OPEN_FILES = 4096
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Disk:
-    """Free and total bytes of the file system under `place`."""
+    """Free and total bytes of the file system under a folder, `place`."""
 
     place: str
     free: int
@@ -82,18 +83,18 @@ class Report:
 
 
 def _machine(report: Report) -> list[str]:
-    devices = [
-        f"  {device.name}, capability {device.capability}, {device.free / GIB:.1f} of {device.total / GIB:.1f} GiB free"
-        for device in report.devices
-    ]
     threads = ", ".join(f"{name} {count}" for name, count in report.threads.items())
+    count = len(report.devices)
     return [
         f"Python {report.python} on {report.platform}",
-        f"{report.cores} cores (threads: {threads}), "
-        f"{report.memory_free / GIB:.1f} of {report.memory_total / GIB:.1f} GiB memory free",
-        f"CUDA {report.cuda}: {len(devices) or 'no'} device{'s' if len(devices) != 1 else ''}",
-        *devices,
+        f"{report.cores} cores (threads: {threads}), {_of(report.memory_free, report.memory_total)} memory free",
+        f"CUDA {report.cuda}: {count or 'no'} device{'s' if count != 1 else ''}",
+        *(f"  {card.name}, capability {card.capability}, {_of(card.free, card.total)} free" for card in report.devices),
     ]
+
+
+def _of(free: int, total: int) -> str:
+    return f"{free / GIB:.1f} of {total / GIB:.1f} GiB"
 
 
 def _packages(report: Report) -> list[str]:
@@ -121,35 +122,32 @@ def _findings(report: Report) -> list[str]:
     return ["", "What would fail, and how to mend it", *lines]
 
 
-LEAST_FREE_DISK = 5 * GIB
-LEAST_SHARED_MEMORY = 1 * GIB
-LEAST_OPEN_FILES = 4096
+def examine(folders: tuple[str, ...]) -> Report:
+    """Look at Python, torch, devices, memory, packages, disks (`folders` among them) and teachers' weights.
 
-
-def examine(places: tuple[str, ...]) -> Report:
-    """Look at Python, torch, devices, memory, packages, disks (`places` among them) and teachers' weights.
-
-    Where a package is missing, what needs it is left out. UsageError for a place that is a URL.
+    Where a package is missing, what needs it is left out. UsageError for a folder that is a URL.
     """
     packages, package_findings = _installed_packages()
-    disks = tuple(_disk(fromkey) for fromkey in dict.fromkeys((*places, *_default_places())))
-    torch_is_here, hub_is_here = "torch" in packages, util.find_spec("huggingface_hub") is not None
+    torch_is_here = "torch" in packages
+    folders = (*folders, str(Path.cwd()), tempfile.gettempdir(), *(weight_folders() if torch_is_here else ()))
+    disks = tuple(_disk(folder) for folder in dict.fromkeys(folders))
     memory = psutil.virtual_memory()
+    threads, cuda, devices = _seen_by_torch() if torch_is_here else (0, "unknown without torch", ())
     report = Report(
         python=platform.python_version(),
         platform=platform.platform(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        threads={"torch": _torch_threads() if torch_is_here else 0, "OMP_NUM_THREADS": _omp_threads()},
+        cores=usable_cores(),
+        threads={"torch": threads, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset")},
         memory_free=memory.available,
         memory_total=memory.total,
         packages=packages,
-        cuda=_cuda_version() if torch_is_here else "unknown without torch",
-        devices=_cuda_devices() if torch_is_here else (),
+        cuda=cuda,
+        devices=devices,
         disks=disks,
-        weights=_weights_at_hand() if hub_is_here else {},
+        weights=_weights_at_hand() if torch_is_here and util.find_spec("huggingface_hub") is not None else {},
     )
-    findings = (*package_findings, *(finding for check in _CHECKS for finding in check(report)))
-    return replace(report, findings=findings)
+    checks = (_check_devices, _check_disks, _check_shared_memory, _check_open_files, _check_weights)
+    return replace(report, findings=(*package_findings, *(finding for check in checks for finding in check(report))))
 
 
 def _installed_packages() -> tuple[dict[str, str], tuple[Finding, ...]]:
@@ -176,38 +174,16 @@ def _installed_packages() -> tuple[dict[str, str], tuple[Finding, ...]]:
     return versions, tuple(findings)
 
 
-def _omp_threads() -> str:
-    return os.environ.get("OMP_NUM_THREADS", "unset")
-
-
-def _torch_threads() -> int:
+def _seen_by_torch() -> tuple[int, str, tuple[Device, ...]]:
+    """(CPU threads, CUDA's version, CUDA devices)."""
     import torch
 
-    return torch.get_num_threads()
-
-
-def _cuda_version() -> str:
-    import torch
-
-    return torch.version.cuda or "none in this build of torch"
-
-
-def _cuda_devices() -> tuple[Device, ...]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return ()
     devices = []
-    for index in range(torch.cuda.device_count()):
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         devices.append(Device(properties.name, f"{properties.major}.{properties.minor}", free, total))
-    return tuple(devices)
-
-
-def _default_places() -> tuple[str, ...]:
-    """The working folder, the temporary one, and where weights from the Hugging Face hub and torch.hub lie."""
-    return (str(Path.cwd()), tempfile.gettempdir(), *weight_folders())
+    return torch.get_num_threads(), torch.version.cuda or "none in this build of torch", tuple(devices)
 
 
 def weight_folders() -> tuple[str, ...]:
@@ -222,14 +198,14 @@ def weight_folders() -> tuple[str, ...]:
     return (constants.HF_HUB_CACHE, torch_hub)
 
 
-def _disk(place: str) -> Disk:
-    if "://" in place:
-        raise UsageError(f"{place} is a URL, whose free space cannot be told: name folders of this machine")
-    folder = Path(place).absolute()
+def _disk(path: str) -> Disk:
+    if "://" in path:
+        raise UsageError(f"{path} is a URL, whose free space cannot be told: name folders of this machine")
+    folder = Path(path).absolute()
     while True:  # up to the nearest folder that is there and may be looked at: / is
         try:
             usage = shutil.disk_usage(folder)
-            return Disk(place, usage.free, usage.total, _writable(folder))
+            return Disk(path, usage.free, usage.total, _writable(folder))
         except OSError:
             folder = folder.parent
 
@@ -295,18 +271,9 @@ def _check_weights(report: Report) -> list[Finding]:
     from huggingface_hub import constants
 
     what = f"pretrained weights of {len(absent)} of {len(report.weights)} teachers are not on this machine"
-    places = "{} ({} for segment-anything)".format(*weight_folders())
+    folders = "{} ({} for segment-anything)".format(*weight_folders())
     if constants.HF_HUB_OFFLINE:
-        remedy = f"HF_HUB_OFFLINE is set: copy them into {places}, or give a teacher a weights file in the spec"
+        remedy = f"HF_HUB_OFFLINE is set: copy them into {folders}, or give a teacher a weights file in the spec"
     else:
-        remedy = f"they are fetched into {places} on first use, which needs the network; or give a file in the spec"
+        remedy = f"they are fetched into {folders} on first use, which needs the network; or give a file in the spec"
     return [Finding(what, remedy)]
-
-
-_CHECKS: tuple[Callable[[Report], list[Finding]], ...] = (
-    _check_devices,
-    _check_disks,
-    _check_shared_memory,
-    _check_open_files,
-    _check_weights,
-)

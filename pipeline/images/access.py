@@ -1,4 +1,7 @@
-"""Random access to image bytes where they lie: positioned reads inside tars, nothing unpacked."""
+"""The images of a shard set: their bytes read at random where they lie, nothing unpacked, and decoded to RGB.
+
+Decoding is one way only: PIL's full decode, no shortcut that would give other pixels.
+"""
 
 import os
 import struct
@@ -15,8 +18,21 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pipeline.images.index import ByteRange, ShardIndex
 from pipeline.images.source import BadImage, ShardError
+from pipeline.storage.local import read_at
 from pipeline.storage.location import explain
 
+MAX_PIXELS = 89_478_485
+"""Images whose header claims more are refused before anything is decoded: 256 MiB as RGB, where Pillow warns."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What an image may be, by its content; its name is not asked. None of these runs another program."""
+
+_MODE_NAMES = {"F": "floating point", "I": "32 bits"}
+
+# What Pillow's decoders raise for damaged files, each where it happens to stumble.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
+
+# Of a remote shard: bytes between two images that are read along rather than asked for apart, and bytes of a request.
 _NEAR = 64 << 10
 _LONGEST = 32 << 20
 
@@ -47,27 +63,27 @@ class ImageAccess:
         ShardError where the shard no longer holds them (with `verify`, where any bit differs), StorageError where it
         cannot be read.
         """
-        place, root = self.index.place(sample), self.index.root
+        span, root = self.index.place(sample), self.index.root
         if self.index.kind != "tars":
-            data = root.read_bytes(place.file)
+            data = root.read_bytes(span.file)
         elif root.is_remote:
-            data = root.read_range(place.file, place.offset, place.size) if place.size else b""
+            data = root.read_range(span.file, span.offset, span.size) if span.size else b""
         else:
-            data = self._pread(place)
-        return self._proved(sample, place, data)
+            data = self._read_local(span)
+        return self._proved(sample, span, data)
 
     def read_many(self, samples: Iterable[int]) -> list[bytes]:
         """Several images, in the order asked for; neighbours in a remote shard come in one request."""
-        wanted = [int(sample) for sample in samples]
+        wanted = list(map(int, samples))
         if self.index.kind != "tars" or not self.index.root.is_remote:
             return [self.read(sample) for sample in wanted]
         by_shard: dict[str, list[int]] = {}
         for sample in dict.fromkeys(wanted):
             by_shard.setdefault(self.index.place(sample).file, []).append(sample)
-        found: dict[int, bytes] = {}
+        images: dict[int, bytes] = {}
         for shard, group in by_shard.items():
-            found |= self._read_near(shard, group)
-        return [found[sample] for sample in wanted]
+            images |= self._read_near(shard, group)
+        return [images[sample] for sample in wanted]
 
     def close(self) -> None:
         """Close the shards; reading opens them again."""
@@ -75,34 +91,31 @@ class ImageAccess:
 
     def _read_near(self, shard: str, samples: list[int]) -> dict[int, bytes]:
         """Samples of one remote shard, in as few ranges as leave little between them."""
-        places = sorted(((self.index.place(sample), sample) for sample in samples), key=lambda each: each[0].offset)
-        spans: list[list[int]] = []
-        for place, _ in places:
-            end = place.offset + place.size
-            if spans and place.offset - spans[-1][1] <= _NEAR and end - spans[-1][0] <= _LONGEST:
-                spans[-1][1] = end
-            else:
-                spans.append([place.offset, end])
-        parts = self.index.root.read_ranges(shard, [(start, max(1, end - start)) for start, end in spans])
-        found: dict[int, bytes] = {}
-        for place, sample in places:
-            number = next(n for n, (_, end) in enumerate(spans) if end >= place.offset + place.size)
-            start = place.offset - spans[number][0]
-            found[sample] = self._proved(sample, place, parts[number][start : start + place.size])
-        return found
+        groups: list[list[tuple[int, ByteRange]]] = []
+        for sample in sorted(samples, key=lambda sample: self.index.place(sample).offset):
+            span = self.index.place(sample)
+            if groups:
+                first, last = groups[-1][0][1], groups[-1][-1][1]
+                if span.offset - last.end <= _NEAR and span.end - first.offset <= _LONGEST:
+                    groups[-1].append((sample, span))
+                    continue
+            groups.append([(sample, span)])
+        starts = [group[0][1].offset for group in groups]
+        ends = [group[-1][1].end for group in groups]
+        ranges = [(start, max(1, end - start)) for start, end in zip(starts, ends, strict=True)]
+        parts = self.index.root.read_ranges(shard, ranges)
+        return {
+            sample: self._proved(sample, span, part[span.offset - start : span.end - start])
+            for group, start, part in zip(groups, starts, parts, strict=True)
+            for sample, span in group
+        }
 
-    def _pread(self, place: ByteRange) -> bytes:
-        file = self._file(place.file)
+    def _read_local(self, span: ByteRange) -> bytes:
+        file = self._file(span.file)
         try:
-            data = os.pread(file.descriptor, place.size, place.offset)
-            while len(data) < place.size:
-                more = os.pread(file.descriptor, place.size - len(data), place.offset + len(data))
-                if not more:
-                    break
-                data += more
+            return read_at(file.descriptor, span.offset, span.size)
         except OSError as error:
-            raise explain(error, self.index.root.at(place.file)) from error
-        return data
+            raise explain(error, self.index.root.at(span.file)) from error
 
     def _file(self, shard: str) -> "_File":
         opened = self._opened
@@ -118,14 +131,14 @@ class ImageAccess:
                 opened.files.popitem(last=False)
         return file
 
-    def _proved(self, sample: int, place: ByteRange, data: bytes) -> bytes:
-        if len(data) != place.size:
-            fault = f"{len(data)} of {place.size} bytes are there"
+    def _proved(self, sample: int, span: ByteRange, data: bytes) -> bytes:
+        if len(data) != span.size:
+            fault = f"{len(data)} of {span.size} bytes are there"
         elif self.verify and sha256(data).digest() != self.index.digest(sample):
             fault = "its SHA-256 is not the one indexed"
         else:
             return data
-        file = self.index.root.at(place.file)
+        file = self.index.root.at(span.file)
         raise ShardError(f"{file}: {self.index.key(sample)}: {fault}; the data changed, index it again")
 
 
@@ -153,38 +166,13 @@ class _Opened:
         self.files: OrderedDict[str, _File] = OrderedDict()
 
 
-# Image bytes to RGB, one way only: PIL's full decode, no shortcut that would give other pixels.
-
-MAX_PIXELS = 89_478_485
-"""Images whose header claims more are refused before anything is decoded: 256 MiB as RGB, where Pillow warns."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What an image may be, by its content; its name is not asked. None of these runs another program."""
-
-MODES = {"F": "floating point", "I": "32 bits"}
-
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-
-
 def decode_rgb(data: bytes) -> Image.Image:
     """The first frame as an RGB image, converted as PIL does; BadImage says why there is none.
 
     Greyscale is repeated, palettes are looked up, CMYK is converted without a profile, 16-bit greyscale is clipped at
     255, transparency is dropped. EXIF rotation is ignored, as ImageNet's training code does.
     """
-    image = _loaded(data)
-    return image if image.mode == "RGB" else _converted(image)
+    return _converted(_loaded(data))
 
 
 def decode_photo(data: bytes) -> Image.Image:
@@ -195,10 +183,10 @@ def decode_photo(data: bytes) -> Image.Image:
     """
     image = _upright(_loaded(data))
     if not image.mode.startswith(("I", "F")):
-        return image if image.mode == "RGB" else _converted(image)
+        return _converted(image)
     values = np.asarray(image)
     if image.mode == "F" or int(values.max()) > 0xFFFF or int(values.min()) < 0:
-        raise BadImage(f"its pixels are {MODES.get(image.mode, image.mode)}; write it again in 8 or 16 bits")
+        raise BadImage(f"its pixels are {_MODE_NAMES.get(image.mode, image.mode)}; write it again in 8 or 16 bits")
     return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
 
 
@@ -233,7 +221,7 @@ def _loaded(data: bytes) -> Image.Image:
 
 def _converted(image: Image.Image) -> Image.Image:
     try:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except _DAMAGE as error:
         raise _undecodable(image, error) from error
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.images.index import ShardIndex
-from pipeline.images.index_file import Columns, hash_keys, join_keys
+from pipeline.images.index_file import Columns, IndexHeader, hash_keys, join_keys
 from pipeline.images.scan import Advance, Scanned, scan_files, scan_tar
 from pipeline.images.source import ImageSource, ShardError, find_images
 
@@ -59,7 +59,7 @@ def build_index(data: str, *, progress: Callable[[IndexProgress], None] | None =
             meter.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    problems = [problem for each in scanned for problem in each.problems]
+    problems = [problem for scan in scanned for problem in scan.problems]
     if problems:
         raise ShardError(*problems)
     return _assemble(source, jobs, scanned)
@@ -71,15 +71,13 @@ def _jobs(source: ImageSource) -> list[_Job]:
             _Job(number, partial(scan_tar, source.root, shard, stamp.bytes))
             for number, (shard, stamp) in enumerate(zip(source.shards, source.stamps, strict=True))
         ]
-    return [
-        _Job(number, partial(scan_files, source.root, files[start : start + _FILES_A_JOB], _label(source, number)))
-        for number, files in enumerate(source.files)
-        for start in range(0, len(files), _FILES_A_JOB)
-    ]
-
-
-def _label(source: ImageSource, shard: int) -> int:
-    return shard if source.kind == "classes" else -1
+    jobs = []
+    for number, files in enumerate(source.files):
+        label = number if source.kind == "classes" else -1
+        for start in range(0, len(files), _FILES_A_JOB):
+            part = files[start : start + _FILES_A_JOB]
+            jobs.append(_Job(number, partial(scan_files, source.root, part, label)))
+    return jobs
 
 
 class _Meter:
@@ -102,7 +100,7 @@ class _Meter:
             self._problems += len(scanned.problems)
             if self._problems >= MOST_PROBLEMS:
                 self.stop.set()
-            self._tell()
+            self._report_now()
         return scanned
 
     def _advance(self, samples: int, size: int) -> bool:
@@ -110,10 +108,10 @@ class _Meter:
             self._samples += samples
             self._bytes += size
             if time.monotonic() - self._last > _SECONDS_BETWEEN_REPORTS:
-                self._tell()
+                self._report_now()
         return not self.stop.is_set()
 
-    def _tell(self) -> None:
+    def _report_now(self) -> None:
         self._last = time.monotonic()
         if self._report is not None:
             done, seconds = int((self._left == 0).sum()), self._last - self._start
@@ -121,35 +119,38 @@ class _Meter:
 
 
 def _assemble(source: ImageSource, jobs: Sequence[_Job], scanned: Sequence[Scanned]) -> ShardIndex:
-    keys = [key for each in scanned for key in each.keys]
+    keys = [key for scan in scanned for key in scan.keys]
     if not keys:
         raise ShardError(f"{source.data}: the shards hold no samples")
-    suffixes = sorted({suffix for each in scanned for suffix in each.suffixes})
+    suffixes = sorted({suffix for scan in scanned for suffix in scan.suffixes})
     numbers = {suffix: number for number, suffix in enumerate(suffixes)}
     key_bytes, key_ends = join_keys(keys)
     hashes, order = hash_keys(keys)
     columns = Columns(
         key_bytes,
         key_ends,
-        shard=np.repeat(np.array([job.shard for job in jobs], np.int32), [len(each.keys) for each in scanned]),
-        suffix=np.array([numbers[suffix] for each in scanned for suffix in each.suffixes], np.uint16),
-        offset=np.concatenate([np.array(each.offsets, np.int64) for each in scanned]),
-        size=np.concatenate([np.array(each.sizes, np.int64) for each in scanned]),
-        label=np.concatenate([np.array(each.labels, np.int32) for each in scanned]),
-        digest=np.frombuffer(b"".join(each.digests for each in scanned), np.uint8).reshape(-1, 32),
+        shard=np.repeat(np.array([job.shard for job in jobs], np.int32), [len(scan.keys) for scan in scanned]),
+        suffix=np.array([numbers[suffix] for scan in scanned for suffix in scan.suffixes], np.uint16),
+        offset=np.concatenate([np.array(scan.offsets, np.int64) for scan in scanned]),
+        size=np.concatenate([np.array(scan.sizes, np.int64) for scan in scanned]),
+        label=np.concatenate([np.array(scan.labels, np.int32) for scan in scanned]),
+        digest=np.frombuffer(b"".join(scan.digests for scan in scanned), np.uint8).reshape(-1, 32),
         hashes=hashes,
         order=order,
     )
     _refuse_duplicates(columns, keys, source)
-    return ShardIndex(columns, source.data, source.kind, source.root, source.shards, source.stamps, tuple(suffixes))
+    root = source.root.url
+    return ShardIndex(
+        columns, IndexHeader(source.data, source.kind, root, source.shards, source.stamps, tuple(suffixes))
+    )
 
 
 def _refuse_duplicates(columns: Columns, keys: Sequence[str], source: ImageSource) -> None:
     """Within a tar they are found by its scan; here between shards, and in folders (`a.jpg` beside `a.png`)."""
     same = np.flatnonzero(columns.hashes[1:] == columns.hashes[:-1])
     problems = []
-    for place in same:
-        first, second = sorted((int(columns.order[place]), int(columns.order[place + 1])))
+    for position in same:
+        first, second = sorted(columns.order[position : position + 2].tolist())
         if keys[first] == keys[second]:
             here, there = (source.shards[columns.shard[row]] or "." for row in (second, first))
             problems.append(f"{here}: {keys[second]}: duplicate key, shard {there} has it already")

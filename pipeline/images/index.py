@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.images.index_file import Columns, IndexHeader, Rows, read_index, write_index
-from pipeline.images.source import ImageSource, Kind, ShardError, StaleIndexError, Stamp, find_images
-from pipeline.storage import Location, open_location
+from pipeline.images.source import ImageSource, ShardError, StaleIndexError, find_images
+from pipeline.storage import open_location
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class ByteRange:
     offset: int
     size: int
 
+    @property
+    def end(self) -> int:
+        """One past its last byte in the file."""
+        return self.offset + self.size
+
 
 class ShardIndex:
     """N samples of a data set, in an order that depends on names alone.
@@ -30,18 +35,10 @@ class ShardIndex:
     after it is made; threads and processes may share it. Pickled by its file's path where it was opened from one.
     """
 
-    def __init__(
-        self,
-        columns: Columns,
-        data: str,
-        kind: Kind,
-        root: Location,
-        shards: tuple[str, ...],
-        stamps: tuple[Stamp, ...],
-        suffixes: tuple[str, ...],
-    ) -> None:
-        self.columns, self.data, self.kind, self.root = columns, data, kind, root
-        self.shards, self.stamps, self.suffixes = shards, stamps, suffixes
+    def __init__(self, columns: Columns, header: IndexHeader) -> None:
+        self.columns, self.header = columns, header
+        self.data, self.kind, self.root = header.data, header.kind, open_location(header.root)
+        self.shards, self.stamps, self.suffixes = header.shards, header.stamps, header.suffixes
         self.saved: tuple[str, int] | None = None
 
     def __len__(self) -> int:
@@ -99,7 +96,7 @@ class ShardIndex:
         rows = np.asarray(samples, np.int64).reshape(-1)
         if len(np.unique(rows)) != len(rows) or (len(rows) and not 0 <= rows.min() <= rows.max() < len(self)):
             raise ValueError(f"a subset takes different sample numbers from 0 to {len(self) - 1}")
-        return self._with(self.columns.take(rows))
+        return ShardIndex(self.columns.take(rows), self.header)
 
     def limit(self, count: int) -> "ShardIndex":
         """The first `count` samples; the index itself where it has no more."""
@@ -119,30 +116,18 @@ class ShardIndex:
 
     def save(self, path: Path | str) -> None:
         """Write the index as one file, whole or not at all; a local path or an fsspec URL."""
-        header = IndexHeader(self.data, self.kind, self.root.url, self.shards, self.stamps, self.suffixes)
-        write_index(path, header, self.columns)
+        write_index(path, self.header, self.columns)
 
     @classmethod
     def open(cls, path: Path | str) -> "ShardIndex":
         """Open a saved index, its checksum proved; IndexFileError where it is damaged, cut, or newer than this code."""
         header, columns, checksum = read_index(path)
-        opened = cls(
-            columns,
-            header.data,
-            header.kind,
-            open_location(header.root),
-            header.shards,
-            header.stamps,
-            header.suffixes,
-        )
+        opened = cls(columns, header)
         opened.saved = (str(path), checksum)
         return opened
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self.saved is not None:
-            return _reopen, self.saved
-        names = (self.data, self.kind, self.root, self.shards, self.stamps, self.suffixes)
-        return ShardIndex, (self.columns, *names)
+        return (ShardIndex, (self.columns, self.header)) if self.saved is None else (_reopen, self.saved)
 
     def relocated(self, data: str) -> "ShardIndex":
         """The same samples, read from a copy of the data at `data`; times of change are no longer compared.
@@ -150,9 +135,8 @@ class ShardIndex:
         StaleIndexError where the copy's shards have other names or sizes.
         """
         source = find_images(data)
-        moved = self._with(self.columns)
-        moved.data, moved.root = source.data, source.root
-        moved.stamps = tuple(replace(stamp, modified=None) for stamp in self.stamps)
+        stamps = tuple(replace(stamp, modified=None) for stamp in self.stamps)
+        moved = ShardIndex(self.columns, replace(self.header, data=source.data, root=source.root.url, stamps=stamps))
         moved._compare(source)
         return moved
 
@@ -174,9 +158,6 @@ class ShardIndex:
             else:
                 continue
             raise StaleIndexError(f"{self.root}: {name or '.'} {change}; {remedy}")
-
-    def _with(self, columns: Columns) -> "ShardIndex":
-        return ShardIndex(columns, self.data, self.kind, self.root, self.shards, self.stamps, self.suffixes)
 
     def _checked(self, sample: int) -> int:
         if not 0 <= sample < len(self):

@@ -1,4 +1,4 @@
-"""The file of a shard index: a preamble, a JSON header, then the columns, ready to be mapped into memory.
+"""The file of a shard index: a preamble, a JSON header, then the columns, which open through a memory map unparsed.
 
 Preamble of 32 bytes, little-endian: magic, schema, length of the header, length of the file, CRC32C of the header,
 CRC32C of these 28 bytes. The header names each column's place in the body, which starts at the next multiple of 64,
@@ -8,9 +8,8 @@ and holds the body's CRC32C. The preamble keeps its form in all schemas, so a ne
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from hashlib import sha256
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,14 @@ from pipeline.images.source import DamagedIndexError, IndexFileError, Kind, Stam
 from pipeline.storage import Location, StorageError, open_location
 from pipeline.storage.location import explain
 
-# The columns of a shard index: what is known of each sample, as arrays that open without being parsed.
-
 Rows = NDArray[np.int64]
 
+SCHEMA = 1
+
+_MAGIC = b"SAKINDEX"
+_PREAMBLE = struct.Struct("<8sIIQI")
+_START = _PREAMBLE.size + 4  # the preamble's own checksum
+_ALIGN = 64
 _ROWS_AT_ONCE = 1 << 16
 _PER_SAMPLE = ("shard", "suffix", "offset", "size", "label", "digest")
 
@@ -41,11 +44,14 @@ DTYPES = {
     "hashes": np.uint64,
     "order": np.int32,
 }
+"""Of the columns, in the order in which they lie in a file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """N samples. `hashes` ascend and `order` names the sample of each, so that a key is found by bisection.
+    """What is known of N samples, as arrays that open without being parsed.
+
+    `hashes` ascend and `order` names the sample of each, so that a key is found by bisection.
 
     `key_bytes` (bytes of all keys, UTF-8, one after the other), `key_ends` (N,), `shard`, `suffix`, `offset`, `size`,
     `label` (N,) with -1 for none, `digest` (N, 32) SHA-256 of each image, `hashes` and `order` (N,).
@@ -78,19 +84,19 @@ class Columns:
     def find(self, key: str) -> int | None:
         """The sample with this key."""
         value = key_hash(key)
-        place = int(np.searchsorted(self.hashes, np.uint64(value)))
-        while place < len(self) and int(self.hashes[place]) == value:
-            row = int(self.order[place])
+        position = int(np.searchsorted(self.hashes, np.uint64(value)))
+        while position < len(self) and int(self.hashes[position]) == value:  # keys may share a hash
+            row = int(self.order[position])
             if self.key(row) == key:
                 return row
-            place += 1
+            position += 1
         return None
 
     def take(self, rows: Rows) -> "Columns":
         """Some samples, in the order given; each at most once."""
-        places = np.full(len(self), -1, np.int32)
-        places[rows] = np.arange(len(rows), dtype=np.int32)
-        order = places[self.order]
+        new_rows = np.full(len(self), -1, np.int32)
+        new_rows[rows] = np.arange(len(rows), dtype=np.int32)
+        order = new_rows[self.order]
         kept = order >= 0
         key_bytes, key_ends = self._take_keys(rows)
         per_sample = {name: getattr(self, name)[rows] for name in _PER_SAMPLE}
@@ -122,7 +128,7 @@ def key_hash(key: str) -> int:
 
 def hash_keys(keys: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
     """(hashes ascending, the number of the key each belongs to)."""
-    hashes = np.frombuffer(b"".join(sha256(key.encode()).digest()[:8] for key in keys), ">u8").astype(np.uint64)
+    hashes = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
     order = np.argsort(hashes, kind="stable").astype(np.int32)
     return hashes[order], order
 
@@ -132,20 +138,6 @@ def join_keys(keys: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     encoded = [key.encode() for key in keys]
     ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
     return np.frombuffer(b"".join(encoded), np.uint8), ends
-
-
-def column_names() -> tuple[str, ...]:
-    """All columns, in the order in which they lie in a file."""
-    return tuple(field.name for field in fields(Columns))
-
-
-SCHEMA = 1
-
-_MAGIC = b"SAKINDEX"
-_PREAMBLE = struct.Struct("<8sIIQI")
-_CHECK = struct.Struct("<I")
-_START = _PREAMBLE.size + _CHECK.size
-_ALIGN = 64
 
 
 @dataclass(frozen=True)
@@ -161,27 +153,19 @@ class IndexHeader:
 
 
 def write_index(path: Path | str, header: IndexHeader, columns: Columns) -> None:
-    """Write the file beside its place, then rename it (or upload it, to a URL)."""
-    arrays = {name: np.ascontiguousarray(getattr(columns, name), DTYPES[name]) for name in column_names()}
-    places: dict[str, dict[str, Any]] = {}
-    length = 0
-    for name, array in arrays.items():
-        places[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": length}
-        length = _aligned(length + array.nbytes)
-    body = np.zeros(length, np.uint8)
-    for name, array in arrays.items():
-        start = places[name]["offset"]
-        body[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-    lies = {"columns": places, "body_bytes": length, "body_crc32c": google_crc32c.value(body)}
-    text = json.dumps(asdict(header) | lies, sort_keys=True).encode()
-    text += b" " * (_aligned(_START + len(text)) - _START - len(text))
-    preamble = _PREAMBLE.pack(_MAGIC, SCHEMA, len(text), _START + len(text) + length, google_crc32c.value(text))
-    folder, name = _place(path)
+    """Write the file beside its final name, then rename it (or upload it, to a URL)."""
+    body, lies = _packed(columns)
+    body_crc = google_crc32c.value(np.frombuffer(body, np.uint8))
+    about = {**asdict(header), "columns": lies, "body_bytes": len(body), "body_crc32c": body_crc}
+    text = json.dumps(about, sort_keys=True).encode()
+    text += b" " * (-(_START + len(text)) % _ALIGN)
+    preamble = _PREAMBLE.pack(_MAGIC, SCHEMA, len(text), _START + len(text) + len(body), google_crc32c.value(text))
+    folder, name = _split(path)
     scratch = folder.scratch(name)
     try:
         with scratch.open("wb") as file:
-            file.write(preamble + _CHECK.pack(google_crc32c.value(preamble)) + text)
-            file.write(body.data)
+            file.write(preamble + _checksum(preamble) + text)
+            file.write(body)
         folder.publish(scratch, name)
     except StorageError:
         raise
@@ -191,6 +175,18 @@ def write_index(path: Path | str, header: IndexHeader, columns: Columns) -> None
         scratch.unlink(missing_ok=True)
 
 
+def _packed(columns: Columns) -> tuple[bytearray, dict[str, dict[str, Any]]]:
+    """(the columns' bytes, where each lies in them)."""
+    lies: dict[str, dict[str, Any]] = {}
+    body = bytearray()
+    for name, dtype in DTYPES.items():
+        array = np.ascontiguousarray(getattr(columns, name), dtype)
+        lies[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": len(body)}
+        body += array.reshape(-1).view(np.uint8).data
+        body += bytes(-len(body) % _ALIGN)
+    return body, lies
+
+
 def read_index(path: Path | str) -> tuple[IndexHeader, Columns, int]:
     """(header, columns, checksum of the whole); IndexFileError with one line where the file cannot be trusted."""
     file = _map(path)
@@ -198,7 +194,7 @@ def read_index(path: Path | str) -> tuple[IndexHeader, Columns, int]:
         raise DamagedIndexError(f"{path}: not a shard index; build it from the shards")
     preamble = file[: _PREAMBLE.size].tobytes()
     _, schema, header_length, length, header_crc = _PREAMBLE.unpack(preamble)
-    if _CHECK.unpack(file[_PREAMBLE.size : _START].tobytes())[0] != google_crc32c.value(preamble):
+    if file[_PREAMBLE.size : _START].tobytes() != _checksum(preamble):
         raise _damaged(path, "its first bytes do not match their checksum")
     if schema > SCHEMA:
         raise IndexFileError(
@@ -211,47 +207,42 @@ def read_index(path: Path | str) -> tuple[IndexHeader, Columns, int]:
     if google_crc32c.value(text) != header_crc:
         raise _damaged(path, "its header does not match its checksum")
     raw = json.loads(text)
-    if len(body) != raw["body_bytes"] or google_crc32c.value(np.asarray(body)) != raw["body_crc32c"]:
+    lies, body_bytes, body_crc = (raw[name] for name in ("columns", "body_bytes", "body_crc32c"))
+    if len(body) != body_bytes or google_crc32c.value(body) != body_crc:
         raise _damaged(path, "its columns do not match their checksum")
-    return _header(raw), _columns(raw["columns"], body), raw["body_crc32c"] ^ header_crc
+    arrays = {
+        name: np.ndarray(lies[name]["shape"], lies[name]["dtype"], body.data, lies[name]["offset"]) for name in DTYPES
+    }
+    return _header(raw), Columns(**arrays), body_crc ^ header_crc
+
+
+def _checksum(preamble: bytes) -> bytes:
+    return google_crc32c.value(preamble).to_bytes(4, "little")
 
 
 def _map(path: Path | str) -> NDArray[np.uint8]:
-    folder, name = _place(path)
+    folder, name = _split(path)
     local = folder.local_path(name)
     if local is None:
         return np.frombuffer(folder.read_bytes(name), np.uint8)
     if not folder.size(name):
         raise _damaged(path, "it is empty")
     try:
-        return np.memmap(local, np.uint8, "r")
+        return np.asarray(np.memmap(local, np.uint8, "r"))
     except OSError as error:
         raise StorageError(f"{path}: cannot be mapped into memory ({error}); check the file system") from error
 
 
 def _header(raw: dict[str, Any]) -> IndexHeader:
-    stamps = tuple(Stamp(each["bytes"], each["modified"]) for each in raw["stamps"])
+    stamps = tuple(Stamp(stamp["bytes"], stamp["modified"]) for stamp in raw["stamps"])
     return IndexHeader(raw["data"], raw["kind"], raw["root"], tuple(raw["shards"]), stamps, tuple(raw["suffixes"]))
-
-
-def _columns(places: dict[str, dict[str, Any]], body: NDArray[np.uint8]) -> Columns:
-    def column(name: str) -> NDArray[Any]:
-        place = places[name]
-        dtype, shape = np.dtype(place["dtype"]), place["shape"]
-        bytes_ = body[place["offset"] : place["offset"] + dtype.itemsize * prod(shape)]
-        return np.asarray(bytes_).view(dtype).reshape(shape)
-
-    return Columns(**{name: column(name) for name in column_names()})
 
 
 def _damaged(path: Path | str, what: str) -> DamagedIndexError:
     return DamagedIndexError(f"{path}: damaged: {what}; `sak-cli extract` with the same images makes it again")
 
 
-def _place(path: Path | str) -> tuple[Location, str]:
-    whole = open_location(str(path))
-    return open_location(whole.url[: -len(whole.name) - 1] or "/"), whole.name
-
-
-def _aligned(length: int) -> int:
-    return -(-length // _ALIGN) * _ALIGN
+def _split(path: Path | str) -> tuple[Location, str]:
+    """(folder, name) of a file."""
+    file = open_location(str(path))
+    return open_location(file.url[: -len(file.name) - 1] or "/"), file.name

@@ -40,12 +40,12 @@ class Scanned:
     digests: bytearray = field(default_factory=bytearray)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, key: str, suffix: str, place: tuple[int, int], label: int, digest: bytes) -> None:
-        """Append a sample; `place` is (offset, size)."""
+    def add(self, key: str, suffix: str, span: tuple[int, int], label: int, digest: bytes) -> None:
+        """Append a sample; `span` is (offset, size)."""
         self.keys.append(key)
         self.suffixes.append(sys.intern(suffix))
-        self.offsets.append(place[0])
-        self.sizes.append(place[1])
+        self.offsets.append(span[0])
+        self.sizes.append(span[1])
         self.labels.append(label)
         self.digests += digest
 
@@ -73,30 +73,30 @@ def split_key(name: str) -> tuple[str, str] | None:
 def scan_tar(root: Location, shard: str, size: int, advance: Advance) -> Scanned:
     """Read a tar of `size` bytes; faults of single members are collected, a damaged tar ends its scan."""
     samples: dict[str, _Sample] = {}
-    found = Scanned()
+    scanned = Scanned()
     done = 0
     try:
         with open_shard(root, shard, size) as file:
             for member in members(file, shard, size):
-                new = _take(samples, found.problems, shard, member, file)
+                new = _take(samples, scanned.problems, shard, member, file)
                 end = member.offset + member.size
                 if not advance(new, end - done):
-                    return found
+                    return scanned
                 done = end
     except ShardError as error:
-        found.problems += error.problems
-        return found
+        scanned.problems += error.problems
+        return scanned
     except StorageError:
         raise
     except OSError as error:
         raise explain(error, root.at(shard)) from error
     for key, sample in samples.items():
         if sample.image is None:
-            found.problems.append(f"{shard}: {sample.first}: sample without an image ({_wanted()})")
+            wanted = f"one of .{', .'.join(IMAGE_EXTENSIONS)}"
+            scanned.problems.append(f"{shard}: {sample.first}: sample without an image ({wanted})")
         else:
-            place = (sample.image.offset, sample.image.size)
-            found.add(key, sample.suffix, place, sample.label, sample.digest)
-    return found
+            scanned.add(key, sample.suffix, (sample.image.offset, sample.image.size), sample.label, sample.digest)
+    return scanned
 
 
 def _take(samples: dict[str, _Sample], problems: list[str], shard: str, member: Member, file: BinaryIO) -> int:
@@ -144,27 +144,21 @@ def _digest(file: BinaryIO, shard: str, member: Member) -> bytes:
 
 def scan_files(root: Location, files: tuple[Entry, ...], label: int, advance: Advance) -> Scanned:
     """Read images that lie in a folder; the key is the path below `root` without the last extension."""
-    found = Scanned()
+    scanned = Scanned()
     for entry in files:
         key, _, extension = entry.path.rpartition(".")
         if not entry.path.isprintable():
-            found.problems.append(
-                f"{root}: {printable(entry.path)}: a name with control characters or not UTF-8; refused"
-            )
+            fault = "a name with control characters or not UTF-8; refused"
+            scanned.problems.append(f"{root}: {printable(entry.path)}: {fault}")
             continue
         data = root.read_bytes(entry.path)
         if len(data) != entry.bytes:
-            found.problems.append(
-                f"{root}: {entry.path}: changed from {entry.bytes} to {len(data)} bytes while it was read"
-            )
-        found.add(key, f".{extension}", (0, len(data)), label, sha256(data).digest())
+            fault = f"changed from {entry.bytes} to {len(data)} bytes while it was read"
+            scanned.problems.append(f"{root}: {entry.path}: {fault}")
+        scanned.add(key, f".{extension}", (0, len(data)), label, sha256(data).digest())
         if not advance(1, len(data)):
             break
-    return found
-
-
-def _wanted() -> str:
-    return f"one of .{', .'.join(IMAGE_EXTENSIONS)}"
+    return scanned
 
 
 def open_shard(root: Location, shard: str, size: int) -> BinaryIO:
@@ -189,9 +183,6 @@ class _Pieces(RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
         base = {0: 0, 1: self._position, 2: self._size}[whence]

@@ -1,4 +1,7 @@
-"""Where images lie: shards named by a folder, a pattern or a URL; a folder of images; a folder of class folders."""
+"""Where images lie: shards named by a folder, a pattern or a URL; a folder of images; a folder of class folders.
+
+Also what can be wrong with shards, their index and their images, each one line.
+"""
 
 import os
 import re
@@ -12,7 +15,14 @@ from pipeline.storage import Entry, Location, MissingFileError, open_location
 from pipeline.storage.location import explain
 from sak.errors import SakError
 
-# What can be wrong with shards, their index and their images; each is one line.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+"""What names an image, in any case; a member `key.seg.png` is not the image of `key`."""
+
+Kind = Literal["tars", "images", "classes"]
+
+_MOST_NAMES = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 class ShardError(SakError):
@@ -52,16 +62,6 @@ class BadImage(SakError):  # noqa: N818 - a verdict on a sample, which extractio
 
 class ReplayError(SakError):
     """A view made again does not have the pixels the teachers saw."""
-
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
-"""What names an image, in any case; a member `key.seg.png` is not the image of `key`."""
-
-Kind = Literal["tars", "images", "classes"]
-
-_MOST_NAMES = 1_000_000
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ def _expand(pattern: str, root: Location) -> list[str]:
     """Every name the pattern stands for; names with a glob are looked up."""
     names = list(_braces(pattern, pattern))
     globs = [name.split("/") for name in names if any(sign in name for sign in "*?[")]
-    found = {name for name in names if not any(sign in name for sign in "*?[")}
+    shards = {name for name in names if not any(sign in name for sign in "*?[")}
     if globs:
-        found |= {entry.path for entry in root.walk() if any(_matches(entry.path, glob) for glob in globs)}
-    if not found:
+        shards |= {entry.path for entry in root.walk() if any(_matches(entry.path, glob) for glob in globs)}
+    if not shards:
         raise ShardError(f"{root.at('')}/{pattern}: no file matches")
-    return sorted(found)
+    return sorted(shards)
 
 
 def _matches(path: str, pattern: list[str]) -> bool:
@@ -138,25 +138,25 @@ def _matches(path: str, pattern: list[str]) -> bool:
     return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
 
 
-def _braces(text: str, whole: str) -> Iterator[str]:
+def _braces(text: str, pattern: str) -> Iterator[str]:
     """Brace expansion: `{a,b}` and `{003..010}` (zeros kept), several and nested."""
-    found = _BRACES.search(text)
-    if not found:
+    braces = _BRACES.search(text)
+    if not braces:
         if "{" in text or "}" in text:
-            raise ShardError(f"{whole}: braces do not match; write {{0000..0127}} or {{a,b}}")
+            raise ShardError(f"{pattern}: braces do not match; write {{0000..0127}} or {{a,b}}")
         yield text
         return
-    inside = found[1]
+    inside = braces[1]
     if bounds := _RANGE.fullmatch(inside):
         first, last = int(bounds[1]), int(bounds[2])
         if not first <= last < first + _MOST_NAMES:
-            raise ShardError(f"{whole}: {{{inside}}} must rise, over at most {_MOST_NAMES} names")
+            raise ShardError(f"{pattern}: {{{inside}}} must rise, over at most {_MOST_NAMES} names")
         width = len(bounds[1]) if bounds[1].startswith("0") else 0
         choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
     else:
         choices = inside.split(",")
     for choice in choices:
-        yield from _braces(text[: found.start()] + choice + text[found.end() :], whole)
+        yield from _braces(text[: braces.start()] + choice + text[braces.end() :], pattern)
 
 
 def _tars(data: str, root: Location, names: list[str]) -> ImageSource:
@@ -197,17 +197,15 @@ def _in_folder(folder: Location) -> ImageSource:
         raise ShardError(f"{folder}: holds both tars and images; give a pattern of the tars, or move one kind away")
     if tars:
         return _tars(folder.url, folder, tars)
-    found = folder.walk() if folder.is_remote else _walk(Path(folder.url))
-    entries = [
-        entry for entry in found if is_image(entry.path.rpartition("/")[2]) and f"/{entry.path}".count("/.") == 0
-    ]
     by_folder: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda each: each.path):
-        by_folder.setdefault(entry.path.rpartition("/")[0], []).append(entry)
+    for entry in sorted(folder.walk() if folder.is_remote else _walk(Path(folder.url)), key=lambda entry: entry.path):
+        parent, _, name = entry.path.rpartition("/")
+        if is_image(name) and "/." not in f"/{entry.path}":
+            by_folder.setdefault(parent, []).append(entry)
     if fault := _fault_of(list(by_folder)):
         below = next((name for name in names if _holds_tars(folder / name)), None)
         raise ShardError(f"{folder}: {fault}" + (f", or {folder / below}, where shards are" if below else ""))
-    files = tuple(tuple(each) for each in by_folder.values())
+    files = tuple(map(tuple, by_folder.values()))
     kind: Kind = "images" if "" in by_folder else "classes"
     return ImageSource(folder.url, kind, folder, tuple(by_folder), tuple(map(_folder_stamp, files)), files)
 

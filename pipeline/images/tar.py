@@ -45,9 +45,7 @@ def members(file: BinaryIO, shard: str, total: int) -> Iterator[Member]:
     ShardError, one line naming shard and member: links, devices and sparse files, absolute names and names with `..`,
     damaged headers, members that reach beyond the end, an end without the end-of-archive marker, anything after it.
     """
-    walk = _Walk(file, shard, total)
-    while (member := walk.next()) is not None:
-        yield member
+    return _Walk(file, shard, total).members()
 
 
 def printable(name: str) -> str:
@@ -66,7 +64,7 @@ class _Walk:
     last: str = ""
     extended: dict[str, bytes] = field(default_factory=dict)
 
-    def next(self) -> Member | None:
+    def members(self) -> Iterator[Member]:
         while (header := self._header()) is not None:
             data = self.position + BLOCK
             size = header.size if header.kind in _EXTENSIONS else self._size(header)
@@ -81,8 +79,7 @@ class _Walk:
             self.extended = {}
             if header.kind != _FOLDER and not name.endswith("/"):
                 self.last = name
-                return Member(name, data, size)
-        return None
+                yield Member(name, data, size)
 
     def _header(self) -> _Header | None:
         """The header at `position`; None at the end-of-archive marker, after which there may be only zeros."""
@@ -124,12 +121,13 @@ class _Walk:
             self.extended["path"] = _text(data)
         elif kind in b"xg":
             try:
-                found = _pax(data)
+                records = _pax(data)
             except ValueError as error:
                 raise self._fault("has a damaged pax header") from error
-            if kind == b"g" and found.keys() & {"path", "size"}:
+            if kind == b"x":
+                self.extended |= records
+            elif records.keys() & {"path", "size"}:
                 raise self._fault("has a global pax header that gives one name or size to all members")
-            self.extended |= found if kind == b"x" else {}
 
     def _size(self, header: _Header) -> int:
         text = self.extended.get("size")
@@ -149,7 +147,7 @@ class _Walk:
         if header.kind in _LINKS:
             target = printable(header.link.decode(errors="replace"))
             raise self._fault(f"is a link to {target}; links are refused, pack the file itself", raw)
-        if header.kind not in _REGULAR + _FOLDER or any(each.startswith("GNU.sparse") for each in self.extended):
+        if header.kind not in _REGULAR + _FOLDER or any(keyword.startswith("GNU.sparse") for keyword in self.extended):
             raise self._fault("is neither a file nor a folder (device, pipe, sparse file); refused", raw)
         if name.startswith("/") or ".." in name.split("/"):
             raise self._fault("has a name that leaves the folder (absolute, or with `..`); refused", raw)
@@ -180,13 +178,13 @@ def _number(field_bytes: bytes) -> int:
 
 def _pax(data: bytes) -> dict[str, bytes]:
     """The records `<length> <keyword>=<value>` of a pax header, a line each; ValueError where they are damaged."""
-    found: dict[str, bytes] = {}
+    records: dict[str, bytes] = {}
     while data.rstrip(b"\0"):
         digits = data.partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
         keyword, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
         if not equals or length < 1 or data[length - 1 : length] != b"\n":
             raise ValueError
-        found[keyword.decode()] = value
+        records[keyword.decode()] = value
         data = data[length:]
-    return found
+    return records

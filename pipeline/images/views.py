@@ -131,10 +131,9 @@ def pixel_crc(pixels: Pixels) -> int:
 def replay(image: Image.Image, view: View, crc: int, *, key: str) -> Pixels:
     """The view's pixels, proved to be those whose `crc` was recorded; ReplayError names the sample otherwise."""
     pixels = render(image, view)
-    found = pixel_crc(pixels)
-    if found != crc:
+    if (actual := pixel_crc(pixels)) != crc:
         raise ReplayError(
-            f"sample {key!r}, view {view.number}, box {view.box}: pixels have CRC {found:08x}, recorded {crc:08x}; "
+            f"sample {key!r}, view {view.number}, box {view.box}: pixels have CRC {actual:08x}, recorded {crc:08x}; "
             "the image or the version of Pillow or libjpeg is not the one the features were made with"
         )
     return pixels

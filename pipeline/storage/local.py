@@ -1,4 +1,4 @@
-"""A folder on a file system of this machine."""
+"""A folder on a file system of this machine, and how a file is written there whole, durably or not at all."""
 
 import os
 import shutil
@@ -9,16 +9,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.storage.location import SCRATCH_SUFFIX, Entry, Location, StorageError, explain
-
-
-@contextmanager
-def _explained(place: str) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise explain(error, place) from error
 
 
 def is_scratch(name: str) -> bool:
@@ -51,14 +41,10 @@ def make_folder(folder: Path) -> None:
 
 def write_durably(target: Path, data: bytes) -> None:
     """Write a new file and fsync it; the umask decides its permissions."""
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with target.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replace_durably(target: Path, data: bytes) -> None:
@@ -82,84 +68,85 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_at(descriptor: int, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset`, fewer where the file ends before; one read may give less than there is."""
+    data = os.pread(descriptor, length, offset)
+    while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
+        data += more
+    return data
+
+
 class LocalFolder(Location):
     """See `Location`."""
 
-    @property
-    def is_remote(self) -> bool:
-        """False."""
-        return False
-
-    def _path(self, path: str) -> Path:
-        return Path(self.at(path))
-
     def local_path(self, path: str = "") -> Path:
         """See `Location`."""
-        return self._path(path)
+        return Path(self.at(path))
+
+    @contextmanager
+    def _file(self, path: str = "") -> Iterator[Path]:
+        """Where `path` lies; what the block fails with there is explained."""
+        try:
+            yield self.local_path(path)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise explain(error, self.at(path)) from error
 
     def exists(self, path: str = "") -> bool:
         """See `Location`."""
-        with _explained(self.at(path)):
-            return self._path(path).exists()
+        with self._file(path) as file:
+            return file.exists()
 
     def size(self, path: str) -> int:
         """See `Location`."""
-        with _explained(self.at(path)):
-            return self._path(path).stat().st_size
+        with self._file(path) as file:
+            return file.stat().st_size
 
     def list(self, path: str = "") -> list[str]:
         """See `Location`."""
-        with _explained(self.at(path)):
-            try:
-                return sorted(name for name in os.listdir(self._path(path)) if not is_scratch(name))  # noqa: PTH208
-            except FileNotFoundError:
-                return []
+        with self._file(path) as folder, suppress(FileNotFoundError):
+            return sorted(name for name in os.listdir(folder) if not is_scratch(name))  # noqa: PTH208
+        return []
 
     def walk(self, path: str = "") -> Iterator[Entry]:
         """See `Location`."""
         yield from (entry for entry in self._files(path) if not is_scratch(entry.path.rsplit("/", 1)[-1]))
 
-    def _files(self, path: str) -> Iterator[Entry]:
-        with _explained(self.at(path)):
-            found = sorted(each for each in self._path(path).rglob("*") if each.is_file())
-        for each in found:
+    def _files(self, path: str = "") -> Iterator[Entry]:
+        with self._file(path) as folder:
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+        for file in files:
+            name = file.relative_to(self.url).as_posix()
             # A file may vanish between the listing and its turn.
-            with suppress(FileNotFoundError), _explained(str(each)):
-                status = each.stat()
-                yield Entry(each.relative_to(self.url).as_posix(), status.st_size, status.st_mtime)
+            with suppress(FileNotFoundError), self._file(name):
+                status = file.stat()
+                yield Entry(name, status.st_size, status.st_mtime)
 
     def read_bytes(self, path: str) -> bytes:
         """See `Location`."""
-        with _explained(self.at(path)):
-            return self._path(path).read_bytes()
+        with self._file(path) as file:
+            return file.read_bytes()
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> tuple[bytes, ...]:
         """See `Location`."""
-        with _explained(self.at(path)), self._path(path).open("rb", buffering=0) as file:
-            return tuple(self._read_range(file.fileno(), path, *each) for each in ranges)
-
-    def _read_range(self, descriptor: int, path: str, offset: int, length: int) -> bytes:
-        data = os.pread(descriptor, length, offset)
-        while len(data) < length:
-            more = os.pread(descriptor, length - len(data), offset + len(data))
-            if not more:
-                raise StorageError(f"{self.at(path)}: ends before byte {offset + length}; it was cut, make it again")
-            data += more
-        return data
+        with self._file(path) as name, name.open("rb", buffering=0) as file:
+            parts = tuple(read_at(file.fileno(), offset, length) for offset, length in ranges)
+        return self._complete(path, ranges, parts)
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """See `Location`."""
-        with _explained(self.at(path)):
-            make_folder(self._path(path).parent)
-            replace_durably(self._path(path), data)
+        with self._file(path) as file:
+            make_folder(file.parent)
+            replace_durably(file, data)
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
         """See `Location`."""
         scratch = self.scratch(path)
-        with _explained(self.at(path)):
+        with self._file(path) as file:
             try:
                 write_durably(scratch, data)
-                self._path(path).hardlink_to(scratch)
+                file.hardlink_to(scratch)
                 fsync_folder(scratch.parent)
             except FileExistsError:
                 return False
@@ -169,33 +156,32 @@ class LocalFolder(Location):
 
     def scratch(self, path: str) -> Path:
         """See `Location`."""
-        with _explained(self.at(path)):
-            target = self._path(path)
-            make_folder(target.parent)
-            return scratch_beside(target)
+        with self._file(path) as file:
+            make_folder(file.parent)
+            return scratch_beside(file)
 
     def publish(self, scratch: Path, path: str) -> None:
         """See `Location`."""
-        with _explained(self.at(path)):
+        with self._file(path) as file:
             fsync_file(scratch)
-            scratch.replace(self._path(path))
-            fsync_folder(self._path(path).parent)
+            scratch.replace(file)
+            fsync_folder(file.parent)
 
     def delete(self, path: str) -> None:
         """See `Location`."""
-        with _explained(self.at(path)):
-            self._path(path).unlink(missing_ok=True)
+        with self._file(path) as file:
+            file.unlink(missing_ok=True)
 
     def delete_tree(self, path: str) -> None:
         """See `Location`."""
-        with _explained(self.at(path)), suppress(FileNotFoundError):
-            shutil.rmtree(self._path(path))
+        with self._file(path) as folder, suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
     def remove_scratch(self, older_than: float) -> int:
         """See `Location`."""
         old = time.time() - older_than
         removed = 0
-        for entry in self._files(""):
+        for entry in self._files():
             if is_scratch(entry.path.rsplit("/", 1)[-1]) and (entry.modified or 0.0) <= old:
                 self.delete(entry.path)
                 removed += entry.bytes
@@ -204,12 +190,11 @@ class LocalFolder(Location):
     def stage(self, path: str, folder: Path) -> Path:
         """The file itself: it is local already; `folder` stays untouched."""
         del folder
-        return self._path(path)
+        return self.local_path(path)
 
     def free_space(self) -> int | None:
         """See `Location`."""
-        folder = self._path("")
-        while not folder.exists():
-            folder = folder.parent
-        with _explained(self.url):
+        with self._file() as folder:
+            while not folder.exists():
+                folder = folder.parent
             return shutil.disk_usage(folder).free

@@ -9,11 +9,11 @@ from typing import Self
 
 from sak.errors import SakError
 
-# Storage failures as one line that names the place and the remedy.
+SCRATCH_SUFFIX = ".part"
 
 
 class StorageError(SakError):
-    """A place that cannot be read or written; its line names the place and what to do."""
+    """A file or folder that cannot be read or written; its line names it and says what to do."""
 
 
 class MissingFileError(StorageError, FileNotFoundError):
@@ -36,19 +36,16 @@ _REMEDIES = {
 _LOST = "the store cannot be reached; check the mount, the network and the service, then run again"
 
 
-def explain(error: BaseException, place: str) -> StorageError:
-    """The one line for `error` at `place`: what happened and what to do; a missing file keeps its own class."""
+def explain(error: BaseException, location: str) -> StorageError:
+    """The one line for `error` at a path or URL: what happened and what to do; a missing file keeps its own class."""
     if isinstance(error, FileNotFoundError):
-        return MissingFileError(f"{place}: not there; check the path, or make it again")
+        return MissingFileError(f"{location}: not there; check the path, or make it again")
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, PermissionError) and number is None:
+    if isinstance(error, PermissionError) and number is None:  # as the libraries of object stores raise it
         number = errno.EACCES
-    remedy = _REMEDIES.get(number, _LOST) if number is not None else _LOST
+    remedy = _REMEDIES.get(number or 0, _LOST)
     detail = " ".join(str(error).split())[:300] or type(error).__name__
-    return StorageError(f"{place}: {remedy} ({detail})")
-
-
-SCRATCH_SUFFIX = ".part"
+    return StorageError(f"{location}: {remedy} ({detail})")
 
 
 @dataclass(frozen=True)
@@ -94,9 +91,9 @@ class Location(ABC):
         return f"{self.url.rstrip('/')}/{path}"
 
     @property
-    @abstractmethod
     def is_remote(self) -> bool:
         """Whether reaching a file takes the network."""
+        return self.local_path() is None
 
     @abstractmethod
     def exists(self, path: str = "") -> bool:
@@ -121,6 +118,13 @@ class Location(ABC):
     @abstractmethod
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> tuple[bytes, ...]:
         """The bytes of each (offset, length); StorageError where the file ends before one does."""
+
+    def _complete(self, path: str, ranges: Sequence[tuple[int, int]], parts: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """`parts`, which must be as long as asked for."""
+        for (offset, length), part in zip(ranges, parts, strict=True):
+            if len(part) != length:
+                raise StorageError(f"{self.at(path)}: ends before byte {offset + length}; it was cut, make it again")
+        return parts
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`; StorageError where the file ends before."""

@@ -55,6 +55,7 @@ def _classes(table: dict[str, tuple[str, ...]]) -> tuple[type[Exception], ...]:
 
 
 def _errors() -> tuple[type[Exception], ...]:
+    """Asked for when something was raised: the transport is imported by then."""
     return OSError, *_classes(_TRANSPORT)
 
 
@@ -96,11 +97,6 @@ def _remove_abandoned(folder: Path) -> None:
 class RemoteFolder(Location):
     """See `Location`. Requests that fail for passing reasons are repeated with growing pauses."""
 
-    @property
-    def is_remote(self) -> bool:
-        """True."""
-        return True
-
     def local_path(self, path: str = "") -> Path | None:
         """None."""
         del path
@@ -137,10 +133,10 @@ class RemoteFolder(Location):
 
         def names(files: AbstractFileSystem, where: str) -> list[str]:
             try:
-                found = files.ls(where, detail=False)
+                paths = files.ls(where, detail=False)
             except FileNotFoundError:
                 return []
-            return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found if name.rstrip("/") != where})
+            return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in paths if name.rstrip("/") != where})
 
         return self._try(path, names)
 
@@ -150,9 +146,9 @@ class RemoteFolder(Location):
         def entries(files: AbstractFileSystem, where: str) -> list[Entry]:
             start = len(where.rstrip("/")) + 1
             prefix = f"{path}/" if path else ""
-            found = files.find(where, detail=True)
+            infos = files.find(where, detail=True)
             return [
-                Entry(prefix + name[start:], int(info["size"]), _seconds(info)) for name, info in sorted(found.items())
+                Entry(prefix + name[start:], int(info["size"]), _seconds(info)) for name, info in sorted(infos.items())
             ]
 
         yield from self._try(path, entries)
@@ -168,10 +164,7 @@ class RemoteFolder(Location):
         parts = self._try(
             path, lambda files, where: files.cat_ranges([where] * len(starts), starts, ends, on_error="raise")
         )
-        for (offset, length), part in zip(ranges, parts, strict=True):
-            if len(part) != length:
-                raise StorageError(f"{self.at(path)}: ends before byte {offset + length}; it was cut, make it again")
-        return tuple(bytes(part) for part in parts)
+        return self._complete(path, ranges, tuple(map(bytes, parts)))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """See `Location`."""
@@ -244,6 +237,3 @@ class RemoteFolder(Location):
     def free_space(self) -> int | None:
         """None: object stores do not say."""
         return None
-
-
-__all__ = ["DELAYS", "RemoteFolder"]

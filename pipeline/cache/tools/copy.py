@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.cache.records import BlockRecord, from_ranges
 from pipeline.cache.stores import FORMATS
 from pipeline.cache.stores.base import StoredViews
 from pipeline.cache.writer import WritableColumn
+from pipeline.tables import human_bytes
 from sak.errors import UsageError, nearest
 
 _CHUNK = 32  # samples held in memory at a time
@@ -36,6 +38,14 @@ class CopyReport:
         """For JSON."""
         return asdict(self)
 
+    def to_text(self) -> str:
+        """One line."""
+        left = f", {self.left} left to another writer" if self.left else ""
+        return (
+            f"{self.copied:,} blocks ({human_bytes(self.nbytes)}) of {self.columns} columns copied to {self.target}"
+            f" in {self.seconds:.1f} s; {self.already_there:,} were there{left}"
+        )
+
 
 def copy_cache(
     source: str | Path | Cache,
@@ -50,7 +60,7 @@ def copy_cache(
 
     `to_format` (zarr or webdataset) and `codec` are by default those of the source (webdataset has no codec); a column
     that `target` has begun keeps its own. Encoded values are read, checked and written again as they are. Run again, it
-    goes on where it stopped. `progress` is told (blocks done, blocks to do).
+    goes on where it stopped. `progress` is called with (blocks done, blocks to do).
     """
     started = time.perf_counter()
     if to_format is not None and to_format not in FORMATS:
@@ -58,67 +68,65 @@ def copy_cache(
     opened, made = Cache.open(source), Cache.create(target)
     if opened.top.location == made.top.location:
         raise UsageError(f"{target}: a cache cannot be copied onto itself; give another place")
-    jobs = [_ColumnCopy(opened, made, place, to_format, codec) for place in _wanted(opened, teachers)]
-    todo = [(job, each) for job in jobs for each in job.pending()]
-    outcome = {"copied": 0, "left": 0, "nbytes": 0}
-    for number, (job, record) in enumerate(todo):
-        written = job.copy(record)
-        outcome["copied" if written else "left"] += 1
-        outcome["nbytes"] += written.nbytes if written else 0
+    jobs = [_ColumnCopy(opened, made, path, to_format, codec) for path in _wanted(opened, teachers)]
+    todo = [(job, record) for job in jobs for record in job.pending()]
+    written: list[BlockRecord] = []
+    for done, (job, record) in enumerate(todo, 1):
+        written += job.copy(record)
         if progress is not None:
-            progress(number + 1, len(todo))
+            progress(done, len(todo))
     return CopyReport(
         source=str(opened),
         target=str(made),
         columns=len(jobs),
+        copied=len(written),
         already_there=sum(len(job.records) for job in jobs) - len(todo),
+        left=len(todo) - len(written),
+        nbytes=sum(record.nbytes for record in written),
         seconds=time.perf_counter() - started,
-        **outcome,
     )
 
 
 def _wanted(cache: Cache, teachers: Sequence[str] | None) -> list[ColumnPath]:
-    places = sorted(cache.columns, key=lambda place: place.path)
+    paths = sorted(cache.columns, key=lambda path: path.path)
     for name in teachers or ():
-        if not any(name in (place.teacher, place.name) for place in places):
-            known = {place.teacher for place in places}
+        if not any(name in (path.teacher, path.name) for path in paths):
+            known = {path.teacher for path in paths}
             raise UsageError(f"{cache}: no features of teacher {name!r}{nearest(name, known)}")
-    return [place for place in places if teachers is None or {place.teacher, place.name} & set(teachers)]
+    return [path for path in paths if teachers is None or {path.teacher, path.name} & set(teachers)]
 
 
 class _ColumnCopy:
     """One column's copy; where the source is an overlay, each block comes from the foremost folder that has it."""
 
     def __init__(
-        self, source: Cache, target: Cache, place: ColumnPath, to_format: str | None, codec: str | None
+        self, source: Cache, target: Cache, path: ColumnPath, to_format: str | None, codec: str | None
     ) -> None:
-        self._parts = [Column.open(layer, place) for layer in source.columns[place]]
-        first = self._parts[0].manifest
-        target.top.add_index(self._parts[0].folder.index(place.data))
+        parts = [Column.open(folder, path) for folder in source.columns[path]]
+        first = parts[0].manifest
+        target.top.add_index(parts[0].folder.index(path.data))
         format_ = to_format or first.format
         kept = "none" if format_ == "webdataset" else first.layout.codec
         wanted = replace(first, layout=replace(first.layout, codec=codec or kept), format=format_)
         self._target = WritableColumn.create_or_open(target, wanted)
         self.records: dict[tuple[int, int], tuple[Column, BlockRecord]] = {
-            where: (part, record) for part in reversed(self._parts) for where, record in part.records.items()
+            block: (part, record) for part in reversed(parts) for block, record in part.records.items()
         }
-        for part in self._parts:
-            calibration = part.calibration()
-            if calibration is not None:
-                self._target.publish_calibration(calibration)
+        for calibration in filter(None, (part.calibration() for part in parts)):
+            self._target.publish_calibration(calibration)
 
     def pending(self) -> list[BlockRecord]:
         """The source's blocks that the target has not, in order."""
         there = self._target.column.fresh().records
-        return [record for where, (_, record) in sorted(self.records.items()) if not _same(there.get(where), record)]
+        return [record for block, (_, record) in sorted(self.records.items()) if not _same(there.get(block), record)]
 
-    def copy(self, record: BlockRecord) -> BlockRecord | None:
-        """Copy one block; None where another writer has it."""
+    def copy(self, record: BlockRecord) -> list[BlockRecord]:
+        """The new record of one block copied; none where another writer has it."""
         lease = self._target.leases.acquire(record.name)
         if lease is None:
-            return None
+            return []
         with lease:
-            return self._copy(record, lease)
+            return [self._copy(record, lease)]
 
     def _copy(self, record: BlockRecord, lease: Lease) -> BlockRecord:
         part = self.records[record.view, record.block][0]
@@ -142,9 +150,5 @@ class _ColumnCopy:
 
 def _same(there: BlockRecord | None, record: BlockRecord) -> bool:
     """Whether a block has been copied: it covers the same samples under the same calibration."""
-    return there is not None and (there.present, there.absent, there.elsewhere, there.calibration) == (
-        record.present,
-        record.absent,
-        record.elsewhere,
-        record.calibration,
-    )
+    covered = attrgetter("present", "absent", "elsewhere", "calibration")
+    return there is not None and bool(covered(there) == covered(record))

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import Any
+from operator import ge, mul, truediv
+from typing import Any, TypeVar
 
 from pipeline.cache.spec import CacheSpec, EncodingSpec, TeacherSpec
 from pipeline.cache.tools.sizes import ColumnSize, column_sizes, step_ratio
@@ -11,8 +12,8 @@ from pipeline.tables import human_bytes, text_table
 from sak.errors import UsageError
 from sak.teachers.recipe import TeacherFacts
 
-PAPER_EPOCHS = 30
-_TRAINING_RATE = 850.0
+Known = TypeVar("Known")
+
 _METADATA_FILES = 12
 
 
@@ -30,11 +31,11 @@ class Rates:
     """
 
     images_per_second: float | None = None
-    training_images_per_second: float = _TRAINING_RATE
+    training_images_per_second: float = 850.0
     read_bytes_per_second: float | None = None
     gpu_hour_price: float | None = None
     tb_month_price: float | None = None
-    epochs: int = PAPER_EPOCHS
+    epochs: int = 30
     free_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -124,9 +125,10 @@ def plan(
     rates = rates or Rates()
     known = {name: (facts or {}).get(name) or spec.facts(name, f"teachers.{name}") for name in spec.teachers}
     columns = column_sizes(spec, known)
-    per_image, payload = sum(column.total for column in columns), sum(each.payload for each in columns)
+    per_image, payload = sum(column.total for column in columns), sum(column.payload for column in columns)
     total = per_image * samples * views
-    hours = _divided(samples * views, rates.images_per_second, 3600.0)
+    read_rate = payload * rates.training_images_per_second
+    hours = _if_known(lambda rate: samples * views / rate / 3600, rates.images_per_second)
     ratio = step_ratio(spec, known)
     epochs = _break_even(rates, payload, ratio, views)
     return CachePlan(
@@ -141,15 +143,15 @@ def plan(
         read_bytes_per_image=payload,
         total_bytes=total,
         files=_files(spec, columns, samples, views),
-        needed_read_rate=payload * rates.training_images_per_second,
-        keeps_up=_at_least(rates.read_bytes_per_second, payload * rates.training_images_per_second),
+        needed_read_rate=read_rate,
+        keeps_up=_if_known(ge, rates.read_bytes_per_second, read_rate),
         hours=hours,
-        extraction_money=_times(hours, rates.gpu_hour_price),
-        storage_money=_times(total / 1e12, rates.tb_month_price),
+        extraction_money=_if_known(mul, hours, rates.gpu_hour_price),
+        storage_money=_if_known(mul, total / 1e12, rates.tb_month_price),
         live_step_ratio=ratio,
         break_even_epochs=epochs,
-        break_even_runs=_divided(epochs, float(rates.epochs)),
-        fits=_at_least(rates.free_bytes, total),
+        break_even_runs=_if_known(truediv, epochs, rates.epochs),
+        fits=_if_known(ge, rates.free_bytes, total),
         alternatives=_alternatives(spec, known, samples * views, per_image),
     )
 
@@ -177,15 +179,14 @@ def _alternatives(
     spec: CacheSpec, facts: Mapping[str, TeacherFacts], images: int, per_image: float
 ) -> tuple[Alternative, ...]:
     """The two that take least of those that take less than `per_image`."""
-    found: list[Alternative] = []
+    smaller: dict[float, Alternative] = {}
     for change, (alter, loses) in _CHANGES.items():
         teachers = {name: alter(teacher, facts[name]) for name, teacher in spec.teachers.items()}
-        size = sum(
-            column_size.total for column_size in column_sizes(spec.model_copy(update={"teachers": teachers}), facts)
-        )
-        if size < per_image * 0.999 and size not in [each.bytes_per_image for each in found]:
-            found.append(Alternative(change, size, size * images, loses))
-    return tuple(sorted(found, key=lambda each: each.bytes_per_image)[:2])
+        columns = column_sizes(spec.model_copy(update={"teachers": teachers}), facts)
+        size = sum(column.total for column in columns)
+        if size < per_image * 0.999:
+            smaller.setdefault(size, Alternative(change, size, size * images, loses))
+    return tuple(smaller[size] for size in sorted(smaller)[:2])
 
 
 def _stored_as(kind: str, pca: int | None = None) -> Callable[[TeacherSpec, TeacherFacts], TeacherSpec]:
@@ -210,45 +211,32 @@ _CHANGES: dict[str, tuple[Callable[[TeacherSpec, TeacherFacts], TeacherSpec], st
 }
 
 
-def _divided(value: float | None, *by: float | None) -> float | None:
-    for each in by:
-        if value is None or each is None:
-            return None
-        value = value / each
-    return value
-
-
-def _times(value: float | None, price: float | None) -> float | None:
-    return None if value is None or price is None else value * price
-
-
-def _at_least(have: float | None, need: float) -> bool | None:
-    return None if have is None else have >= need
-
-
-# A plan as lines for a person.
+def _if_known(operation: Callable[..., Known], *values: float | None) -> Known | None:
+    """`operation` of the values; None where one of them is not known."""
+    return None if None in values else operation(*values)
 
 
 def plan_text(plan: CachePlan) -> str:
     """The plan as `sak-cli cache plan` prints it: a table of columns, then a line for each thing that follows."""
-    return "\n".join([text_table(list(_rows(plan))), "", *_size(plan), *_reading(plan), *_cost(plan), *_others(plan)])
+    return "\n".join([text_table(_rows(plan)), "", *_size(plan), *_reading(plan), *_cost(plan), *_others(plan)])
 
 
-def _rows(plan: CachePlan) -> Iterator[dict[str, object]]:
-    for column in plan.columns:
-        (height, width), (rows, columns) = column.grid, column.stored_grid
-        levels = ", ".join(str(level) for level in column.levels)
-        yield {
+def _rows(plan: CachePlan) -> list[dict[str, object]]:
+    return [
+        {
             "teacher": column.teacher + (" (RANDOM)" if column.random else ""),
-            "grid": f"{height}x{width}" if column.reduction == "native" else f"{height}x{width} to {rows}x{columns}",
+            "grid": "{}x{}".format(*column.grid)
+            + ("" if column.reduction == "native" else " to {}x{}".format(*column.stored_grid)),
             "kept": column.reduction,
             "encoding": column.encoding,
             "width": column.width,
-            "levels": levels,
+            "levels": ", ".join(map(str, column.levels)),
             "a level": human_bytes(column.payload / len(column.levels)),
             "an image": human_bytes(column.total),
             "all": human_bytes(column.total * plan.samples * plan.views),
         }
+        for column in plan.columns
+    ]
 
 
 def _size(plan: CachePlan) -> Iterator[str]:

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from pipeline.cache.column import Column
 from pipeline.cache.folder import Cache, CacheFolder, ColumnPath
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import MANIFEST
+from pipeline.cache.tools.inventory import column_cells, column_table
 from pipeline.storage import Location
+from pipeline.tables import human_bytes
 from sak.errors import SakError, UsageError, nearest
 
 _DAY = 86_400.0
@@ -34,9 +37,15 @@ class PruneCandidate:
     spared: str | None = None
     needed_by: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+    def row(self) -> dict[str, object]:
+        """The cells of its line in a table."""
+        changed = "" if self.modified is None else datetime.fromtimestamp(self.modified).strftime("%Y-%m-%d %H:%M")
+        return column_cells(self.name, self.data, random=self.random) | {
+            "files": self.files,
+            "size": human_bytes(self.nbytes),
+            "last change": changed,
+            "": self.spared or "remove",
+        }
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,22 @@ class PrunePlan:
         """For JSON."""
         return asdict(self) | {"nbytes": self.nbytes}
 
+    def to_text(self) -> str:
+        """What would go and what is spared, then one line that sums up."""
+        rows = [candidate.row() for candidate in (*self.remove, *self.spare)]
+        warnings = [
+            f"{', '.join(column.needed_by)} left out samples that lie elsewhere, perhaps in {column.name}/"
+            f"{column.data}: without it they are missing, and no extraction makes them again; prune both, or keep both"
+            for column in self.remove
+            if column.needed_by
+        ]
+        total = f"{len(self.remove)} columns, {human_bytes(self.nbytes)}" if self.remove else "nothing"
+        table = [column_table(rows)] if rows else []
+        return "\n".join([*table, *warnings, f"to be removed from {self.cache}: {total}"])
+
 
 def plan_prune(
-    place: str | Path | Cache,
+    cache: str | Path | Cache,
     *,
     names: Sequence[str] | None = None,
     older_than_days: float | None = None,
@@ -72,24 +94,23 @@ def plan_prune(
     """
     if names is None and older_than_days is None and unused_by is None:
         raise UsageError("prune what? Give names of columns, an age, or the runs whose columns to keep")
-    folder = Cache.open(place).top
-    places = list(folder.columns())
-    wanted = set(places) if names is None else {each for name in names for each in _named(name, places, folder)}
-    used = None if unused_by is None else _used_names(unused_by)
-    remove, spare = [], []
-    for column in sorted(wanted, key=lambda each: each.path):
-        if used is not None and column.name in used:
-            continue
-        candidate = _candidate(folder, column)
-        young = older_than_days is not None and not _is_older(candidate, older_than_days)
-        if candidate.spared:
-            spare.append(candidate)
-        elif not young:
-            remove.append(candidate)
-    gone = {(each.name, each.data) for each in remove}
-    stay = [each for each in places if (each.name, each.data) not in gone]
-    told = tuple(replace(each, needed_by=_relying(folder, each, stay)) for each in remove)
-    return PrunePlan(str(folder.location), told, tuple(spare))
+    folder = Cache.open(cache).top
+    columns = list(folder.columns())
+    wanted = set(columns) if names is None else {path for name in names for path in _named(name, columns, folder)}
+    used = set() if unused_by is None else _used_names(unused_by)
+    unused = sorted((path for path in wanted if path.name not in used), key=lambda path: path.path)
+    candidates = {path: _candidate(folder, path) for path in unused}
+    remove = {
+        path: column
+        for path, column in candidates.items()
+        if not column.spared and (older_than_days is None or _is_older(column, older_than_days))
+    }
+    stay = [path for path in columns if path not in remove]
+    return PrunePlan(
+        cache=str(folder.location),
+        remove=tuple(replace(column, needed_by=_relying(folder, path, stay)) for path, column in remove.items()),
+        spare=tuple(column for column in candidates.values() if column.spared),
+    )
 
 
 def prune(plan: PrunePlan) -> int:
@@ -113,48 +134,44 @@ def prune(plan: PrunePlan) -> int:
     return freed
 
 
-def _named(name: str, places: Sequence[ColumnPath], folder: CacheFolder) -> list[ColumnPath]:
-    exact = [place for place in places if place.name == name]
-    found = exact or [place for place in places if place.name.startswith(name)]
-    names = sorted({place.name for place in found})
+def _named(name: str, columns: Sequence[ColumnPath], folder: CacheFolder) -> list[ColumnPath]:
+    """The columns of one name; a whole name goes before those that it is the beginning of."""
+    meant = [path for path in columns if path.name == name] or [path for path in columns if path.name.startswith(name)]
+    names = sorted({path.name for path in meant})
     if not names:
-        raise UsageError(f"{folder.location}: no column {name!r}{nearest(name, {place.name for place in places})}")
+        raise UsageError(f"{folder.location}: no column {name!r}{nearest(name, {path.name for path in columns})}")
     if len(names) > 1:
         raise UsageError(f"{folder.location}: {name!r} means {', '.join(names)}; spell out the key")
-    return found
+    return meant
 
 
-def _candidate(folder: CacheFolder, place: ColumnPath) -> PruneCandidate:
-    entries = list(folder.at(place).walk())
-    times = [entry.modified for entry in entries if entry.modified is not None]
-    writers = _writers(folder.at(place))
+def _candidate(folder: CacheFolder, path: ColumnPath) -> PruneCandidate:
+    entries = list(folder.at(path).walk())
+    writers = _writers(folder.at(path))
+    random = False
+    with suppress(SakError):  # a column whose manifest is damaged may be pruned like any other
+        random = folder.manifest(path).random
     return PruneCandidate(
-        name=place.name,
-        data=place.data,
+        name=path.name,
+        data=path.data,
         nbytes=sum(entry.bytes for entry in entries),
         files=len(entries),
-        modified=max(times, default=None),
-        random=_is_random(folder, place),
+        modified=max((entry.modified for entry in entries if entry.modified is not None), default=None),
+        random=random,
         spared=f"in use: {len(writers)} blocks are being written" if writers else None,
     )
 
 
-def _relying(folder: CacheFolder, candidate: PruneCandidate, stay: Sequence[ColumnPath]) -> tuple[str, ...]:
+def _relying(folder: CacheFolder, candidate: ColumnPath, stay: Sequence[ColumnPath]) -> tuple[str, ...]:
     """Larger data sets' columns leave out what another column held when they were extracted."""
     relying = []
-    for place in stay:
+    for path in stay:
         with suppress(SakError):  # of a damaged column nothing is known
-            if place.name == candidate.name and any(
-                record.elsewhere for record in Column.open(folder, place).records.values()
+            if path.name == candidate.name and any(
+                record.elsewhere for record in Column.open(folder, path).records.values()
             ):
-                relying.append(place.path)
+                relying.append(path.path)
     return tuple(relying)
-
-
-def _is_random(folder: CacheFolder, place: ColumnPath) -> bool:
-    with suppress(SakError):  # a column whose manifest is damaged may be pruned like any other
-        return folder.manifest(place).random
-    return False
 
 
 def _writers(location: Location) -> list[str]:
@@ -172,8 +189,7 @@ def _used_names(folders: Sequence[str | Path]) -> set[str]:
         runs = list(Path(folder).rglob("run.json"))
         if not runs:
             raise UsageError(f"{folder}: no run here (no run.json), so nothing says what is used; give runs' folders")
-        for run in runs:
-            used |= {part for text in _texts(_read_run(run)) for part in text.split("/")}
+        used.update(part for run in runs for text in _texts(_read_run(run)) for part in text.split("/"))
     return used
 
 
@@ -185,11 +201,9 @@ def _read_run(path: Path) -> object:
 
 
 def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON document, but for its keys."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

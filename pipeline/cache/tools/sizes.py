@@ -1,4 +1,4 @@
-"""How many bytes a spec's columns take, before one exists: by teacher and level, payload and what the store adds."""
+"""What a cache takes before one exists: bytes of a spec's columns, operations of its teachers, the disk's read rate."""
 
 import os
 import random
@@ -18,7 +18,11 @@ from sak.teachers.recipe import TeacherFacts, is_sam
 
 Grid = tuple[int, int]
 
-_SUM, _ZARR_ENTRY, _TAR_ENTRY = 4, 16, 24
+_SUM, _ZARR_ENTRY, _TAR_ENTRY = 4, 16, 24  # bytes
+_SAM_WINDOW = 14
+_SAM_GLOBAL_BLOCKS = 4
+_STUDENT_WIDTH, _STUDENT_DEPTH = 768, 12
+_ADAPTER_PATH = 13 / 288  # 13 adapters of d^2 operations a token and teacher, beside 12 blocks of 24 d^2
 
 CODEC_RATIOS: Mapping[str, Mapping[str, float]] = {
     "zstd": {"float16": 1.08, "bfloat16": 1.08, "int8": 1.08, "int4": 1.0},
@@ -73,7 +77,7 @@ def _column_size(name: str, teacher: TeacherSpec, spec: CacheSpec, facts: Teache
     reduction = Reduction(teacher.grid or "native", facts.grid, spec.grid)
     encoding, levels = teacher.encoding, teacher.levels or ()
     stored = QUANTIZERS[encoding.kind](encoding.pca or facts.width).arrays(prod(reduction.stored_grid))
-    arrays = [ArrayLayout(f"l00/{name}", each.dtype, each.shape, each.fill) for name, each in stored.items()]
+    arrays = [ArrayLayout(f"l00/{part}", array.dtype, array.shape, array.fill) for part, array in stored.items()]
     if reduction.has_leftover:
         arrays.append(ArrayLayout("l00/leftover", "float32", (), float("nan")))
     ratio = CODEC_RATIOS.get(spec.codec, {}).get(encoding.kind, 1.0)
@@ -113,14 +117,6 @@ def _tar_overhead(arrays: list[ArrayLayout], block: int) -> float:
     return headers + len(arrays) * _TAR_ENTRY + (len(END) + _SUM) / block
 
 
-# What teachers cost beside a student, in floating-point operations: enough to say when a cache has paid for itself.
-
-_SAM_WINDOW = 14
-_SAM_GLOBAL_BLOCKS = 4
-_STUDENT_WIDTH, _STUDENT_DEPTH = 768, 12
-_ADAPTER_PATH = 13 / 288  # 13 adapters of d^2 operations a token and teacher, beside 12 blocks of 24 d^2
-
-
 def forward_operations(facts: TeacherFacts, *, windowed: bool = False) -> float:
     """Multiply-adds times two of a ViT's blocks for one image; SAM's are `windowed`, all but four."""
     tokens = prod(facts.grid)
@@ -138,9 +134,6 @@ def step_ratio(spec: CacheSpec, facts: Mapping[str, TeacherFacts]) -> float:
     step = 3 * forward_operations(student) * (1 + _ADAPTER_PATH * len(facts))
     teachers = sum(forward_operations(fact, windowed=is_sam(spec.teachers[name].model)) for name, fact in facts.items())
     return (step + teachers) / step
-
-
-# How fast the disk under a folder reads samples at random, measured: what `plan` compares training's need with.
 
 
 def read_rate(folder: Path, *, sample_bytes: int = 1 << 20, total_bytes: int = 256 << 20) -> float:
@@ -172,25 +165,25 @@ def _fill(descriptor: int, total: int) -> None:
 
 
 def _read_at_random(descriptor: int, size: int, total: int) -> float:
-    places = list(range(0, total - size + 1, size)) or [0]
-    random.Random(1).shuffle(places)
+    offsets = list(range(0, total - size + 1, size)) or [0]
+    random.Random(1).shuffle(offsets)
     buffer = bytearray(min(size, total))
     begin = time.perf_counter()
-    read = sum(os.preadv(descriptor, [buffer], place) for place in places)
+    read = sum(os.preadv(descriptor, [buffer], offset) for offset in offsets)
     return read / (time.perf_counter() - begin)
 
 
 @dataclass(frozen=True)
 class ReadRate:
-    """What a place offers: random reading by one thread, in bytes a second, and free bytes (None: it does not say)."""
+    """What a folder offers: random reading by one thread, in bytes a second, and free bytes; named as in `Rates`."""
 
-    read_bytes_per_second: float | None
-    free_bytes: int | None
+    read_bytes_per_second: float
+    free_bytes: int
 
 
-def probe(place: Path) -> ReadRate:
-    """Measure the disk that will hold a cache at `place`, which need not exist; its nearest parent is measured then."""
-    folder = place.absolute()
+def probe(cache: Path) -> ReadRate:
+    """Measure the disk that will hold a cache at `cache`, which need not exist; its nearest parent is measured then."""
+    folder = cache.absolute()
     while not folder.is_dir():
         folder = folder.parent
     return ReadRate(read_rate(folder), shutil.disk_usage(folder).free)

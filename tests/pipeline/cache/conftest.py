@@ -18,9 +18,8 @@ from pipeline.cache.records import Absent
 from pipeline.cache.spec import CacheSpec, parse_spec
 from pipeline.cache.writer import WritableColumn
 from pipeline.images.index import ShardIndex
-from pipeline.images.index_file import Columns, hash_keys, join_keys
+from pipeline.images.index_file import Columns, IndexHeader, hash_keys, join_keys
 from pipeline.images.views import make_view
-from pipeline.storage import open_location
 from sak.features import FeatureMaps
 from sak.teachers.recipe import TeacherFacts
 
@@ -45,7 +44,7 @@ def make_index(keys, data="/data/made-up"):
         hashes=hashes,
         order=order,
     )
-    return ShardIndex(columns, data, "tars", open_location(data), ("shard.tar",), (), (".jpg",))
+    return ShardIndex(columns, IndexHeader(data, "tars", data, ("shard.tar",), (), (".jpg",)))
 
 
 def make_spec(**changes) -> CacheSpec:

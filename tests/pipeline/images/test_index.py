@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pipeline.images.build import build_index
 from pipeline.images.index import ShardIndex
-from pipeline.images.index_file import Columns, hash_keys, join_keys
+from pipeline.images.index_file import Columns, IndexHeader, hash_keys, join_keys
 from pipeline.images.source import IndexFileError, ShardError, StaleIndexError, Stamp
-from pipeline.storage import MissingFileError, open_location
+from pipeline.storage import MissingFileError
 
 
 def made_up(keys, data="/data"):
@@ -28,7 +28,7 @@ def made_up(keys, data="/data"):
         key_bytes, key_ends, shard, suffix, offset, size, np.arange(count, dtype=np.int32), digest, hashes, order
     )
     stamps = (Stamp(10_000, 1.5),)
-    return ShardIndex(columns, data, "tars", open_location(data), ("a.tar",), stamps, (".jpg",))
+    return ShardIndex(columns, IndexHeader(data, "tars", data, ("a.tar",), stamps, (".jpg",)))
 
 
 KEYS = st.lists(st.text(max_size=12).filter(lambda key: key.isprintable()), unique=True, min_size=1, max_size=40)
@@ -116,7 +116,7 @@ def test_the_data_key_sees_keys_images_order_and_where_a_key_ends():
     keys = {base.data_key(), made_up(["ab", "c", "d"]).data_key(), made_up(["a", "bc", "e"]).data_key()}
     keys |= {base.subset([0, 2, 1]).data_key(), base.limit(2).data_key(), base.limit(0).data_key()}
     base.columns.digest[1, 7] ^= 1
-    keys.add(ShardIndex(base.columns, "", "tars", base.root, (), (), ()).data_key())
+    keys.add(ShardIndex(base.columns, IndexHeader("", "tars", base.root.url, (), (), ())).data_key())
     assert len(keys) == 7
 
 

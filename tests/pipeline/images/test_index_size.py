@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.images.index import ShardIndex
-from pipeline.images.index_file import Columns, hash_keys, join_keys
+from pipeline.images.index_file import Columns, IndexHeader, hash_keys, join_keys
 from pipeline.images.source import Stamp
-from pipeline.storage import open_location
 
 SAMPLES = 1_281_167
 
@@ -57,7 +56,7 @@ def test_an_index_of_imagenets_size_opens_within_two_seconds_and_500_mb(tmp_path
     shards = tuple(f"train-{number:06d}.tar" for number in range(1282))
     stamps = (Stamp(140_000_000, 1.5),) * len(shards)
     path = tmp_path / "images.index"
-    ShardIndex(columns, "/data", "tars", open_location("/data"), shards, stamps, (".jpg",)).save(path)
+    ShardIndex(columns, IndexHeader("/data", "tars", "/data", shards, stamps, (".jpg",))).save(path)
     run = subprocess.run([sys.executable, "-c", PROBE, str(path)], capture_output=True, check=True, text=True)
     measured = json.loads(run.stdout) | {"file_mb": path.stat().st_size / 1e6}
     assert measured["open_s"] < 2, measured

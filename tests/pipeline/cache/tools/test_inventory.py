@@ -7,8 +7,7 @@ import pytest
 
 from pipeline.cache.folder import Cache
 from pipeline.cache.quarantine import quarantine
-from pipeline.cache.tools.inventory import du, ls, stats
-from pipeline.cache.tools.reports import du_table, ls_table, stats_table
+from pipeline.cache.tools.inventory import du, ls, stats, summary_table
 
 
 @pytest.fixture
@@ -44,8 +43,8 @@ def test_ls_lists_a_damaged_column_among_the_others(filled):
     assert "manifest.json: damaged" in dino.damage
     assert not dino.complete
     assert (clip.damage, sam.damage, sam.samples) == (None, None, 38)
-    assert f"{dino.name} {dino.data[:8]} DAMAGED: " in ls_table([clip, dino, sam])
-    assert ls_table([dino]).startswith(dino.name)
+    assert f"{dino.name} {dino.data[:8]} DAMAGED: " in summary_table([clip, dino, sam])
+    assert summary_table([dino]).startswith(dino.name)
 
 
 def test_du_and_stats_go_on_past_a_damaged_column(filled):
@@ -56,13 +55,13 @@ def test_du_and_stats_go_on_past_a_damaged_column(filled):
     assert "manifest.json: damaged" in dino.damage
     assert (dino.nbytes, dino.files) == (whole_du[1].nbytes - 9, whole_du[1].files)
     assert [clip, sam] == [whole_du[0], whole_du[2]]
-    assert f"{dino.name} {dino.data[:8]} " in du_table([clip, dino, sam])
-    assert " files DAMAGED: " in du_table([clip, dino, sam])
+    assert f"{dino.name} {dino.data[:8]} " in summary_table([clip, dino, sam])
+    assert " files DAMAGED: " in summary_table([clip, dino, sam])
     told = stats(filled.place)
     damaged = [each for each in told if each.damage]
     assert [(each.name, each.summary) for each in damaged] == [(dino.name, {})]
     assert [each for each in told if not each.damage] == [each for each in whole_stats if each.name != dino.name]
-    assert f"{dino.name} {dino.data[:8]} DAMAGED: " in stats_table(told)
+    assert f"{dino.name} {dino.data[:8]} DAMAGED: " in summary_table(told)
 
 
 def test_du_and_stats_go_on_past_a_damaged_record(filled):
@@ -80,7 +79,7 @@ def test_ls_counts_writers(filled):
 
 
 def test_random_weights_are_marked_everywhere(filled):
-    tables = [ls_table(ls(filled.place)), du_table(du(filled.place)), stats_table(stats(filled.place))]
+    tables = [summary_table(ls(filled.place)), summary_table(du(filled.place)), summary_table(stats(filled.place))]
     for table in tables:
         marked = [line for line in table.splitlines() if "RANDOM" in line]
         assert marked

@@ -10,7 +10,6 @@ import pytest
 from pipeline.cache.reader.feature_cache import FeatureCache
 from pipeline.cache.tools.inventory import du, ls
 from pipeline.cache.tools.prune import plan_prune, prune
-from pipeline.cache.tools.reports import prune_text
 from pipeline.cache.tools.verify import verify
 from sak.errors import SakError, UsageError
 
@@ -43,7 +42,7 @@ def test_a_column_with_a_damaged_manifest_can_be_pruned(filled):
 
 
 def test_random_weights_are_marked(filled):
-    text = prune_text(plan_prune(filled.place, older_than_days=0))
+    text = plan_prune(filled.place, older_than_days=0).to_text()
     assert [line.partition("-")[0] for line in text.splitlines() if "RANDOM" in line] == ["clip"]
 
 
@@ -136,4 +135,4 @@ def test_a_column_that_another_counts_on_goes_with_a_warning(writer):
         os.utime(path, (time.time() + 9e6, time.time() + 9e6))
     (gone,) = plan_prune(small.place, older_than_days=0).remove
     assert (gone.data, gone.needed_by) == (held.data, (f"columns/{relying.name}/{relying.data}",))
-    assert "prune both, or keep both" in prune_text(plan_prune(small.place, older_than_days=0))
+    assert "prune both, or keep both" in plan_prune(small.place, older_than_days=0).to_text()

@@ -8,7 +8,6 @@ import pytest
 from pipeline.cache.column_codec import ColumnCodec
 from pipeline.cache.manifest import seal
 from pipeline.cache.reader.feature_cache import FeatureCache
-from pipeline.cache.tools.reports import verify_text
 from pipeline.cache.tools.verify import verify
 from sak.errors import SakError
 
@@ -231,7 +230,7 @@ def test_a_problem_is_one_line_that_names_its_file_once(tiny):
         whole = file.read_bytes()
         file.write_bytes(whole[:-1])
         found = verify(tiny)
-        for problem, line in zip(found.problems, verify_text(found).splitlines(), strict=False):
+        for problem, line in zip(found.problems, found.to_text().splitlines(), strict=False):
             assert line.startswith(f"{problem.file}: ")
             assert line.count(f"{problem.file}: ") == 1, line
         file.write_bytes(whole)

@@ -1,5 +1,9 @@
-"""Images over processes, results in order; an interrupt ends the workers with their parent, and quietly."""
+"""Work over several processes: results in order, workers that end with their parent; and whether a process lives.
 
+An interrupt (Ctrl-C) reaches the parent alone, which then ends its workers quietly.
+"""
+
+import errno
 import multiprocessing
 import os
 import signal
@@ -41,18 +45,18 @@ def run(job: Callable[[str], Result], names: Sequence[str], processes: int | Non
 def in_order(
     pool: Executor, job: Callable[[Any], Result], items: Sequence[Any] | Iterator[Any], ahead: int
 ) -> Iterator[Result]:
-    """`job` of every item in the pool, in the items' order, `ahead` of them at most on their way."""
-    rest = iter(items)
+    """`job` of every item in the pool, in the items' order; at most `ahead` of them are submitted and not yet taken."""
+    left = iter(items)
     with _interrupts_wait():
-        waiting: deque[Future[Result]] = deque(pool.submit(job, item) for item in islice(rest, ahead))
+        waiting: deque[Future[Result]] = deque(pool.submit(job, item) for item in islice(left, ahead))
     while waiting:
         yield waiting.popleft().result()
-        waiting.extend(pool.submit(job, item) for item in islice(rest, 1))
+        waiting.extend(pool.submit(job, item) for item in islice(left, 1))
 
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold SIGINT back for the block: a process started in it inherits that, so none is hit before it can ignore it."""
+    """Hold SIGINT back: a process started meanwhile inherits that, so none is interrupted before it can ignore it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -108,15 +112,10 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-# Whether a process of this machine is alive.
-
-
 def is_alive(process: int) -> bool:
-    """True where it answers, also as another user's; one that ended and waits for its parent answers too."""
+    """Whether a process of this machine is there, another user's too; one that ended but was not reaped still is."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+        os.kill(process, 0)  # signal 0 asks alone
+    except OSError as error:
+        return error.errno == errno.EPERM
     return True

@@ -95,8 +95,9 @@ class _Bar:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         rate, left = self.pace(done, total)
-        shown = {"rate": f"{rate:,.1f} {self.unit}/s" if rate else "", "left": f"{duration(left)} left" if left else ""}
-        self.bar.update(self.task, completed=done, total=total or None, note=note, **shown)
+        pace = f"{rate:,.1f} {self.unit}/s" if rate else ""
+        remains = f"{duration(left)} left" if left else ""
+        self.bar.update(self.task, completed=done, total=total or None, rate=pace, left=remains, note=note)
 
 
 class _Lines:

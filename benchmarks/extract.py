@@ -31,12 +31,12 @@ from pipeline.cache.folder import Cache
 from pipeline.cache.spec import CacheSpec, parse_spec
 from pipeline.cluster import BLOCKS_IN_FLIGHT, process_environment, resolve_device
 from pipeline.extract.calibrate import calibrate
-from pipeline.extract.columns import find_index, identify_all, open_targets
+from pipeline.extract.columns import find_index, open_targets
 from pipeline.extract.job import extract_block, to_images
 from pipeline.extract.overlap import StageSeconds, to_host
 from pipeline.extract.plan import Job, make_plan
-from pipeline.extract.worker import ExtractionRun, worker_context
-from pipeline.progress import Messages, duration, quiet
+from pipeline.extract.worker import ExtractionRun, identify, worker_context
+from pipeline.progress import Messages, duration
 
 IMAGENET = 1_281_167
 SMALL = {"embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -83,7 +83,7 @@ def prepare(folder: Path, data: str, spec: CacheSpec, arguments: argparse.Namesp
     """A run and its jobs, its columns begun and calibrated."""
     cache = Cache.create(folder / "cache")
     index = find_index(cache, data, Messages())
-    identities = identify_all(cache, spec, spec.teachers, quiet)
+    identities = {name: identify(cache.top, spec, name) for name in spec.teachers}
     targets = open_targets(cache, spec, identities, index, begin=True, lease_seconds=120)
     run = ExtractionRun(
         id="benchmark",

@@ -20,8 +20,7 @@ from sak.errors import SakError
 
 Result = TypeVar("Result")
 
-WAITING = 4
-"""Images handed to a process ahead of their turn: enough to keep it busy, few enough to leave at once."""
+WAITING = 4  # items handed to a process ahead of their turn: enough to keep it busy, few enough to leave at once
 
 
 def usable_cores() -> int:
@@ -75,7 +74,7 @@ def worker_pool(
     if processes == 0:
         if prepare is not None:
             prepare(*arguments)
-        yield _Here()
+        yield _SameProcess()
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(prepare, arguments))
@@ -87,18 +86,18 @@ def worker_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Here(Executor):
-    """Does the work in this process, when it is handed in."""
+class _SameProcess(Executor):
+    """Does the work in this process, as soon as it is submitted."""
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """The finished work; what it raises is raised here."""
+        """The finished work, done at once; what it raises is raised here."""
         done: Future[Result] = Future()
         done.set_result(fn(*args, **kwargs))
         return done
 
 
 def _start(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    """A worker leaves interrupts to its parent, and goes when that one goes, however it goes."""
+    """A worker leaves interrupts to its parent, and ends when that one ends, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     if prepare is not None:

@@ -53,10 +53,6 @@ class LiveLevel:
         """Whether the cache is what the teacher says, within its encoding's error."""
         return self.error <= self.allowed
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self) | {"agrees": self.agrees}
-
 
 @dataclass(frozen=True)
 class LiveReport:
@@ -71,7 +67,7 @@ class LiveReport:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return {"agrees": self.agrees, "levels": [level.as_dict() for level in self.levels]}
+        return {"agrees": self.agrees, "levels": [asdict(level) | {"agrees": level.agrees} for level in self.levels]}
 
     def to_text(self) -> str:
         """For the screen: a line for each level."""

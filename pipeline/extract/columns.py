@@ -20,11 +20,11 @@ from pipeline.cache.manifest import Manifest
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.writer import WritableColumn
 from pipeline.cluster import ClusterConfig
-from pipeline.extract.worker import IdentifiedTeacher, identify
+from pipeline.extract.worker import IdentifiedTeacher
 from pipeline.images.build import IndexProgress, build_index
 from pipeline.images.index import ShardIndex
 from pipeline.images.source import DamagedIndexError, StaleIndexError, find_images
-from pipeline.progress import Messages, Say
+from pipeline.progress import Messages
 from pipeline.settings import Overrides
 from pipeline.tables import human_bytes
 from sak.errors import UsageError, nearest
@@ -107,11 +107,6 @@ def find_index(cache: Cache, data: str, messages: Messages) -> ShardIndex:
     index = build_index(data, progress=report)
     cache.top.add_index(index)
     return index
-
-
-def identify_all(cache: Cache, spec: CacheSpec, names: Iterable[str], say: Say) -> dict[str, IdentifiedTeacher]:
-    """What keys need to know of the teachers called `names`; SakError where the weights of one cannot be had."""
-    return {name: identify(cache.top, spec, name, say) for name in names}
 
 
 def open_targets(

@@ -27,9 +27,10 @@ from sak.errors import SakError
 
 RETRIES = 2  # of what is no fault of the data or the user: those come home as answers
 STOP_SECONDS = 3.0
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.5  # until a finished job is waited for anew, and held ones and workers are looked at
 _HELD_SECONDS = 2.0  # until a block that another run holds is asked for again
-_WATCH_SECONDS = 5.0
+_WATCH_SECONDS = 5.0  # between two counts of the workers: one that died is started again within it
+# What Dask's client raises once its scheduler has gone.
 _LOST = (CancelledError, CommClosedError, ClosedClientError)
 
 Value = TypeVar("Value")
@@ -73,7 +74,7 @@ def interruptible() -> Iterator[None]:
 def ask(cluster: Cluster, task: Callable[..., Answer[Value]], run: ExtractionRun, *arguments: Any) -> Value:
     """Run one task on a worker and wait for it; ExtractionError where it failed."""
     running: dict[Future, None] = {}
-    with _stopped_early(cluster, run, running):
+    with _stopping_jobs_on_error(cluster, run, running):
         future = cluster.client.submit(task, run, *arguments, pure=False, retries=RETRIES)
         running[future] = None
         value: Value = _result(future, task.__name__)
@@ -89,7 +90,7 @@ def outcomes(cluster: Cluster, run: ExtractionRun, jobs: Sequence[Job], say: Say
     queue, held = deque(jobs), deque[tuple[float, Job]]()
     running: dict[Future, Job] = {}
     watch = _WorkerWatch(cluster, say)
-    with _stopped_early(cluster, run, running):
+    with _stopping_jobs_on_error(cluster, run, running):
         while queue or held or running:
             while held and held[0][0] <= time.monotonic():
                 queue.append(held.popleft()[1])
@@ -107,17 +108,17 @@ def outcomes(cluster: Cluster, run: ExtractionRun, jobs: Sequence[Job], say: Say
 
 def forget(cluster: Cluster, run: ExtractionRun) -> None:
     """Workers let go of a run's teachers and threads; they may outlive it."""
-    _tell_workers(cluster, forget_run, run.id)
+    _on_all_workers(cluster, forget_run, run.id)
 
 
 @contextmanager
-def _stopped_early(cluster: Cluster, run: ExtractionRun, running: Mapping[Future, object]) -> Iterator[None]:
+def _stopping_jobs_on_error(cluster: Cluster, run: ExtractionRun, running: Mapping[Future, object]) -> Iterator[None]:
     """Where this ends before its jobs do, ask them to stop, and wait until they have given back their leases."""
     try:
         yield
     except BaseException as error:
         end = time.monotonic() + STOP_SECONDS
-        _tell_workers(cluster, request_stop, run.id)
+        _on_all_workers(cluster, request_stop, run.id)
         with suppress(TimeoutError, *_LOST):
             wait(list(running), timeout=max(0.1, end - time.monotonic()))
         if isinstance(error, _LOST):
@@ -176,18 +177,18 @@ def _result(future: Future, what: str) -> Any:
             f"{what}: its worker died {error.allowed_failures + 1} times, perhaps of too little memory; "
             "lower --batch-size, or look at the workers' logs; run again to go on"
         ) from error
-    if answer.failure:
+    if answer.failure is not None:
         raise ExtractionError(answer.failure, answer.exit_code)
     return answer.value
 
 
-def _tell_workers(cluster: Cluster, function: Callable[[str], None], run_id: str) -> None:
-    """Best effort, and quickly: workers may be gone already, and Dask would wait for them."""
+def _on_all_workers(cluster: Cluster, function: Callable[[str], None], run_id: str) -> None:
+    """Call `function` in every worker, as far as it goes: workers may be gone, and Dask would wait for them."""
 
-    def tell() -> None:
+    def call() -> None:
         with suppress(OSError, RuntimeError, ValueError):
             cluster.client.run(function, run_id, on_error="ignore")
 
-    thread = threading.Thread(target=tell, name="tell-workers", daemon=True)
+    thread = threading.Thread(target=call, name="call-workers", daemon=True)
     thread.start()
     thread.join(STOP_SECONDS)

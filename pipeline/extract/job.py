@@ -64,7 +64,7 @@ class Answer(Generic[Value]):
     """What a task gave; or nothing, and the line and exit code of the error that ends the run."""
 
     value: Value | None = None
-    failure: str = ""
+    failure: str | None = None
     exit_code: int = 0
 
 

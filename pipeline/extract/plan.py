@@ -44,7 +44,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Such as `v000-b000012 of 512`, unique among the jobs of a run but for its teachers."""
+        """Such as `v000-b000012 from 6144`, unique among the jobs of a run but for its teachers."""
         return f"{record_name(self.view, self.block)} from {self.start}"
 
 
@@ -71,7 +71,7 @@ class TeacherPlan:
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """All that a run will do. `samples` are those of one view that it covers, `images` how many views it decodes."""
+    """All that a run will do. `samples` are how many of one view it covers, `images` how many views it decodes."""
 
     teachers: Mapping[str, TeacherPlan]
     jobs: tuple[Job, ...]

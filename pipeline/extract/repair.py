@@ -120,22 +120,24 @@ def repair(config: RepairConfig, messages: Messages | None = None) -> RepairRepo
         before = verify(cache, deep=True, progress=messages.progress)
         if before.sound:
             return RepairReport((), (), ())
-        problems = _restore_columns(cache, before, config, messages)
-        lost = [_lost(cache, damaged, config) for damaged in _repairable(cache.top, problems)]
+        still = _restore_columns(cache, before, config, messages)
+        lost = [_lost(cache, damaged, config) for damaged in _repairable(cache.top, still)]
         runs = _extract_again(cache, lost, config, messages) if lost else ()
         after = verify(cache, deep=True, progress=messages.progress)
     blocks = tuple((block.path, block.view, block.block) for block in lost)
     return RepairReport(before.problems, blocks, after.problems, runs)
 
 
-def _restore_columns(cache: Cache, problems: Verification, config: RepairConfig, messages: Messages) -> Verification:
+def _restore_columns(
+    cache: Cache, verification: Verification, config: RepairConfig, messages: Messages
+) -> Verification:
     """Make again what concerns columns as a whole; what is wrong after that."""
-    _rewrite_metadata(cache.top, problems)
-    if config.spec is not None and _restore_manifests(cache, problems, str(config.spec), messages.say):
-        problems = verify(Cache.open(config.cache), deep=True, progress=messages.progress)
-    uncalibrated = _columns_with_bad(CALIBRATION, problems) - _columns_with_bad(MANIFEST, problems)
+    _rewrite_metadata(cache.top, verification)
+    if config.spec is not None and _restore_manifests(cache, verification, str(config.spec), messages.say):
+        verification = verify(Cache.open(config.cache), deep=True, progress=messages.progress)
+    uncalibrated = _columns_with_bad(verification, CALIBRATION) - _columns_with_bad(verification, MANIFEST)
     if not uncalibrated:
-        return problems
+        return verification
     with open_cluster(config.cluster) as cluster:
         for path in sorted(uncalibrated, key=lambda path: path.path):
             column = _writable(cache, path, config)
@@ -144,31 +146,32 @@ def _restore_columns(cache: Cache, problems: Verification, config: RepairConfig,
     return verify(cache, deep=True, progress=messages.progress)
 
 
-def _columns_with_bad(file: str, found: Verification) -> set[ColumnPath]:
-    """The columns in which a `file` has a problem."""
+def _columns_with_bad(verification: Verification, *files: str) -> set[ColumnPath]:
+    """The columns in which one of `files` has a problem."""
+    ends = tuple(f"/{file}" for file in files)
     return {
         ColumnPath(problem.column, problem.data)
-        for problem in found.problems
-        if problem.column and problem.data and problem.file.endswith(f"/{file}")
+        for problem in verification.problems
+        if problem.column and problem.data and problem.file.endswith(ends)
     }
 
 
-def _rewrite_metadata(folder: CacheFolder, found: Verification) -> None:
+def _rewrite_metadata(folder: CacheFolder, verification: Verification) -> None:
     """Arrays' metadata follow from the manifest alone."""
-    for path in _columns_with_bad("zarr.json", found):
+    for path in _columns_with_bad(verification, "zarr.json"):
         column = WritableColumn.create_or_open(Cache((folder,)), folder.manifest(path)).column
         blocks = map(record_block, column.location.list("records"))
         column.store.prepare(max((block[0] for block in blocks if block), default=0) + 1)
 
 
-def _restore_manifests(cache: Cache, found: Verification, spec: str, say: Say) -> int:
+def _restore_manifests(cache: Cache, verification: Verification, spec: str, say: Say) -> int:
     """Write the damaged manifests of the columns that `spec` describes; how many.
 
     The column's folder names the key of its content, so a spec that describes anything else does not fit. Block size,
-    codec and format are the spec's: where they were others, the blocks will be found damaged.
+    codec and format are the spec's: where they were different, the blocks are damaged after that.
     """
     restored, wanted = 0, load_spec(spec)
-    for path in sorted(_columns_with_bad(MANIFEST, found), key=lambda path: path.path):
+    for path in sorted(_columns_with_bad(verification, MANIFEST), key=lambda path: path.path):
         if path.teacher not in wanted.teachers:
             continue
         identity = identify(cache.top, wanted, path.teacher)
@@ -218,10 +221,10 @@ def _batch_size(record: BlockRecord, default: int) -> int:
     return int(record.facts.get("batch_size_asked", default))
 
 
-def _repairable(folder: CacheFolder, found: Verification) -> list[Damaged]:
+def _repairable(folder: CacheFolder, verification: Verification) -> list[Damaged]:
     """Damaged blocks of columns whose manifests and calibrations can still be read: others could not be made again."""
-    readable = set(folder.columns()) - _columns_with_bad(MANIFEST, found) - _columns_with_bad(CALIBRATION, found)
-    return [damaged for damaged in found.damaged_blocks if damaged[0] in readable]
+    readable = set(folder.columns()) - _columns_with_bad(verification, MANIFEST, CALIBRATION)
+    return [damaged for damaged in verification.damaged_blocks if damaged[0] in readable]
 
 
 def _lost(cache: Cache, damaged: Damaged, config: RepairConfig) -> _Lost:
@@ -252,7 +255,7 @@ def _attempted(record: BlockRecord) -> int:
 def _extract_again(
     cache: Cache, lost: Sequence[_Lost], config: RepairConfig, messages: Messages
 ) -> tuple[ExtractReport, ...]:
-    remove_leftovers({block.name: block.column for block in lost}.values())
+    remove_leftovers({block.path: block.column for block in lost}.values())
     with open_cluster(config.cluster) as cluster:
         groups = groupby(sorted(lost, key=attrgetter("together")), key=attrgetter("together"))
         return tuple(_mend(cache, list(group), config, cluster, messages) for _, group in groups)

@@ -1,4 +1,7 @@
-"""Stage 1: run frozen teachers once over image shards and keep their features; running it again is how one resumes."""
+"""Stage 1: run frozen teachers once over image shards and keep their features; running it again is how one resumes.
+
+`extract` finds out what is missing and has it made, `run_jobs` sees a plan through to its report.
+"""
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
@@ -12,9 +15,9 @@ from pipeline.cluster import Cluster, open_cluster, resolve_device
 from pipeline.extract.calibrate import calibrate, measure_speed, uncalibrated
 from pipeline.extract.columns import (
     ExtractConfig,
+    Target,
     chosen_teachers,
     find_index,
-    identify_all,
     open_targets,
     remove_leftovers,
     samples_elsewhere,
@@ -22,7 +25,8 @@ from pipeline.extract.columns import (
 from pipeline.extract.dispatch import ExtractionError, ask, forget, interruptible, outcomes
 from pipeline.extract.plan import ExtractionPlan, make_plan, refuse_small_disk
 from pipeline.extract.report import ExtractReport, Tally, bad_lines, write_report
-from pipeline.extract.worker import ExtractionRun, surroundings
+from pipeline.extract.worker import ExtractionRun, identify, surroundings
+from pipeline.images.index import ShardIndex
 from pipeline.images.source import find_images
 from pipeline.progress import Messages, Say
 from pipeline.storage import StorageError, open_location
@@ -39,16 +43,7 @@ def extract(config: ExtractConfig, messages: Messages | None = None) -> ExtractR
     """
     messages = messages or Messages()
     with interruptible():
-        spec = load_spec(config.spec, config.overrides)
-        names = chosen_teachers(spec, config.teachers)
-        find_images(config.data)  # a wrong location is an error before a cache is made
-        cache = Cache.create(config.cache)
-        if config.cluster.scheduler is None and not any(layer.data_keys() for layer in cache.layers):
-            resolve_device(config.cluster.device)  # a missing device is an error before all images are read
-        identities = identify_all(cache, spec, names, messages.say)  # so are missing weights
-        index = find_index(cache, config.data, messages)
-        begin, lease_seconds = not config.dry_run, config.lease_seconds
-        targets = open_targets(cache, spec, identities, index, begin=begin, lease_seconds=lease_seconds)
+        cache, index, targets = _open_columns(config, messages)
         columns = [target.column for target in targets.values() if target.column]
         if not config.dry_run:
             remove_leftovers(columns)
@@ -80,6 +75,20 @@ def extract(config: ExtractConfig, messages: Messages | None = None) -> ExtractR
             report = run_jobs(run, cluster, tally, messages, max_bad=config.max_bad, config=vars(config))
             remove_leftovers(columns)  # of workers that died on the way
             return report
+
+
+def _open_columns(config: ExtractConfig, messages: Messages) -> tuple[Cache, ShardIndex, dict[str, Target]]:
+    """Cache, index and every teacher's column; what is cheap to check fails before all images are read."""
+    spec = load_spec(config.spec, config.overrides)
+    names = chosen_teachers(spec, config.teachers)
+    find_images(config.data)  # a wrong location is an error before a cache is made
+    cache = Cache.create(config.cache)
+    if config.cluster.scheduler is None and not any(layer.data_keys() for layer in cache.layers):
+        resolve_device(config.cluster.device)
+    identities = {name: identify(cache.top, spec, name, messages.say) for name in names}
+    index = find_index(cache, config.data, messages)
+    begin, lease_seconds = not config.dry_run, config.lease_seconds
+    return cache, index, open_targets(cache, spec, identities, index, begin=begin, lease_seconds=lease_seconds)
 
 
 def _refuse_small_disk(config: ExtractConfig, plan: ExtractionPlan, cache: Cache) -> None:

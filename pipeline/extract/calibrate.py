@@ -21,7 +21,7 @@ from pipeline.progress import duration
 from sak.features import FeatureMaps
 from sak.teachers import Teacher
 
-_IMAGES = {"cuda": 64, "cpu": 4}  # that the speed of a teacher is measured with
+_IMAGES = {"cuda": 64, "cpu": 4}  # a teacher's speed is measured with so many
 _REPEATS = 2  # the faster counts
 
 
@@ -83,7 +83,7 @@ def _reduced_features(loaded: LoadedTeacher, images: torch.Tensor, keys: Sequenc
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second of one worker: decoding alone, and every teacher's forward alone, none where no image could."""
+    """Images per second of one worker: decoding alone, and each teacher's forward alone (empty: no usable image)."""
 
     device: str = "cpu"
     decode: float = 0.0

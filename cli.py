@@ -283,9 +283,9 @@ def extract(
     Example: [cyan]sak-cli extract --spec cache_specs/sak_b.yaml --data /data/imagenet --cache ./cache[/cyan]
     """
     from pipeline.cluster import ClusterConfig
-    from pipeline.extract.columns import ExtractConfig, Messages
+    from pipeline.extract.columns import ExtractConfig
     from pipeline.extract.stage import extract as run_extraction
-    from pipeline.progress import progress_bar
+    from pipeline.progress import Messages, progress_bar
 
     cluster = ClusterConfig(scheduler, device, workers, threads)
     config = ExtractConfig(cluster=cluster, **_flags(context, but=CLUSTER))
@@ -612,9 +612,8 @@ def cache_repair(
     Example: [cyan]sak-cli cache repair ./cache[/cyan]
     """
     from pipeline.cluster import ClusterConfig
-    from pipeline.extract.columns import Messages
     from pipeline.extract.repair import RepairConfig, repair
-    from pipeline.progress import progress_bar
+    from pipeline.progress import Messages, progress_bar
 
     cluster = ClusterConfig(scheduler, device, workers, threads)
     config = RepairConfig(cluster=cluster, **_flags(context, but=CLUSTER))

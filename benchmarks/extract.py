@@ -31,12 +31,12 @@ from pipeline.cache.folder import Cache
 from pipeline.cache.spec import CacheSpec, parse_spec
 from pipeline.cluster import BLOCKS_IN_FLIGHT, process_environment, resolve_device
 from pipeline.extract.calibrate import calibrate
-from pipeline.extract.columns import Messages, find_index, open_targets
+from pipeline.extract.columns import find_index, open_targets
 from pipeline.extract.job import extract_block, to_images
+from pipeline.extract.overlap import StageSeconds, to_host
 from pipeline.extract.plan import Job, make_plan
-from pipeline.extract.streams import StageSeconds, to_host
-from pipeline.extract.worker import ExtractionRun, worker_context
-from pipeline.progress import duration
+from pipeline.extract.worker import ExtractionRun, identify, worker_context
+from pipeline.progress import Messages, duration
 
 IMAGENET = 1_281_167
 SMALL = {"embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -83,7 +83,8 @@ def prepare(folder: Path, data: str, spec: CacheSpec, arguments: argparse.Namesp
     """A run and its jobs, its columns begun and calibrated."""
     cache = Cache.create(folder / "cache")
     index = find_index(cache, data, Messages())
-    targets = open_targets(cache, spec, tuple(spec.teachers), index, begin=True, lease_seconds=120)
+    identities = {name: identify(cache.top, spec, name) for name in spec.teachers}
+    targets = open_targets(cache, spec, identities, index, begin=True, lease_seconds=120)
     run = ExtractionRun(
         id="benchmark",
         cache=(cache.top.location.url,),
@@ -97,7 +98,7 @@ def prepare(folder: Path, data: str, spec: CacheSpec, arguments: argparse.Namesp
     )
     calibrated = calibrate(run, tuple(spec.teachers))
     if calibrated.failure:
-        raise SystemExit(calibrated.failure.message)
+        raise SystemExit(calibrated.failure)
     return run, list(make_plan(targets, views=arguments.views, limit=None).jobs)
 
 
@@ -150,12 +151,13 @@ def synchronised(device: str) -> float:
 def extraction(run: ExtractionRun, jobs: list, spent: Spent) -> StageSeconds:
     """All jobs, as a worker does them; where the time went."""
     with spent.measured(run.device), ThreadPoolExecutor(BLOCKS_IN_FLIGHT) as pool:
-        outcomes = list(pool.map(partial(extract_block, run), jobs))
-    failures = [outcome.failure.message for outcome in outcomes if outcome.failure]
+        answers = list(pool.map(partial(extract_block, run), jobs))
+    failures = [answer.failure for answer in answers if answer.failure]
     if failures:
         raise SystemExit(failures[0])
-    spent.images += sum(outcome.images for outcome in outcomes)
-    return sum((outcome.stages for outcome in outcomes), StageSeconds())
+    reports = [answer.value.report for answer in answers]
+    spent.images += sum(report.images for report in reports)
+    return sum((report.stages for report in reports), StageSeconds())
 
 
 def cpu_seconds(run: ExtractionRun, job: Job, views: int) -> dict[str, float]:

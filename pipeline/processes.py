@@ -1,5 +1,9 @@
-"""Images over processes, results in order; an interrupt ends the workers with their parent, and quietly."""
+"""Work over several processes: results in order, workers that end with their parent; and whether a process lives.
 
+An interrupt (Ctrl-C) reaches the parent alone, which then ends its workers quietly.
+"""
+
+import errno
 import multiprocessing
 import os
 import signal
@@ -16,8 +20,7 @@ from sak.errors import SakError
 
 Result = TypeVar("Result")
 
-WAITING = 4
-"""Images handed to a process ahead of their turn: enough to keep it busy, few enough to leave at once."""
+WAITING = 4  # items handed to a process ahead of their turn: enough to keep it busy, few enough to leave at once
 
 
 def usable_cores() -> int:
@@ -41,18 +44,18 @@ def run(job: Callable[[str], Result], names: Sequence[str], processes: int | Non
 def in_order(
     pool: Executor, job: Callable[[Any], Result], items: Sequence[Any] | Iterator[Any], ahead: int
 ) -> Iterator[Result]:
-    """`job` of every item in the pool, in the items' order, `ahead` of them at most on their way."""
-    rest = iter(items)
+    """`job` of every item in the pool, in the items' order; at most `ahead` of them are submitted and not yet taken."""
+    left = iter(items)
     with _interrupts_wait():
-        waiting: deque[Future[Result]] = deque(pool.submit(job, item) for item in islice(rest, ahead))
+        waiting: deque[Future[Result]] = deque(pool.submit(job, item) for item in islice(left, ahead))
     while waiting:
         yield waiting.popleft().result()
-        waiting.extend(pool.submit(job, item) for item in islice(rest, 1))
+        waiting.extend(pool.submit(job, item) for item in islice(left, 1))
 
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold SIGINT back for the block: a process started in it inherits that, so none is hit before it can ignore it."""
+    """Hold SIGINT back: a process started meanwhile inherits that, so none is interrupted before it can ignore it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -71,7 +74,7 @@ def worker_pool(
     if processes == 0:
         if prepare is not None:
             prepare(*arguments)
-        yield _Here()
+        yield _SameProcess()
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(prepare, arguments))
@@ -83,18 +86,18 @@ def worker_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Here(Executor):
-    """Does the work in this process, when it is handed in."""
+class _SameProcess(Executor):
+    """Does the work in this process, as soon as it is submitted."""
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """The finished work; what it raises is raised here."""
+        """The finished work, done at once; what it raises is raised here."""
         done: Future[Result] = Future()
         done.set_result(fn(*args, **kwargs))
         return done
 
 
 def _start(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    """A worker leaves interrupts to its parent, and goes when that one goes, however it goes."""
+    """A worker leaves interrupts to its parent, and ends when that one ends, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     if prepare is not None:
@@ -108,15 +111,10 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-# Whether a process of this machine is alive.
-
-
 def is_alive(process: int) -> bool:
-    """True where it answers, also as another user's; one that ended and waits for its parent answers too."""
+    """Whether a process of this machine is there, another user's too; one that ended but was not reaped still is."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+        os.kill(process, 0)  # signal 0 asks alone
+    except OSError as error:
+        return error.errno == errno.EPERM
     return True

@@ -1,9 +1,13 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines now and then elsewhere."""
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines now and then elsewhere.
+
+Stages report through `Update` and `Messages`, and do not know where that is shown.
+"""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -21,6 +25,27 @@ class Update(Protocol):
         """Show it."""
 
 
+Say = Callable[[str], None]
+
+
+def quiet(message: str) -> None:
+    """Say nothing."""
+    del message
+
+
+def no_progress(done: int, total: int, note: str = "") -> None:
+    """Show nothing."""
+    del done, total, note
+
+
+@dataclass(frozen=True)
+class Messages:
+    """How a stage reports to its caller: `say` a line, and show `progress` in images."""
+
+    say: Say = quiet
+    progress: Update = no_progress
+
+
 @contextmanager
 def progress_bar(unit: str, *, stream: TextIO | None = None) -> Iterator[Update]:
     """Show progress on `stream` (standard error by default) while the block runs; `unit` names what is counted."""
@@ -28,15 +53,10 @@ def progress_bar(unit: str, *, stream: TextIO | None = None) -> Iterator[Update]
     if not stream.isatty():
         yield _Lines(unit, stream)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[note]}"),
+    unit_column, rate, left, note = (
+        TextColumn(f"{{task.{name}}}") for name in ("description", "fields[rate]", "fields[left]", "fields[note]")
     )
+    columns = (unit_column, BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), left, note)
     with Progress(*columns, console=Console(file=stream)) as bar:
         yield _Bar(unit, bar)
 
@@ -49,19 +69,17 @@ class _Pace:
 
     def __init__(self) -> None:
         self.start = time.monotonic()
-        self.before: int | None = None
-        self.last = 0
+        self.before = 0
+        self.last: int | None = None
 
     def __call__(self, done: int, total: int) -> tuple[float, float]:
         """Units a second and seconds left; 0 and 0 where they cannot be told yet."""
         now = time.monotonic()
-        if done < self.last:
+        # A first report that is the last one too counts from the start: there is nothing else to measure.
+        begins = not 0 < total <= done if self.last is None else done < self.last
+        if begins:
             self.before, self.start = done, now
         self.last = done
-        if self.before is None:
-            self.before = 0
-            if done < total or not total:
-                self.before, self.start = done, now
         if now - self.start < SHORTEST_SECONDS:
             return 0.0, 0.0
         rate = (done - self.before) / (now - self.start)
@@ -77,9 +95,9 @@ class _Bar:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         rate, left = self.pace(done, total)
-        told = f"{rate:,.1f} {self.unit}/s" if rate else ""
+        pace = f"{rate:,.1f} {self.unit}/s" if rate else ""
         remains = f"{duration(left)} left" if left else ""
-        self.bar.update(self.task, completed=done, total=total or None, rate=told, left=remains, note=note)
+        self.bar.update(self.task, completed=done, total=total or None, rate=pace, left=remains, note=note)
 
 
 class _Lines:
@@ -87,29 +105,28 @@ class _Lines:
         self.unit = unit
         self.stream = stream
         self.last = time.monotonic()
-        self.told = (0, 0, "")
+        self.shown = (0, 0, "")
         self.pace = _Pace()
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         rate, seconds = self.pace(done, total)
-        if done and (done, total, note) == self.told:
-            return  # the end, said twice
-        if now - self.last < LINE_EVERY_SECONDS and (done < total or not total):
+        said_twice = done and (done, total, note) == self.shown  # as the end is
+        if said_twice or (now - self.last < LINE_EVERY_SECONDS and (done < total or not total)):
             return
-        self.last, self.told = now, (done, total, note)
-        told = f", {rate:,.1f}/s" if rate else ""
+        self.last, self.shown = now, (done, total, note)
+        pace = f", {rate:,.1f}/s" if rate else ""
         left = f", {duration(seconds)} left" if seconds else ""
         note = f", {note}" if note else ""
         counted = f"{done:,} of {total:,}" if total else f"{done:,}"
-        self.stream.write(f"{counted} {self.unit}{told}{left}{note}\n")
+        self.stream.write(f"{counted} {self.unit}{pace}{left}{note}\n")
         self.stream.flush()
 
 
 def duration(seconds: float) -> str:
     """Such as `42 s`, `3 min 20 s`, `5 h 10 min`, `12 d 4 h`."""
-    whole = round(seconds)
+    rounded = round(seconds)
     for unit, size, smaller, step in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // step} {smaller}"
-    return f"{whole} s"
+        if rounded >= size:
+            return f"{rounded // size} {unit} {rounded % size // step} {smaller}"
+    return f"{rounded} s"

@@ -1,4 +1,8 @@
-"""Tables for a terminal: columns sized to their content, numbers to the right, the same text in a pipe."""
+"""Text tables for a terminal, sizes in bytes for people, and the paper's tables to stand beside our results.
+
+A text table's columns are sized to their content, with numbers to the right; in a pipe it is the same text. The paper's
+numbers are as printed (`tables.yaml`), under the names that ablation recipes give.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,36 +25,26 @@ def text_table(rows: Sequence[Mapping[str, object]], *, width: int | None = None
     """
     if not rows:
         return ""
-    names = list(rows[0])
-    first, rest = names[:repeat], names[repeat:]
-    room = sum(2 + _width(rows, name) for name in first) - 2
-    groups, taken = [list(first)], room
-    for name in rest:
-        taken += 2 + _width(rows, name)
+    columns = [_column(name, [row[name] for row in rows]) for name in rows[0]]
+    first, groups = columns[:repeat], [columns[:repeat]]
+    for column in columns[repeat:]:
+        taken = sum(2 + len(lines[0]) for lines in (*groups[-1], column)) - 2
         if width is not None and taken > width and len(groups[-1]) > repeat:
             groups.append(list(first))
-            taken = room + 2 + _width(rows, name)
-        groups[-1].append(name)
-    return "\n\n".join(_unfolded(rows, columns) for columns in groups)
+        groups[-1].append(column)
+    return "\n\n".join(_side_by_side(group) for group in groups)
 
 
-def _width(rows: Sequence[Mapping[str, object]], name: str) -> int:
-    return max(len(name), *(len(_cell(row[name])) for row in rows))
+def _column(name: str, values: Sequence[object]) -> list[str]:
+    """Heading, rule and cells of one column, padded to one width: numbers to the right, words to the left."""
+    cells = [_cell(value) for value in values]
+    width = max(len(name), *map(len, cells))
+    side = ">" if all(isinstance(value, int | float) for value in values) else "<"
+    return [f"{line:{side}{width}}" for line in (name, "-" * width, *cells)]
 
 
-def _unfolded(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
-    cells = [[_cell(row[name]) for name in columns] for row in rows]
-    right = [all(isinstance(row[name], int | float) for row in rows) for name in columns]
-    widths = [_width(rows, name) for name in columns]
-
-    def line(values: Sequence[str]) -> str:
-        padded = (
-            value.rjust(width) if to_right else value.ljust(width)
-            for value, width, to_right in zip(values, widths, right, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(columns), line(["-" * width for width in widths]), *(line(values) for values in cells)])
+def _side_by_side(columns: Sequence[Sequence[str]]) -> str:
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def _cell(value: object) -> str:
@@ -66,9 +60,6 @@ def human_bytes(count: float) -> str:
         value /= 1000
         unit += 1
     return f"{value:.0f} {UNITS[unit]}" if unit == 0 else f"{value:.3g} {UNITS[unit]}"
-
-
-# The paper's numbers, to stand beside ours: tables as printed, by the name that a recipe gives (`tables.yaml`).
 
 
 @dataclass(frozen=True)

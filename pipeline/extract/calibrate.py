@@ -1,4 +1,7 @@
-"""The calibration job: channel statistics of every teacher that has none yet, before any of its blocks."""
+"""Before the blocks of a run: calibration of every teacher that has none yet, and a short measurement of its speed.
+
+A calibration is the channel statistics that a column is encoded with. Both run in a worker, and are waited for.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,21 +14,15 @@ from pipeline.cache.column_codec import reduction_of
 from pipeline.cache.level_codec import FeatureError
 from pipeline.cache.manifest import Manifest
 from pipeline.extract.columns import Target
-from pipeline.extract.job import BlockFailure, forward_in_pieces, to_images
+from pipeline.extract.job import answered, forward_in_pieces, to_images
 from pipeline.extract.plan import ExtractionPlan
-from pipeline.extract.worker import ExtractionRun, LoadedTeacher, StoppedError, WorkerContext, worker_context
+from pipeline.extract.worker import ExtractionRun, LoadedTeacher, WorkerContext, worker_context
 from pipeline.progress import duration
-from sak.errors import SakError
+from sak.features import FeatureMaps
 from sak.teachers import Teacher
 
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What the job did: samples used by teacher, or why it failed."""
-
-    samples: Mapping[str, int]
-    failure: BlockFailure | None = None
-    stopped: bool = False
+_IMAGES = {"cuda": 64, "cpu": 4}  # a teacher's speed is measured with so many
+_REPEATS = 2  # the faster counts
 
 
 def uncalibrated(targets: Mapping[str, Target]) -> dict[str, int]:
@@ -37,20 +34,14 @@ def uncalibrated(targets: Mapping[str, Target]) -> dict[str, int]:
     }
 
 
-def calibrate(run: ExtractionRun, names: Sequence[str]) -> Calibrated:
+@answered
+def calibrate(run: ExtractionRun, names: Sequence[str]) -> None:
     """Make and publish the calibrations of `names`, in a worker; teachers with the same settings share the decoding."""
-    try:
-        context = worker_context(run)
-        with context.lane():
-            groups: dict[tuple[int, int], list[str]] = {}
-            for name in names:
-                groups.setdefault(_settings(run.manifests[name]), []).append(name)
-            counts = [_calibrate_group(context, count, seed, each) for (count, seed), each in groups.items()]
-            return Calibrated({name: count for group in counts for name, count in group.items()})
-    except StoppedError:
-        return Calibrated({}, stopped=True)
-    except SakError as error:
-        return Calibrated({}, BlockFailure(str(error), error.exit_code))
+    context = worker_context(run)
+    settings = {name: _settings(run.manifests[name]) for name in names}
+    with context.lane():
+        for count, seed in sorted(set(settings.values())):
+            _calibrate_group(context, count, seed, [name for name in names if settings[name] == (count, seed)])
 
 
 def _settings(manifest: Manifest) -> tuple[int, int]:
@@ -58,56 +49,45 @@ def _settings(manifest: Manifest) -> tuple[int, int]:
     return wanted["samples"], wanted["seed"]
 
 
-def _calibrate_group(context: WorkerContext, count: int, seed: int, names: Sequence[str]) -> dict[str, int]:
+def _calibrate_group(context: WorkerContext, count: int, seed: int, names: Sequence[str]) -> None:
     """Statistics of `count` samples of the whole index, view 0, whatever part of it the run extracts."""
     samples = calibration_samples(context.index.keys(), count, seed)
-    works = [_TeacherWork(context.teacher(name)) for name in names]
+    teachers = [context.teacher(name) for name in names]
+    calibrators = [
+        Calibrator(loaded.teacher.levels, loaded.manifest.document["encoding"]["pca"]) for loaded in teachers
+    ]
     for batch in context.source.batches(samples, 0, context.run.batch_size):
         context.check_stop()
         if len(batch):
             images = to_images(batch.pixels, context.device)
-            for work in works:
-                work.update(images, batch.keys)
-    return {name: work.publish() for name, work in zip(names, works, strict=True)}
+            for loaded, calibrator in zip(teachers, calibrators, strict=True):
+                calibrator.update(_reduced_features(loaded, images, batch.keys))
+    for loaded, calibrator in zip(teachers, calibrators, strict=True):
+        loaded.column.publish_calibration(calibrator.finish())
 
 
-class _TeacherWork:
-    def __init__(self, loaded: LoadedTeacher) -> None:
-        manifest = loaded.manifest
-        self._loaded = loaded
-        self._reduce = reduction_of(manifest.document, manifest.grid)
-        self._calibrator = Calibrator(loaded.teacher.levels, manifest.document["encoding"]["pca"])
-
-    def update(self, images: torch.Tensor, keys: Sequence[str]) -> None:
-        features = forward_in_pieces(self._loaded.teacher, images)
-        for level in features.levels:
-            finite = features[level].flatten(1).isfinite().all(1)
-            if not bool(finite.all()):
-                key = keys[int((~finite).nonzero()[0])]
-                raise FeatureError(
-                    f"teacher {self._loaded.teacher.name}, level {level}, sample {key!r}: features are not finite; "
-                    "run this teacher in another precision, or leave the image out"
-                )
-        self._calibrator.update(features.apply(lambda map_: self._reduce(map_).map))
-
-    def publish(self) -> int:
-        return self._loaded.column.publish_calibration(self._calibrator.finish()).samples
-
-
-# A short measurement on a worker before a long run: how fast images decode here, and how fast each teacher is.
-
-_IMAGES = {"cuda": 64, "cpu": 4}
-_REPEATS = 2  # the faster counts
+def _reduced_features(loaded: LoadedTeacher, images: torch.Tensor, keys: Sequence[str]) -> FeatureMaps:
+    """Features on the column's grid; FeatureError, which names the sample, where one is not finite."""
+    features = forward_in_pieces(loaded.teacher, images)
+    for level in features.levels:
+        finite = features[level].flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            key = keys[int((~finite).nonzero()[0])]
+            raise FeatureError(
+                f"teacher {loaded.teacher.name}, level {level}, sample {key!r}: features are not finite; "
+                "run this teacher in another precision, or leave the image out"
+            )
+    reduce = reduction_of(loaded.manifest.document, loaded.manifest.grid)
+    return features.apply(lambda map_: reduce(map_).map)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second of one worker: decoding alone, and every teacher's forward alone; or why there is none."""
+    """Images per second of one worker: decoding alone, and each teacher's forward alone (empty: no usable image)."""
 
     device: str = "cpu"
     decode: float = 0.0
     forward: Mapping[str, float] = field(default_factory=dict)
-    failure: BlockFailure | None = None
 
     def seconds(self, plan: ExtractionPlan, workers: int) -> float:
         """How long the plan will take: forwards one after another, decoding beside them where a GPU does those."""
@@ -136,23 +116,17 @@ class Speed:
         return lines
 
 
+@answered
 def measure_speed(run: ExtractionRun, names: tuple[str, ...], samples: tuple[int, ...], view: int) -> Speed:
     """Decode a batch of `samples` and run every teacher over it, in a worker; loads the teachers as it goes."""
-    try:
-        return _measure(worker_context(run), names, samples, view)
-    except SakError as error:
-        return Speed(failure=BlockFailure(str(error), error.exit_code))
-
-
-def _measure(context: WorkerContext, names: tuple[str, ...], samples: tuple[int, ...], view: int) -> Speed:
+    context = worker_context(run)
     count = min(_IMAGES[context.device.type], context.batch_size)
     start = time.perf_counter()
     batch = next(context.source.batches(samples[: 4 * count], view, 4 * count))
     decode = (len(batch) + len(batch.absent)) / (time.perf_counter() - start)
-    if not len(batch):
-        return Speed(str(context.device), decode)
     images = to_images(batch.pixels[:count], context.device)
-    return Speed(str(context.device), decode, {name: _forward_rate(context, name, images) for name in names})
+    rates = {name: _forward_rate(context, name, images) for name in names if len(images)}
+    return Speed(str(context.device), decode, rates)
 
 
 def _forward_rate(context: WorkerContext, name: str, images: torch.Tensor) -> float:

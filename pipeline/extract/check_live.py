@@ -1,5 +1,6 @@
 """`cache check-live`: run the teachers again on a sample of the cached views, and compare with what the cache holds."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -52,10 +53,6 @@ class LiveLevel:
         """Whether the cache is what the teacher says, within its encoding's error."""
         return self.error <= self.allowed
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self) | {"agrees": self.agrees}
-
 
 @dataclass(frozen=True)
 class LiveReport:
@@ -70,7 +67,7 @@ class LiveReport:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return {"agrees": self.agrees, "levels": [level.as_dict() for level in self.levels]}
+        return {"agrees": self.agrees, "levels": [asdict(level) | {"agrees": level.agrees} for level in self.levels]}
 
     def to_text(self) -> str:
         """For the screen: a line for each level."""
@@ -96,12 +93,12 @@ def check_live(
     `data`: where the images are now, by default where they were indexed. ReplayError where an image's view does not
     have the pixels that were extracted, SakError where a teacher's weights are not the column's.
     """
-    where = resolve_device(device)
+    device = resolve_device(device)
     selected = select_columns(Cache.open(cache), teachers)
     columns = [column for parts in selected.values() for column in parts if column.present(view).any()]
     if not columns:
         raise CacheError(f"{cache}: nothing of view {view} is there to be checked; extract it")
-    return LiveReport(tuple(level for column in columns for level in _check(column, samples, view, data, where)))
+    return LiveReport(tuple(level for column in columns for level in _check(column, samples, view, data, device)))
 
 
 def _check(column: Column, count: int, view: int, data: str | None, device: str) -> list[LiveLevel]:
@@ -110,14 +107,14 @@ def _check(column: Column, count: int, view: int, data: str | None, device: str)
     index = column.index if data is None else column.index.relocated(data)
     teacher = build_from_manifest(column.manifest, device)
     codec = column.codec().to(device)
-    found: dict[int, LevelFidelity] = {}
+    levels: defaultdict[int, LevelFidelity] = defaultdict(LevelFidelity)
     for start in range(0, len(chosen), _BATCH):
         part = chosen[start : start + _BATCH]
         pixels = _pixels(column, ImageAccess(index, verify=True), part, view)
         for level, fidelity in _compare(column, codec, teacher, pixels, part, view).items():
-            found[level] = found[level] + fidelity if level in found else fidelity
+            levels[level] += fidelity
     noise = NOISE[column.manifest.document["teacher"]["precision"]]
-    return [_level(column, level, fidelity, noise) for level, fidelity in found.items()]
+    return [_level(column, level, fidelity, noise) for level, fidelity in levels.items()]
 
 
 def _pixels(column: Column, access: ImageAccess, samples: Numbers, view: int) -> torch.Tensor:
@@ -133,42 +130,33 @@ def _pixels(column: Column, access: ImageAccess, samples: Numbers, view: int) ->
 
 
 def _compare(
-    column: Column,
-    codec: ColumnCodec,
-    teacher: Teacher,
-    pixels: torch.Tensor,
-    samples: Numbers,
-    view: int,
+    column: Column, codec: ColumnCodec, teacher: Teacher, pixels: torch.Tensor, samples: Numbers, view: int
 ) -> dict[int, LevelFidelity]:
     calibration = column.calibration()
     if calibration is None:
         raise CacheError(f"{column.location}: blocks without a calibration; see `sak-cli cache verify`")
     device = teacher.mean.device
     features = teacher(to_images(pixels, device))
-    names = [array.name for array in column.manifest.layout.arrays]
-    read = column.store.read(view, samples, names)
-    stored = {name: torch.from_numpy(array).to(device) for name, array in read.items()}
-    targets = codec.decode(stored, codec.levels)
-    found = {}
+    read = column.store.read(view, samples, [array.name for array in column.manifest.layout.arrays])
+    targets = codec.decode({name: torch.from_numpy(array).to(device) for name, array in read.items()}, codec.levels)
+    fidelities = {}
     for level, target in zip(codec.levels, targets, strict=True):
         decoded = target.map if isinstance(target, ProjectedTarget) else target
-        found[level] = measure(codec.reduction(features[level]), decoded, calibration.levels[level])
-    return found
+        fidelities[level] = measure(codec.reduction(features[level]), decoded, calibration.levels[level])
+    return fidelities
 
 
-def _level(column: Column, level: int, found: LevelFidelity, noise: float) -> LiveLevel:
-    stated = LevelFidelity()
-    for record in column.records.values():
-        if str(level) in record.fidelity:
-            stated += LevelFidelity.from_json(record.fidelity[str(level)])
+def _level(column: Column, level: int, live: LevelFidelity, noise: float) -> LiveLevel:
+    recorded = [record.fidelity[str(level)] for record in column.records.values() if str(level) in record.fidelity]
+    stated = sum(map(LevelFidelity.from_json, recorded), LevelFidelity()).relative_error
     return LiveLevel(
         column=column.place.name,
         random=column.random,
         level=level,
-        samples=found.samples,
-        cosine=found.cosine,
-        cosine_min=found.cosine_min,
-        error=found.relative_error,
-        stated=stated.relative_error,
-        allowed=SLACK * stated.relative_error + noise,
+        samples=live.samples,
+        cosine=live.cosine,
+        cosine_min=live.cosine_min,
+        error=live.relative_error,
+        stated=stated,
+        allowed=SLACK * stated + noise,
     )

@@ -1,7 +1,10 @@
-"""What an extraction works on: the shard index of its images, and a column for every teacher."""
+"""What an extraction works on: its config, the shard index of its images, and a column for every teacher.
+
+Nothing in `ExtractConfig` decides bytes of a column: that is the spec's.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,37 +20,18 @@ from pipeline.cache.manifest import Manifest
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.writer import WritableColumn
 from pipeline.cluster import ClusterConfig
-from pipeline.extract.worker import IdentifiedTeacher, identify, is_known
+from pipeline.extract.worker import IdentifiedTeacher
 from pipeline.images.build import IndexProgress, build_index
 from pipeline.images.index import ShardIndex
 from pipeline.images.source import DamagedIndexError, StaleIndexError, find_images
-from pipeline.progress import Update
+from pipeline.progress import Messages
 from pipeline.settings import Overrides
 from pipeline.tables import human_bytes
 from sak.errors import UsageError, nearest
 
-# How an extraction goes: where the cache, the images and the workers are; nothing here decides bytes of a column.
-
-Say = Callable[[str], None]
+Samples = NDArray[np.int64]
 MAX_BAD = 0.001
-
-
-def quiet(message: str) -> None:
-    """Say nothing."""
-    del message
-
-
-def no_progress(done: int, total: int, note: str = "") -> None:
-    """Show nothing."""
-    del done, total, note
-
-
-@dataclass(frozen=True)
-class Messages:
-    """How a stage speaks: `say` a line, and show `progress` in images."""
-
-    say: Say = quiet
-    progress: Update = no_progress
+_MARGIN_SECONDS = 0.5  # files that are made without a lease, such as manifests, are not leftovers so soon
 
 
 @dataclass(frozen=True)
@@ -84,9 +68,6 @@ class ExtractConfig:
             raise UsageError(f"--max-bad is a share of the samples between 0 and 1, got {self.max_bad}")
 
 
-_MARGIN_SECONDS = 0.5  # files that are made without a lease, such as manifests, are not leftovers so soon
-
-
 @dataclass(frozen=True)
 class Target:
     """One teacher's column: what it is, and the column itself, None where it is not begun (dry runs begin none)."""
@@ -103,58 +84,45 @@ def chosen_teachers(spec: CacheSpec, wanted: Sequence[str] | None) -> tuple[str,
     return tuple(name for name in spec.teachers if wanted is None or name in wanted)
 
 
-def find_index(cache: Cache, data: str, voice: Messages) -> ShardIndex:
+def find_index(cache: Cache, data: str, messages: Messages) -> ShardIndex:
     """The index of `data` that the cache keeps, if the shards did not change since; else a new one, kept there."""
-    found = find_images(data).data
+    location = find_images(data).data
     for layer in cache.layers:
         for key in layer.data_keys():
             try:
                 index = layer.index(key)
-                if index.data == found:
+                if index.data == location:
                     index.check_shards()
-                    cache.top.add_index(index)  # what lies there must be readable without the folders below
+                    cache.top.add_index(index)  # what lies in it must be readable without the folders below
                     return index
             except (StaleIndexError, DamagedIndexError) as error:
-                voice.say(f"{error}: reading the images again")
-    voice.say(f"Reading all images of {found} once, to index them")
+                messages.say(f"{error}: reading the images again")
+    messages.say(f"Reading all images of {location} once, to index them")
 
     def report(progress: IndexProgress) -> None:
         expected = round(progress.samples * progress.bytes_total / max(1, progress.bytes))
         note = f"indexing, {human_bytes(progress.bytes)} of {human_bytes(progress.bytes_total)}"
-        voice.progress(progress.samples, expected, note)
+        messages.progress(progress.samples, expected, note)
 
     index = build_index(data, progress=report)
     cache.top.add_index(index)
     return index
 
 
-def identify_all(cache: Cache, spec: CacheSpec, names: Sequence[str], voice: Messages) -> dict[str, IdentifiedTeacher]:
-    """What keys need to know of the teachers called `names`; SakError where one's weights cannot be had."""
-    identities = {}
-    for name in names:
-        if not is_known(cache.top, spec, name):
-            voice.say(f"Reading the weights of {name}")
-        identities[name] = identify(cache.top, spec, name)
-    return identities
-
-
 def open_targets(
     cache: Cache,
     spec: CacheSpec,
-    names: Sequence[str],
+    identities: Mapping[str, IdentifiedTeacher],
     index: ShardIndex,
     *,
     begin: bool,
     lease_seconds: float,
-    identities: Mapping[str, IdentifiedTeacher] | None = None,
 ) -> dict[str, Target]:
-    """Every teacher's column, begun where it is not there and `begin`; `identities` where they are known already."""
+    """Every teacher's column, begun where it is not there and `begin`."""
     targets = {}
-    for name, identity in (identities or identify_all(cache, spec, names, Messages())).items():
-        manifest = make_manifest(spec, name, identity, index)
-        there = any(ColumnPath.of(manifest) in set(layer.columns()) for layer in cache.layers)
-        column = None
-        if begin or there:
+    for name, identity in identities.items():
+        manifest, column = make_manifest(spec, name, identity, index), None
+        if begin or ColumnPath.of(manifest) in cache.columns:
             column = WritableColumn.create_or_open(cache, manifest, lease_seconds=lease_seconds)
         targets[name] = Target(column.manifest if column else manifest, column)
     return targets
@@ -200,29 +168,23 @@ def make_manifest(spec: CacheSpec, name: str, identity: IdentifiedTeacher, index
 
 
 def _weights(weights: str) -> str:
-    """Files by their absolute place, so that every worker finds them."""
-    if weights == "pretrained" or weights.startswith("random"):
-        return weights
-    return str(Path(weights).expanduser().absolute())
-
-
-# Samples that another data set's column of the same spec holds already: a larger data set extracts what is new.
-
-Samples = NDArray[np.int64]
+    """Files by their absolute path, so that every worker finds them; links stay links, as machines differ in those."""
+    is_file = weights != "pretrained" and not weights.startswith("random")
+    return str(Path(weights).expanduser().absolute()) if is_file else weights
 
 
 def samples_elsewhere(cache: Cache, manifest: Manifest, index: ShardIndex, views: int) -> dict[int, Samples]:
-    """By view, the samples of `index`, ascending, whose very image other columns have features of.
+    """By view, the samples of `index`, ascending, whose very image the columns of other data sets have features of.
 
-    Key and SHA-256 of the image must agree. Readers take the union of the columns.
+    So a larger data set extracts only what is new; readers take the union of the columns. Key and SHA-256 of the image
+    must agree.
     """
     held = {view: np.zeros(len(index), bool) for view in range(views)}
     for column in _siblings(cache, manifest):
         other = cache.index(column.place.data)
         rows = other.locate(index.keys())
         shared = np.flatnonzero(rows >= 0)
-        same = (index.columns.digest[shared] == other.columns.digest[rows[shared]]).all(1)
-        shared = shared[same]
+        shared = shared[(index.columns.digest[shared] == other.columns.digest[rows[shared]]).all(1)]
         for view, mask in held.items():
             mask[shared] |= column.present(view)[rows[shared]]
     return {view: np.flatnonzero(mask) for view, mask in held.items()}
@@ -230,7 +192,7 @@ def samples_elsewhere(cache: Cache, manifest: Manifest, index: ShardIndex, views
 
 def _siblings(cache: Cache, manifest: Manifest) -> Iterator[Column]:
     """The columns of the same teacher and spec key over other data."""
-    place = ColumnPath.of(manifest)
-    for other, layers in cache.columns.items():
-        if other.name == place.name and other.data != place.data:
-            yield from (Column.open(layer, other) for layer in layers)
+    own = ColumnPath.of(manifest)
+    for path, folders in cache.columns.items():
+        if path.name == own.name and path.data != own.data:
+            yield from (Column.open(folder, path) for folder in folders)

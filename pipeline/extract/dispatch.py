@@ -1,4 +1,7 @@
-"""The main process's side of a run: jobs into the cluster through a sliding window, outcomes back."""
+"""The main process's side of a run: jobs go to the workers through a sliding window, outcomes come back.
+
+What stops a run early is here: Ctrl-C and SIGTERM, a failure in a worker, a scheduler that is gone.
+"""
 
 import signal
 import threading
@@ -16,21 +19,21 @@ from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
 
 from pipeline.cluster import BLOCKS_IN_FLIGHT, Cluster
-from pipeline.extract.calibrate import Calibrated, Speed
-from pipeline.extract.columns import Say, quiet
-from pipeline.extract.job import BlockFailure, BlockOutcome, extract_block
+from pipeline.extract.job import Answer, BlockOutcome, extract_block
 from pipeline.extract.plan import Job
 from pipeline.extract.worker import ExtractionRun, forget_run, request_stop
+from pipeline.progress import Say
 from sak.errors import SakError
 
-RETRIES = 2  # of what is no fault of the data or the user: those come home as outcomes
+RETRIES = 2  # of what is no fault of the data or the user: those come home as answers
 STOP_SECONDS = 3.0
-_LOOK_SECONDS = 0.5
-_HELD_SECONDS = 2.0
-_WATCH_SECONDS = 5.0
+_LOOK_SECONDS = 0.5  # until a finished job is waited for anew, and held ones and workers are looked at
+_HELD_SECONDS = 2.0  # until a block that another run holds is asked for again
+_WATCH_SECONDS = 5.0  # between two counts of the workers: one that died is started again within it
+# What Dask's client raises once its scheduler has gone.
 _LOST = (CancelledError, CommClosedError, ClosedClientError)
 
-Answer = TypeVar("Answer", Calibrated, Speed)
+Value = TypeVar("Value")
 
 
 class ExtractionError(SakError):
@@ -68,18 +71,17 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def ask(cluster: Cluster, function: Callable[..., Answer], run: ExtractionRun, *arguments: Any) -> Answer:
+def ask(cluster: Cluster, task: Callable[..., Answer[Value]], run: ExtractionRun, *arguments: Any) -> Value:
     """Run one task on a worker and wait for it; ExtractionError where it failed."""
     running: dict[Future, None] = {}
-    with _stopped_early(cluster, run, running), _told_if_lost():
-        future = cluster.client.submit(function, run, *arguments, pure=False, retries=RETRIES)
+    with _stopping_jobs_on_error(cluster, run, running):
+        future = cluster.client.submit(task, run, *arguments, pure=False, retries=RETRIES)
         running[future] = None
-        answer: Answer = _result(future, function.__name__)
-    _refuse_failure(answer.failure)
-    return answer
+        value: Value = _result(future, task.__name__)
+    return value
 
 
-def outcomes(cluster: Cluster, run: ExtractionRun, jobs: Sequence[Job], say: Say = quiet) -> Generator[BlockOutcome]:
+def outcomes(cluster: Cluster, run: ExtractionRun, jobs: Sequence[Job], say: Say) -> Generator[BlockOutcome]:
     """Run all jobs; each outcome as it comes. Blocks that other runs hold are asked for again until they are done.
 
     Where all workers are gone it waits for others, and says so once. Close it: jobs that run when it ends early stop at
@@ -88,17 +90,17 @@ def outcomes(cluster: Cluster, run: ExtractionRun, jobs: Sequence[Job], say: Say
     queue, held = deque(jobs), deque[tuple[float, Job]]()
     running: dict[Future, Job] = {}
     watch = _WorkerWatch(cluster, say)
-    with _stopped_early(cluster, run, running), _told_if_lost():
+    with _stopping_jobs_on_error(cluster, run, running):
         while queue or held or running:
             while held and held[0][0] <= time.monotonic():
                 queue.append(held.popleft()[1])
-            while queue and len(running) < _window(cluster):
+            # Enough that no worker waits for the next job, and no more: submitted jobs hold what they will need.
+            while queue and len(running) <= BLOCKS_IN_FLIGHT * max(1, _workers(cluster)):
                 job = queue.popleft()
                 running[cluster.client.submit(extract_block, run, job, pure=False, retries=RETRIES)] = job
             watch.look()
             for future in _finished(running):
                 outcome: BlockOutcome = _result(future, running.pop(future).name)
-                _refuse_failure(outcome.failure)
                 if outcome.held:
                     held.append((time.monotonic() + _HELD_SECONDS, replace(outcome.job, teachers=outcome.held)))
                 yield outcome
@@ -106,25 +108,22 @@ def outcomes(cluster: Cluster, run: ExtractionRun, jobs: Sequence[Job], say: Say
 
 def forget(cluster: Cluster, run: ExtractionRun) -> None:
     """Workers let go of a run's teachers and threads; they may outlive it."""
-    _tell(cluster, forget_run, run.id)
+    _on_all_workers(cluster, forget_run, run.id)
 
 
 @contextmanager
-def _stopped_early(cluster: Cluster, run: ExtractionRun, running: Mapping[Future, object]) -> Iterator[None]:
-    """Where the block ends before its jobs do, ask them to stop and wait until they have given back their leases."""
+def _stopping_jobs_on_error(cluster: Cluster, run: ExtractionRun, running: Mapping[Future, object]) -> Iterator[None]:
+    """Where this ends before its jobs do, ask them to stop, and wait until they have given back their leases."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         end = time.monotonic() + STOP_SECONDS
-        _tell(cluster, request_stop, run.id)
+        _on_all_workers(cluster, request_stop, run.id)
         with suppress(TimeoutError, *_LOST):
             wait(list(running), timeout=max(0.1, end - time.monotonic()))
+        if isinstance(error, _LOST):
+            raise SchedulerLostError from error
         raise
-
-
-def _window(cluster: Cluster) -> int:
-    """Enough that no worker waits for the next job, and no more: submitted jobs hold what they will need."""
-    return BLOCKS_IN_FLIGHT * max(1, _workers(cluster)) + 1
 
 
 def _workers(cluster: Cluster) -> int:
@@ -135,12 +134,12 @@ def _workers(cluster: Cluster) -> int:
 
 
 class _WorkerWatch:
-    """Tells once, after a while, that there are no workers: a run that waits for them looks as if it hung."""
+    """Says once, after a while, that there are no workers: a run that waits for them looks as if it hung."""
 
     def __init__(self, cluster: Cluster, say: Say) -> None:
         self._cluster, self._say = cluster, say
         self._looked = self._seen = time.monotonic()
-        self._told = False
+        self._said = False
 
     def look(self) -> None:
         """Count the workers now and then."""
@@ -149,9 +148,9 @@ class _WorkerWatch:
             return
         self._looked = now
         if _workers(self._cluster):
-            self._seen, self._told = now, False
-        elif not self._told and now - self._seen > 2 * _WATCH_SECONDS:
-            self._told = True
+            self._seen, self._said = now, False
+        elif not self._said and now - self._seen > 2 * _WATCH_SECONDS:
+            self._said = True
             self._say(
                 "All workers are gone; waiting for others to join the scheduler (Ctrl-C stops: what was "
                 "finished is kept)"
@@ -159,7 +158,7 @@ class _WorkerWatch:
 
 
 def _finished(running: dict[Future, Job]) -> list[Future]:
-    """Those that are through; none after half a second without any."""
+    """Those that are finished; none after half a second without any."""
     if not running:
         time.sleep(_LOOK_SECONDS)
         return []
@@ -170,39 +169,26 @@ def _finished(running: dict[Future, Job]) -> list[Future]:
 
 
 def _result(future: Future, what: str) -> Any:
+    """What a task gave; ExtractionError where it failed, or where its worker died again and again."""
     try:
-        return future.result()
+        answer: Answer[Any] = future.result()
     except KilledWorker as error:
         raise ExtractionError(
             f"{what}: its worker died {error.allowed_failures + 1} times, perhaps of too little memory; "
             "lower --batch-size, or look at the workers' logs; run again to go on"
         ) from error
+    if answer.failure is not None:
+        raise ExtractionError(answer.failure, answer.exit_code)
+    return answer.value
 
 
-@contextmanager
-def _told_if_lost() -> Iterator[None]:
-    try:
-        yield
-    except _LOST as error:
-        raise SchedulerLostError from error
+def _on_all_workers(cluster: Cluster, function: Callable[[str], None], run_id: str) -> None:
+    """Call `function` in every worker, as far as it goes: workers may be gone, and Dask would wait for them."""
 
-
-def _refuse_failure(failure: BlockFailure | None) -> None:
-    if failure is not None:
-        raise ExtractionError(failure.message, failure.exit_code)
-
-
-def _tell(cluster: Cluster, function: Callable[[str], None], run_id: str) -> None:
-    """Best effort, and quickly: workers may be gone already."""
-    done = threading.Event()
-
-    def tell() -> None:
-        try:
+    def call() -> None:
+        with suppress(OSError, RuntimeError, ValueError):
             cluster.client.run(function, run_id, on_error="ignore")
-        except (OSError, RuntimeError, ValueError, TimeoutError):
-            pass
-        finally:
-            done.set()
 
-    threading.Thread(target=tell, name="tell-workers", daemon=True).start()
-    done.wait(STOP_SECONDS)
+    thread = threading.Thread(target=call, name="call-workers", daemon=True)
+    thread.start()
+    thread.join(STOP_SECONDS)

@@ -1,33 +1,31 @@
-"""One job, in a worker: decode a block's views once, run every teacher that needs them, encode, write, record."""
+"""One job, in a worker: decode a block's views once, run every teacher that needs them, encode, write, record.
+
+`answered` brings the errors of a worker's task home.
+"""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from pipeline.cache.column_codec import Encoded, LevelFidelity
 from pipeline.cache.lease import LeaseLostError
-from pipeline.cache.records import Absent
+from pipeline.cache.records import Absent, record_name
 from pipeline.cache.writer import BlockJob
+from pipeline.extract.overlap import Clock, DecodedBatch, HostCopy, StageSeconds, WriteBehind, to_host
 from pipeline.extract.plan import Job
-from pipeline.extract.streams import Clock, DecodedBatch, HostCopy, StageSeconds, WriteBehind, to_host
-from pipeline.extract.worker import (
-    ExtractionRun,
-    LoadedTeacher,
-    StoppedError,
-    WorkerContext,
-    surroundings,
-    worker_context,
-)
+from pipeline.extract.worker import ExtractionRun, LoadedTeacher, WorkerContext, surroundings, worker_context
 from sak.errors import SakError
 from sak.features import FeatureMaps
 from sak.teachers import Teacher
 
-# Pixels to a teacher's features on the device, whatever memory it has.
+Arguments = ParamSpec("Arguments")
+Value = TypeVar("Value")
 
 
 class DoesNotFitError(SakError):
@@ -43,8 +41,8 @@ class DoesNotFitError(SakError):
 
 def to_images(pixels: Tensor, device: torch.device) -> Tensor:
     """Pixels uint8 (n, H, W, 3) to what teachers take, float32 (n, 3, H, W) in [0, 1] on the device."""
-    there = pixels.to(device, non_blocking=True)
-    return there.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    on_device = pixels.to(device, non_blocking=True)
+    return on_device.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def forward_in_pieces(teacher: Teacher, images: Tensor) -> FeatureMaps:
@@ -62,42 +60,63 @@ def forward_in_pieces(teacher: Teacher, images: Tensor) -> FeatureMaps:
 
 
 @dataclass(frozen=True)
-class BlockFailure:
-    """An error that ends the run, as its line and exit code: exceptions do not all survive the way home."""
+class Answer(Generic[Value]):
+    """What a task gave; or nothing, and the line and exit code of the error that ends the run."""
 
-    message: str
-    exit_code: int
+    value: Value | None = None
+    failure: str | None = None
+    exit_code: int = 0
+
+
+def answered(task: Callable[Arguments, Value]) -> Callable[Arguments, Answer[Value]]:
+    """Have the errors of a worker's task come home in its answer.
+
+    Not all exceptions survive the way between processes, and Dask runs a task again that raises one.
+    """
+
+    @wraps(task)
+    def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Answer[Value]:
+        try:
+            return Answer(task(*arguments, **options))
+        except SakError as error:
+            return Answer(failure=str(error), exit_code=error.exit_code)
+
+    return run
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block as this run wrote it; `teachers` are those whose part was written here."""
+
+    name: str
+    teachers: tuple[str, ...]
+    images: int
+    seconds: float
+    stages: StageSeconds
+    batch_size: int
+    worker: str
 
 
 @dataclass(frozen=True)
 class BlockOutcome:
-    """What became of a job, by teacher: `done` here, `recorded` by another writer before, `held` by another now."""
+    """What became of a job: bytes by teacher that was written, and the teachers `held` by another writer now.
+
+    Teachers that are in neither were recorded by another writer before.
+    """
 
     job: Job
-    done: tuple[str, ...] = ()
-    recorded: tuple[str, ...] = ()
-    held: tuple[str, ...] = ()
-    images: int = 0
-    nbytes: Mapping[str, int] = field(default_factory=dict)
-    absent: tuple[Absent, ...] = ()
-    seconds: float = 0.0
-    stages: StageSeconds = field(default_factory=StageSeconds)
-    batch_size: int = 0
-    worker: str = ""
-    stopped: bool = False
-    failure: BlockFailure | None = None
+    report: BlockReport
+    nbytes: Mapping[str, int]
+    held: tuple[str, ...]
+    absent: tuple[Absent, ...]
 
 
+@answered
 def extract_block(run: ExtractionRun, job: Job) -> BlockOutcome:
-    """Write one block for every teacher of `job` whose lease can be had; errors of ours come home in the outcome."""
-    try:
-        context = worker_context(run)
-        with context.lane(), ExitStack() as stack:
-            return _BlockWork(context, job, stack).outcome()
-    except StoppedError:
-        return BlockOutcome(job, stopped=True)
-    except SakError as error:
-        return BlockOutcome(job, failure=BlockFailure(str(error), error.exit_code))
+    """Write one block for every teacher of `job` whose lease can be had."""
+    context = worker_context(run)
+    with context.lane(), ExitStack() as stack:
+        return _BlockWork(context, job, stack).outcome()
 
 
 @dataclass
@@ -118,8 +137,8 @@ class _Part:
         self.block.append(batch.samples, copy.arrays(), batch.views, batch.crcs)
 
     def add(self, fidelity: Mapping[int, LevelFidelity]) -> None:
-        for level, found in fidelity.items():
-            self.fidelity[level] = self.fidelity[level] + found if level in self.fidelity else found
+        for level, more in fidelity.items():
+            self.fidelity[level] = self.fidelity[level] + more if level in self.fidelity else more
 
 
 class _BlockWork:
@@ -127,7 +146,6 @@ class _BlockWork:
         self._context, self._job, self._stack = context, job, stack
         self._clock = Clock(context.device)
         self._parts: dict[str, _Part] = {}
-        self._recorded: list[str] = []
         self._held: list[str] = []
         self._absent: list[Absent] = []
         self._images = 0
@@ -138,7 +156,7 @@ class _BlockWork:
         for name in self._job.teachers:
             self._lease(name)
         if self._parts:
-            with WriteBehind() as behind:
+            with closing(WriteBehind()) as behind:
                 for batch in self._batches():
                     self._context.check_stop()
                     self._absent.extend(batch.absent)
@@ -146,33 +164,31 @@ class _BlockWork:
                     self._extract(batch, behind)
                 with self._clock.wait("write"):
                     behind.drain()
-        done = self._finish()
-        return BlockOutcome(
-            self._job,
-            done=tuple(done),
-            recorded=tuple(self._recorded),
-            held=tuple(self._held),
-            images=self._images,
-            nbytes=done,
-            absent=tuple(self._absent),
-            seconds=time.perf_counter() - self._start,
-            stages=self._clock.total(),
-            batch_size=self._context.batch_size,
-            worker=_worker_name(),
+        nbytes = self._finish()
+        report = BlockReport(
+            record_name(self._job.view, self._job.block),
+            tuple(nbytes),
+            self._images,
+            round(time.perf_counter() - self._start, 3),
+            self._clock.total(),
+            self._context.batch_size,
+            _worker_name(),
         )
+        return BlockOutcome(self._job, report, nbytes, tuple(self._held), tuple(self._absent))
 
     def _lease(self, name: str) -> None:
         """Begin one teacher's part, where no other writer has it."""
         self._context.check_stop()
         loaded, job = self._context.teacher(name), self._job
         lease = loaded.column.lease(job.view, job.block, limit=job.stop)
-        if lease is not None:
-            self._stack.enter_context(lease)
-            block = self._stack.enter_context(loaded.column.write(lease, job.view, job.block))
-            self._parts[name] = _Part(loaded, block, job.left_out(name))
+        if lease is None:
+            record = loaded.column.column.record(job.view, job.block)
+            if record is None or not record.covers(job.samples):
+                self._held.append(name)
             return
-        record = loaded.column.column.record(job.view, job.block)
-        (self._recorded if record is not None and record.covers(job.samples) else self._held).append(name)
+        self._stack.enter_context(lease)
+        block = self._stack.enter_context(loaded.column.write(lease, job.view, job.block))
+        self._parts[name] = _Part(loaded, block, job.left_out(name))
 
     def _batches(self) -> Iterator[DecodedBatch]:
         unneeded = frozenset.intersection(*(part.left_out for part in self._parts.values()))
@@ -197,10 +213,10 @@ class _BlockWork:
                     raise DoesNotFitError(self._parts, self._context.device) from error
                 pieces = _pieces(piece, self._context.batch_size) + pieces
                 continue
-            for name, each in encoded.items():
+            for name, features in encoded.items():
                 part = self._parts[name]
-                part.add(each.fidelity)
-                write = partial(part.append, part.needed(piece), to_host(each.arrays))
+                part.add(features.fidelity)
+                write = partial(part.append, part.needed(piece), to_host(features.arrays))
                 with self._clock.wait("write"):
                     behind.submit(write)
 
@@ -233,22 +249,21 @@ class _BlockWork:
 
     def _finish(self) -> dict[str, int]:
         """Publish every part; returns the bytes of each. A part whose lease was lost is left to who has it."""
-        done = {}
+        nbytes = {}
         for name, part in self._parts.items():
             try:
                 with self._clock.wait("write"):
                     record = part.block.finish(
                         fidelity=part.fidelity,
                         facts=self._facts(),
-                        calibration=part.loaded.digest,
-                        absent=[each for each in self._absent if each.sample not in part.left_out],
+                        calibration=part.loaded.calibration.digest,
+                        absent=[bad for bad in self._absent if bad.sample not in part.left_out],
                         elsewhere=sorted(part.left_out),
                     )
+                nbytes[name] = record.nbytes
             except LeaseLostError:
                 self._held.append(name)
-                continue
-            done[name] = record.nbytes
-        return done
+        return nbytes
 
     def _facts(self) -> dict[str, object]:
         return {

@@ -1,6 +1,9 @@
-"""What is left to do: pending = planned - recorded, as jobs; and what it will weigh."""
+"""What is left to do: pending = planned - recorded, as jobs of a block each, and the disk space they need.
 
-from collections.abc import Mapping
+A block counts by its record alone, so one whose writer was killed is pending again.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,24 +44,34 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Such as `v000-b000012 of 512`, unique among the jobs of a run but for its teachers."""
+        """Such as `v000-b000012 from 6144`, unique among the jobs of a run but for its teachers."""
         return f"{record_name(self.view, self.block)} from {self.start}"
 
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """One teacher: blocks planned in all, those pending, and their samples and bytes."""
+    """One teacher: blocks planned in all, those pending, and the samples of these."""
 
     manifest: Manifest
     planned: int
-    pending: tuple[BlockName, ...]
+    pending: int
     samples: int
-    nbytes: int
+
+    @classmethod
+    def of(cls, name: str, manifest: Manifest, planned: int, jobs: Iterable[Job]) -> "TeacherPlan":
+        """The plan of a teacher called `name` in the jobs."""
+        mine = [job for job in jobs if name in job.teachers]
+        return cls(manifest, planned, len(mine), sum(len(job.samples) - len(job.left_out(name)) for job in mine))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes still to be written, before any lossless codec."""
+        return self.samples * (self.manifest.layout.nbytes + ROW.itemsize)
 
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """All that a run will do. `samples` are those of one view that it covers, `images` how many views it decodes."""
+    """All that a run will do. `samples` are how many of one view it covers, `images` how many views it decodes."""
 
     teachers: Mapping[str, TeacherPlan]
     jobs: tuple[Job, ...]
@@ -78,27 +91,31 @@ class ExtractionPlan:
         """For the screen: what is there, what is missing, bytes."""
         lines = []
         for name, teacher in self.teachers.items():
-            there, random = teacher.planned - len(teacher.pending), " RANDOM weights" if teacher.manifest.random else ""
-            missing = f"{teacher.samples:,} images in {len(teacher.pending)} blocks to do, {gigabytes(teacher.nbytes)}"
+            done, random = teacher.planned - teacher.pending, " RANDOM weights" if teacher.manifest.random else ""
+            missing = f"{teacher.samples:,} images in {teacher.pending} blocks to do, {gigabytes(teacher.nbytes)}"
             state = missing if teacher.pending else "nothing to do"
-            lines.append(f"{name}{random}: {there} of {teacher.planned} blocks are there; {state}")
+            lines.append(f"{name}{random}: {done} of {teacher.planned} blocks are there; {state}")
         return lines
 
 
 def make_plan(
-    targets: Mapping[str, Target],
-    *,
-    views: int,
-    limit: int | None,
-    elsewhere: Mapping[str, Elsewhere] | None = None,
+    targets: Mapping[str, Target], *, views: int, limit: int | None, elsewhere: Mapping[str, Elsewhere] | None = None
 ) -> ExtractionPlan:
     """Compare what is planned with what is recorded, here and, by teacher, `elsewhere`."""
-    away = elsewhere or {}
-    teachers = {name: _teacher_plan(target, views, limit, away.get(name, {})) for name, target in targets.items()}
-    covered = max(_stop(limit, target.manifest.layout.samples) for target in targets.values())
-    pending = {name: set(plan.pending) for name, plan in teachers.items()}
-    layouts = {name: plan.manifest.layout for name, plan in teachers.items()}
-    return ExtractionPlan(teachers, make_jobs(pending, layouts, limit=limit, elsewhere=away), covered)
+    layouts = {name: target.manifest.layout for name, target in targets.items()}
+    planned = {name: _planned(layout, views, limit) for name, layout in layouts.items()}
+    pending = {
+        name: set(target.column.pending(views, limit=limit) if target.column else planned[name])
+        for name, target in targets.items()
+    }
+    jobs = make_jobs(pending, layouts, limit=limit, elsewhere=elsewhere or {})
+    plans = {name: TeacherPlan.of(name, target.manifest, len(planned[name]), jobs) for name, target in targets.items()}
+    return ExtractionPlan(plans, jobs, max(_stop(limit, layout.samples) for layout in layouts.values()))
+
+
+def _planned(layout: ColumnLayout, views: int, limit: int | None) -> list[BlockName]:
+    blocks = -(-_stop(limit, layout.samples) // layout.block)
+    return [(view, block) for view in range(views) for block in range(blocks)]
 
 
 def make_jobs(
@@ -112,13 +129,12 @@ def make_jobs(
     jobs = []
     for size in sorted({layout.block for layout in layouts.values()}):
         names = [name for name, layout in layouts.items() if layout.block == size]
-        for view, block in sorted({each for name in names for each in pending[name]}):
+        for view, block in sorted(set().union(*(pending[name] for name in names))):
             samples = layouts[names[0]].block_samples(block)
             needing = tuple(name for name in names if (view, block) in pending[name])
             stop = _stop(limit, samples.stop)
             away = {name: _within(elsewhere.get(name, {}), view, samples.start, stop) for name in needing}
-            held = tuple((name, found) for name, found in away.items() if found)
-            jobs.append(Job(view, block, samples.start, stop, needing, held))
+            jobs.append(Job(view, block, samples.start, stop, needing, tuple(item for item in away.items() if item[1])))
     return tuple(sorted(jobs))
 
 
@@ -138,23 +154,6 @@ def gigabytes(count: float) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count / 1e6:,.1f} MB"
-
-
-def _teacher_plan(target: Target, views: int, limit: int | None, elsewhere: Elsewhere) -> TeacherPlan:
-    layout = target.manifest.layout
-    blocks = -(-_stop(limit, layout.samples) // layout.block)
-    if target.column is None:
-        pending = [(view, block) for view in range(views) for block in range(blocks)]
-    else:
-        pending = target.column.pending(views, limit=limit)
-    spans = [(view, layout.block_samples(block)) for view, block in pending]
-    samples = sum(
-        _stop(limit, span.stop) - span.start - len(_within(elsewhere, view, span.start, _stop(limit, span.stop)))
-        for view, span in spans
-    )
-    return TeacherPlan(
-        target.manifest, views * blocks, tuple(pending), samples, samples * (layout.nbytes + ROW.itemsize)
-    )
 
 
 def _within(elsewhere: Elsewhere, view: int, start: int, stop: int) -> tuple[int, ...]:

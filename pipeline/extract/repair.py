@@ -1,95 +1,36 @@
-"""`cache repair`: find what is damaged, and make exactly that again, as it was made."""
+"""`cache repair`: find what is damaged, and make exactly that again, as it was made.
 
-from collections.abc import Iterable, Mapping, Sequence
+First what concerns whole columns: manifests, from the spec, and calibrations, from the images; then damaged blocks.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from uuid import uuid4
 
-from pipeline.cache.column import CALIBRATION
+from pipeline.cache.column import CALIBRATION, record_block
 from pipeline.cache.folder import Cache, CacheFolder, ColumnPath, split_overlay
 from pipeline.cache.key import canonical_json
 from pipeline.cache.lease import SECONDS
 from pipeline.cache.manifest import MANIFEST
 from pipeline.cache.records import BlockRecord, from_ranges, record_name
 from pipeline.cache.spec import load_spec
-from pipeline.cache.stores.base import ROW, DamageError
+from pipeline.cache.stores.base import DamageError
 from pipeline.cache.tools.verify import Problem, Verification, verify
 from pipeline.cache.writer import WritableColumn
 from pipeline.cluster import Cluster, ClusterConfig, open_cluster
 from pipeline.extract.calibrate import calibrate, measure_speed
-from pipeline.extract.columns import Messages, make_manifest, remove_leftovers, samples_elsewhere
+from pipeline.extract.columns import make_manifest, remove_leftovers, samples_elsewhere
 from pipeline.extract.dispatch import ask, interruptible
 from pipeline.extract.plan import ExtractionPlan, Job, TeacherPlan
 from pipeline.extract.report import ExtractReport, Tally
-from pipeline.extract.stage import carry_out
+from pipeline.extract.stage import run_jobs
 from pipeline.extract.worker import ExtractionRun, identify
+from pipeline.progress import Messages, Say
 from sak.errors import UsageError
-
-# What `cache repair` makes again before any block: manifests, from the spec, and calibrations, from the images.
-
-
-def columns_struck(problems: Iterable[Problem], file: str) -> set[ColumnPath]:
-    """The columns whose `file` has a problem."""
-    return {
-        ColumnPath(problem.column, problem.data)
-        for problem in problems
-        if problem.column and problem.data and problem.file.endswith(f"/{file}")
-    }
-
-
-def restore_manifests(cache: Cache, problems: Iterable[Problem], spec: str, voice: Messages) -> int:
-    """Write the damaged manifests of the columns that `spec` describes; how many.
-
-    The column's folder names the key of its content, so a spec that describes anything else does not fit. Block size,
-    codec and format are the spec's: where they were others, the blocks will be found damaged.
-    """
-    restored, wanted = 0, load_spec(spec)
-    for place in sorted(columns_struck(problems, MANIFEST), key=lambda each: each.path):
-        if place.teacher not in wanted.teachers:
-            continue
-        manifest = make_manifest(
-            wanted, place.teacher, identify(cache.top, wanted, place.teacher), cache.index(place.data)
-        )
-        if ColumnPath.of(manifest) != place:
-            voice.say(f"{place.path}: {spec} describes {manifest.name}, another column; its manifest stays damaged")
-            continue
-        cache.top.at(place).write_bytes(MANIFEST, manifest.to_bytes())
-        voice.say(f"{place.path}: manifest written again, from {spec}")
-        restored += 1
-    return restored
-
-
-def restore_calibration(column: WritableColumn, run: ExtractionRun, cluster: Cluster, voice: Messages) -> bool:
-    """Calibrate a column again whose calibration is damaged; whether it came out as its blocks were encoded with."""
-    location, name = column.column.location, column.manifest.name
-    wanted = _digests(column)
-    damaged = location.read_bytes(CALIBRATION) if location.exists(CALIBRATION) else None
-    location.delete(CALIBRATION)
-    ask(cluster, calibrate, run, (name,))
-    made = column.calibration()
-    if made is not None and wanted <= {made.digest}:
-        voice.say(f"columns/{name}: calibrated again, to what it was")
-        return True
-    location.delete(CALIBRATION)
-    if damaged is not None:
-        location.write_bytes(CALIBRATION, damaged)
-    voice.say(
-        f"columns/{name}: calibrating gives other statistics here than those its blocks were encoded with (other "
-        "software or hardware); prune the column and extract it again"
-    )
-    return False
-
-
-def _digests(column: WritableColumn) -> set[str]:
-    """The calibrations that the column's records name."""
-    found = set()
-    for name in column.column.location.list("records"):
-        try:
-            found.add(column.column.read_record(name).calibration)
-        except DamageError:
-            continue  # its block is extracted again
-    return {digest for digest in found if digest is not None}
-
 
 Damaged = tuple[ColumnPath, int, int]  # (column, view, block)
 
@@ -127,9 +68,9 @@ class RepairReport:
     def to_text(self) -> str:
         """For the screen."""
         lines = [f"{len(self.found)} problems were found, {len(self.blocks)} blocks extracted again"]
-        lines += [f"  {place.path} {record_name(view, block)}" for place, view, block in self.blocks]
+        lines += [f"  {path.path} {record_name(view, block)}" for path, view, block in self.blocks]
         if self.left:
-            lines += [f"{len(self.left)} problems are left:", *(f"  {each.file}: {each.what}" for each in self.left)]
+            lines += [f"{len(self.left)} problems are left:", *(f"  {bad.file}: {bad.what}" for bad in self.left)]
         return "\n".join(lines)
 
 
@@ -145,9 +86,19 @@ class _Lost:
     elsewhere: tuple[int, ...]
 
     @property
-    def damaged(self) -> Damaged:
-        """What it is called."""
-        return self.column.column.place, self.view, self.block
+    def path(self) -> ColumnPath:
+        """Its column's folders."""
+        return self.column.column.place
+
+    @property
+    def name(self) -> str:
+        """What a run calls its column."""
+        return self.column.manifest.name
+
+    @property
+    def span(self) -> tuple[int, int, int, int]:
+        """View, block, first sample and one past the last: columns that agree in it share a job."""
+        return self.view, self.block, self.column.manifest.layout.block_samples(self.block).start, self.stop
 
     @property
     def together(self) -> tuple[str, str, int]:
@@ -156,126 +107,172 @@ class _Lost:
         return manifest.data_key, canonical_json(manifest.document["views"]), self.batch_size
 
 
-def repair(config: RepairConfig, voice: Messages | None = None) -> RepairReport:
+def repair(config: RepairConfig, messages: Messages | None = None) -> RepairReport:
     """Verify deeply, extract damaged blocks again, verify again; what cannot be mended so is listed in `left`.
 
     A damaged block's record goes only once its images and teachers are known to be there. SakError where they are not.
     """
-    voice = voice or Messages()
+    messages = messages or Messages()
     if len(split_overlay(config.cache)) > 1:
         raise UsageError(f"{config.cache}: give one cache folder; repair them one by one")
     with interruptible():
         cache = Cache.open(config.cache)
-        before = verify(cache, deep=True, progress=voice.progress)
+        before = verify(cache, deep=True, progress=messages.progress)
         if before.sound:
             return RepairReport((), (), ())
-        now = _restore(cache, before, config, voice)
-        lost = [_lost(cache, each, config) for each in _repairable(cache.top, now)]
-        runs = _extract_again(cache, lost, config, voice) if lost else ()
-        after = verify(cache, deep=True, progress=voice.progress)
-    return RepairReport(before.problems, tuple(each.damaged for each in lost), after.problems, runs)
+        still = _restore_columns(cache, before, config, messages)
+        lost = [_lost(cache, damaged, config) for damaged in _repairable(cache.top, still)]
+        runs = _extract_again(cache, lost, config, messages) if lost else ()
+        after = verify(cache, deep=True, progress=messages.progress)
+    blocks = tuple((block.path, block.view, block.block) for block in lost)
+    return RepairReport(before.problems, blocks, after.problems, runs)
 
 
-def _restore(cache: Cache, found: Verification, config: RepairConfig, voice: Messages) -> Verification:
+def _restore_columns(
+    cache: Cache, verification: Verification, config: RepairConfig, messages: Messages
+) -> Verification:
     """Make again what concerns columns as a whole; what is wrong after that."""
-    _rewrite_metadata(cache.top, found.problems)
-    if config.spec is not None and restore_manifests(cache, found.problems, str(config.spec), voice):
-        found = verify(Cache.open(config.cache), deep=True, progress=voice.progress)
-    places = columns_struck(found.problems, CALIBRATION) - columns_struck(found.problems, MANIFEST)
-    if not places:
-        return found
+    _rewrite_metadata(cache.top, verification)
+    if config.spec is not None and _restore_manifests(cache, verification, str(config.spec), messages.say):
+        verification = verify(Cache.open(config.cache), deep=True, progress=messages.progress)
+    uncalibrated = _columns_with_bad(verification, CALIBRATION) - _columns_with_bad(verification, MANIFEST)
+    if not uncalibrated:
+        return verification
     with open_cluster(config.cluster) as cluster:
-        for place in sorted(places, key=lambda each: each.path):
-            column = _writable(cache, place, config)
+        for path in sorted(uncalibrated, key=lambda path: path.path):
+            column = _writable(cache, path, config)
             run = _run(cache, [column], _usual_batch(column, config.batch_size), config, cluster)
-            restore_calibration(column, run, cluster, voice)
-    return verify(cache, deep=True, progress=voice.progress)
+            _restore_calibration(column, run, cluster, messages.say)
+    return verify(cache, deep=True, progress=messages.progress)
 
 
-def _repairable(folder: CacheFolder, found: Verification) -> list[Damaged]:
-    """Damaged blocks of columns whose manifests and calibrations can still be read: others could not be made again."""
-    broken = columns_struck(found.problems, MANIFEST) | columns_struck(found.problems, CALIBRATION)
-    return [
-        damaged_block
-        for damaged_block in found.damaged_blocks
-        if damaged_block[0] not in broken and damaged_block[0] in set(folder.columns())
-    ]
+def _columns_with_bad(verification: Verification, *files: str) -> set[ColumnPath]:
+    """The columns in which one of `files` has a problem."""
+    ends = tuple(f"/{file}" for file in files)
+    return {
+        ColumnPath(problem.column, problem.data)
+        for problem in verification.problems
+        if problem.column and problem.data and problem.file.endswith(ends)
+    }
 
 
-def _rewrite_metadata(folder: CacheFolder, problems: Iterable[Problem]) -> None:
+def _rewrite_metadata(folder: CacheFolder, verification: Verification) -> None:
     """Arrays' metadata follow from the manifest alone."""
-    damaged = [
-        problem for problem in problems if problem.file.endswith("zarr.json") and problem.column and problem.data
-    ]
-    for place in {ColumnPath(each.column, each.data) for each in damaged if each.column and each.data}:
-        column = WritableColumn.create_or_open(Cache((folder,)), folder.manifest(place)).column
-        names = folder.at(place).list("records")
-        views = [int(name[1:4]) for name in names if name.startswith("v") and name[1:4].isdecimal()]
-        column.store.prepare(max(views, default=0) + 1)
+    for path in _columns_with_bad(verification, "zarr.json"):
+        column = WritableColumn.create_or_open(Cache((folder,)), folder.manifest(path)).column
+        blocks = map(record_block, column.location.list("records"))
+        column.store.prepare(max((block[0] for block in blocks if block), default=0) + 1)
+
+
+def _restore_manifests(cache: Cache, verification: Verification, spec: str, say: Say) -> int:
+    """Write the damaged manifests of the columns that `spec` describes; how many.
+
+    The column's folder names the key of its content, so a spec that describes anything else does not fit. Block size,
+    codec and format are the spec's: where they were different, the blocks are damaged after that.
+    """
+    restored, wanted = 0, load_spec(spec)
+    for path in sorted(_columns_with_bad(verification, MANIFEST), key=lambda path: path.path):
+        if path.teacher not in wanted.teachers:
+            continue
+        identity = identify(cache.top, wanted, path.teacher)
+        manifest = make_manifest(wanted, path.teacher, identity, cache.index(path.data))
+        if ColumnPath.of(manifest) != path:
+            say(f"{path.path}: {spec} describes {manifest.name}, another column; its manifest stays damaged")
+            continue
+        cache.top.at(path).write_bytes(MANIFEST, manifest.to_bytes())
+        say(f"{path.path}: manifest written again, from {spec}")
+        restored += 1
+    return restored
+
+
+def _restore_calibration(column: WritableColumn, run: ExtractionRun, cluster: Cluster, say: Say) -> None:
+    """Calibrate a column again; what was there stays unless it comes out as the column's blocks were encoded with."""
+    location, name = column.column.location, column.manifest.name
+    wanted = {record.calibration for record in _readable_records(column)} - {None}
+    damaged = location.read_bytes(CALIBRATION) if location.exists(CALIBRATION) else None
+    location.delete(CALIBRATION)
+    ask(cluster, calibrate, run, (name,))
+    made = column.calibration()
+    if made is not None and wanted <= {made.digest}:
+        say(f"columns/{name}: calibrated again, to what it was")
+        return
+    location.delete(CALIBRATION)
+    if damaged is not None:
+        location.write_bytes(CALIBRATION, damaged)
+    say(
+        f"columns/{name}: calibrating gives other statistics here than those its blocks were encoded with (other "
+        "software or hardware); prune the column and extract it again"
+    )
+
+
+def _readable_records(column: WritableColumn) -> Iterator[BlockRecord]:
+    """The records that are not damaged; the blocks of the others are extracted again."""
+    for name in column.column.location.list("records"):
+        with suppress(DamageError):
+            yield column.column.read_record(name)
+
+
+def _usual_batch(column: WritableColumn, default: int) -> int:
+    """The batch size of the column's first block that can still be read."""
+    return next((_batch_size(record, default) for record in _readable_records(column)), default)
+
+
+def _batch_size(record: BlockRecord, default: int) -> int:
+    return int(record.facts.get("batch_size_asked", default))
+
+
+def _repairable(folder: CacheFolder, verification: Verification) -> list[Damaged]:
+    """Damaged blocks of columns whose manifests and calibrations can still be read: others could not be made again."""
+    readable = set(folder.columns()) - _columns_with_bad(verification, MANIFEST, CALIBRATION)
+    return [damaged for damaged in verification.damaged_blocks if damaged[0] in readable]
 
 
 def _lost(cache: Cache, damaged: Damaged, config: RepairConfig) -> _Lost:
-    place, view, block = damaged
-    column = _writable(cache, place, config)
-    manifest = column.manifest
-    samples = manifest.layout.block_samples(block)
-    stop, batch_size = samples.stop, _usual_batch(column, config.batch_size)
-    try:
+    path, view, block = damaged
+    column = _writable(cache, path, config)
+    batch_size = _usual_batch(column, config.batch_size)
+    samples = column.manifest.layout.block_samples(block)
+    with suppress(DamageError):
         record = column.column.record(view, block)
-    except DamageError:
-        record = None
-    if record is not None:
-        stop = _attempted(record) or stop
-        batch_size = int(record.facts.get("batch_size_asked", batch_size))
-        elsewhere = from_ranges(record.elsewhere)
-    else:
-        found = samples_elsewhere(cache, manifest, cache.index(manifest.data_key), view + 1)[view]
-        elsewhere = found[(found >= samples.start) & (found < stop)]
-    return _Lost(column, view, block, stop, batch_size, tuple(elsewhere.tolist()))
+        if record is not None:
+            stop, batch_size = _attempted(record) or samples.stop, _batch_size(record, batch_size)
+            return _Lost(column, view, block, stop, batch_size, tuple(from_ranges(record.elsewhere).tolist()))
+    held = samples_elsewhere(cache, column.manifest, cache.index(path.data), view + 1)[view]
+    held = held[(held >= samples.start) & (held < samples.stop)]
+    return _Lost(column, view, block, samples.stop, batch_size, tuple(held.tolist()))
 
 
-def _writable(cache: Cache, place: ColumnPath, config: RepairConfig) -> WritableColumn:
-    return WritableColumn.create_or_open(cache, cache.top.manifest(place), lease_seconds=config.lease_seconds)
+def _writable(cache: Cache, path: ColumnPath, config: RepairConfig) -> WritableColumn:
+    return WritableColumn.create_or_open(cache, cache.top.manifest(path), lease_seconds=config.lease_seconds)
 
 
 def _attempted(record: BlockRecord) -> int:
     """One past the last sample that a block had attempted."""
     ends = [stop for _, stop in (*record.present, *record.elsewhere)]
-    return max([*ends, *(each.sample + 1 for each in record.absent)], default=0)
-
-
-def _usual_batch(column: WritableColumn, default: int) -> int:
-    """The batch size of the column's first block that can still be read."""
-    for name in column.column.location.list("records"):
-        try:
-            return int(column.column.read_record(name).facts.get("batch_size_asked", default))
-        except DamageError:
-            continue
-    return default
+    return max([*ends, *(bad.sample + 1 for bad in record.absent)], default=0)
 
 
 def _extract_again(
-    cache: Cache, lost: Sequence[_Lost], config: RepairConfig, voice: Messages
+    cache: Cache, lost: Sequence[_Lost], config: RepairConfig, messages: Messages
 ) -> tuple[ExtractReport, ...]:
-    groups: dict[tuple[str, str, int], list[_Lost]] = {}
-    for each in lost:
-        groups.setdefault(each.together, []).append(each)
-    remove_leftovers({each.column.manifest.name: each.column for each in lost}.values())
+    remove_leftovers({block.path: block.column for block in lost}.values())
     with open_cluster(config.cluster) as cluster:
-        return tuple(_mend(cache, group, config, cluster, voice) for group in groups.values())
+        groups = groupby(sorted(lost, key=attrgetter("together")), key=attrgetter("together"))
+        return tuple(_mend(cache, list(group), config, cluster, messages) for _, group in groups)
 
 
 def _mend(
-    cache: Cache, lost: Sequence[_Lost], config: RepairConfig, cluster: Cluster, voice: Messages
+    cache: Cache, lost: Sequence[_Lost], config: RepairConfig, cluster: Cluster, messages: Messages
 ) -> ExtractReport:
-    """Extract the blocks of one group again; `carry_out` reports them as any other run."""
-    run = _run(cache, [each.column for each in lost], lost[0].batch_size, config, cluster)
+    """Extract the blocks of one group again; `run_jobs` reports them as any other run."""
+    run = _run(cache, [block.column for block in lost], lost[0].batch_size, config, cluster)
     plan = _plan(lost)
     first = plan.jobs[0]
+    # Loads every teacher: the records go only once it is known that all can be made again.
     ask(cluster, measure_speed, run, tuple(run.manifests), tuple(first.samples[:1]), first.view)
-    for each in lost:
-        each.column.withdraw(each.view, each.block)
-    return carry_out(run, cluster, Tally(plan, ()), voice, max_bad=1.0, config=vars(config))
+    for block in lost:
+        block.column.withdraw(block.view, block.block)
+    return run_jobs(run, cluster, Tally(plan, ()), messages, max_bad=1.0, config=vars(config))
 
 
 def _run(
@@ -287,45 +284,18 @@ def _run(
         index.check_shards()
     else:
         index = index.relocated(config.data)
-    return ExtractionRun(
-        id=uuid4().hex[:12],
-        cache=tuple(layer.location.url for layer in cache.layers),
-        data=index.data,
-        data_key=index.data_key(),
-        manifests={column.manifest.name: column.manifest for column in columns},
-        device=cluster.device,
-        batch_size=batch_size,
-        decode_threads=cluster.threads,
-        lease_seconds=config.lease_seconds,
-    )
+    manifests = {column.manifest.name: column.manifest for column in columns}
+    return ExtractionRun.on(cluster, cache, index, manifests, batch_size=batch_size, lease_seconds=config.lease_seconds)
 
 
 def _plan(lost: Sequence[_Lost]) -> ExtractionPlan:
-    jobs: dict[tuple[int, int, int, int], list[_Lost]] = {}
-    by_column: dict[str, list[_Lost]] = {}
-    for each in lost:
-        manifest = each.column.manifest
-        start = manifest.layout.block_samples(each.block).start
-        jobs.setdefault((each.view, each.block, start, each.stop), []).append(each)
-        by_column.setdefault(manifest.name, []).append(each)
-    made = [_job(place, blocks) for place, blocks in jobs.items()]
-    return ExtractionPlan(
-        _teacher_plans(by_column), tuple(sorted(made)), max(each.column.manifest.layout.samples for each in lost)
-    )
-
-
-def _job(place: tuple[int, int, int, int], blocks: Sequence[_Lost]) -> Job:
-    names = tuple(block.column.manifest.name for block in blocks)
-    elsewhere = tuple((each.column.manifest.name, each.elsewhere) for each in blocks if each.elsewhere)
-    return Job(*place, names, elsewhere)
-
-
-def _teacher_plans(by_column: Mapping[str, Sequence[_Lost]]) -> dict[str, TeacherPlan]:
-    plans = {}
-    for name, blocks in by_column.items():
-        layout = blocks[0].column.manifest.layout
-        samples = sum(block.stop - layout.block_samples(block.block).start for block in blocks)
-        pending = tuple((each.view, each.block) for each in blocks)
-        nbytes = samples * (layout.nbytes + ROW.itemsize)
-        plans[name] = TeacherPlan(blocks[0].column.manifest, len(blocks), pending, samples, nbytes)
-    return plans
+    """A job for every block, with all the columns that lost it."""
+    jobs = []
+    for (view, block, start, stop), group in groupby(sorted(lost, key=attrgetter("span")), key=attrgetter("span")):
+        parts = list(group)
+        elsewhere = tuple((part.name, part.elsewhere) for part in parts if part.elsewhere)
+        jobs.append(Job(view, block, start, stop, tuple(part.name for part in parts), elsewhere))
+    manifests = {part.name: part.column.manifest for part in lost}
+    counts = Counter(part.name for part in lost)
+    teachers = {name: TeacherPlan.of(name, manifest, counts[name], jobs) for name, manifest in manifests.items()}
+    return ExtractionPlan(teachers, tuple(jobs), max(manifest.layout.samples for manifest in manifests.values()))

@@ -1,33 +1,20 @@
-"""What one extraction did: counted while it runs, kept as JSON in the cache, told in a few lines."""
+"""The report of an extraction: counted while it runs, kept as JSON in the cache, and a summary for the screen."""
 
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.cache.records import Absent, record_name
-from pipeline.extract.job import BlockOutcome
+from pipeline.cache.records import Absent
+from pipeline.extract.job import BlockOutcome, BlockReport
+from pipeline.extract.overlap import StageSeconds
 from pipeline.extract.plan import ExtractionPlan, gigabytes
-from pipeline.extract.streams import StageSeconds
 from pipeline.progress import duration
 from pipeline.storage import Location
 
 _SHOWN = 20
-
-
-@dataclass(frozen=True)
-class BlockReport:
-    """One block as this run wrote it."""
-
-    name: str
-    teachers: tuple[str, ...]
-    images: int
-    seconds: float
-    stages: StageSeconds
-    batch_size: int
-    worker: str
 
 
 @dataclass(frozen=True)
@@ -59,11 +46,8 @@ class ExtractReport:
 
     def to_json(self) -> str:
         """The report as JSON."""
-        return json.dumps(self.as_dict(), indent=1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"images_per_second": self.rate, "shares": self.stages.shares()}
+        document = asdict(self) | {"images_per_second": self.rate, "shares": self.stages.shares()}
+        return json.dumps(document, indent=1)
 
     def to_text(self) -> str:
         """A summary for the screen."""
@@ -84,7 +68,7 @@ class ExtractReport:
 def bad_lines(bad: tuple[Absent, ...]) -> list[str]:
     """The first of them with their reasons, one a line."""
     more = [f"  and {len(bad) - _SHOWN} more, see the report"] if len(bad) > _SHOWN else []
-    return [f"  {each.key}: {each.reason}" for each in bad[:_SHOWN]] + more
+    return [f"  {image.key}: {image.reason}" for image in bad[:_SHOWN]] + more
 
 
 class Tally:
@@ -94,7 +78,7 @@ class Tally:
         self.plan = plan
         self.started = datetime.now(UTC)
         self._clock = time.monotonic()
-        self._bad = {each.sample: each for each in bad}
+        self._bad = {image.sample: image for image in bad}
         self._blocks: list[BlockReport] = []
         self._bytes = dict.fromkeys(plan.teachers, 0)
         self.attempted = 0
@@ -103,25 +87,15 @@ class Tally:
 
     def add(self, outcome: BlockOutcome) -> None:
         """Count a job that is through, or a part of one."""
-        self._bad |= {each.sample: each for each in outcome.absent}
-        self.stages += outcome.stages
+        self._bad |= {image.sample: image for image in outcome.absent}
+        self.stages += outcome.report.stages
         if not outcome.held:
             self.attempted += len(outcome.job.samples)
         for name, count in outcome.nbytes.items():
             self._bytes[name] += count
-        if outcome.done:
-            self.images += outcome.images
-            self._blocks.append(
-                BlockReport(
-                    record_name(outcome.job.view, outcome.job.block),
-                    outcome.done,
-                    outcome.images,
-                    round(outcome.seconds, 3),
-                    outcome.stages,
-                    outcome.batch_size,
-                    outcome.worker,
-                )
-            )
+        if outcome.nbytes:
+            self.images += outcome.report.images
+            self._blocks.append(outcome.report)
 
     @property
     def bad(self) -> tuple[Absent, ...]:
@@ -146,6 +120,6 @@ class Tally:
 def write_report(report: ExtractReport, location: Location, run_id: str) -> ExtractReport:
     """Keep a report in the cache; returns it with its place."""
     path = f"reports/{report.started.replace(':', '').replace('+0000', 'Z')}-{run_id}.json"
-    placed = ExtractReport(**{**vars(report), "place": location.at(path)})
+    placed = replace(report, place=location.at(path))
     location.write_bytes(path, (placed.to_json() + "\n").encode())
     return placed

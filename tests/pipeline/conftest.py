@@ -53,17 +53,19 @@ def extract_here(cache, data, document, *, views=1, limit=None, spec_file=None):
     from pipeline.cache.folder import Cache
     from pipeline.cache.spec import load_spec
     from pipeline.extract.calibrate import calibrate, uncalibrated
-    from pipeline.extract.columns import Messages, find_index, open_targets
+    from pipeline.extract.columns import find_index, open_targets
     from pipeline.extract.job import extract_block
     from pipeline.extract.plan import make_plan
-    from pipeline.extract.worker import ExtractionRun, forget_run
+    from pipeline.extract.worker import ExtractionRun, forget_run, identify
+    from pipeline.progress import Messages
 
     spec_file = spec_file or cache.parent / f"{cache.name}.yaml"
     spec_file.write_text(yaml.safe_dump(document))
     spec = load_spec(spec_file)
     opened = Cache.create(cache)
     index = find_index(opened, str(data), Messages())
-    targets = open_targets(opened, spec, list(spec.teachers), index, begin=True, lease_seconds=60.0)
+    identities = {name: identify(opened.top, spec, name) for name in spec.teachers}
+    targets = open_targets(opened, spec, identities, index, begin=True, lease_seconds=60.0)
     plan = make_plan(targets, views=views, limit=limit)
     run = ExtractionRun(
         id=uuid4().hex[:12],

@@ -13,8 +13,9 @@ from distributed import LocalCluster
 from PIL import Image
 
 from pipeline.cluster import ClusterConfig
-from pipeline.extract.columns import ExtractConfig, Messages
+from pipeline.extract.columns import ExtractConfig
 from pipeline.extract.stage import extract
+from pipeline.progress import Messages
 
 TEACHERS = {
     "dinov2": {

@@ -29,14 +29,14 @@ def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_kept(run
 
 
 def test_leftovers_of_workers_that_died_on_the_way_do_not_stay_in_a_finished_cache(run, shards, tmp_path, monkeypatch):
-    def carry_out(run, *arguments, **options):
+    def run_jobs(run, *arguments, **options):
         report = original(run, *arguments, **options)
         dead.append(next((tmp_path / "cache").glob("columns/*/*/data")) / f".x.{'a' * 32}.part")
         dead[0].write_bytes(b"half a block")
         os.utime(dead[0], (time.time() - 5, time.time() - 5))
         return report
 
-    original, dead = module.carry_out, []
-    monkeypatch.setattr(module, "carry_out", carry_out)
+    original, dead = module.run_jobs, []
+    monkeypatch.setattr(module, "run_jobs", run_jobs)
     run(shards, limit=8)
     assert not dead[0].exists()

@@ -10,10 +10,10 @@ from pipeline.cache.stores.base import ArrayLayout, ColumnLayout
 from pipeline.extract.calibrate import Speed
 from pipeline.extract.columns import ExtractConfig
 from pipeline.extract.job import DoesNotFitError, forward_in_pieces
+from pipeline.extract.overlap import StageSeconds
 from pipeline.extract.plan import ExtractionPlan, Job, gigabytes, make_jobs
 from pipeline.extract.report import Tally
 from pipeline.extract.stage import refuse_bad_data
-from pipeline.extract.streams import StageSeconds
 from sak.errors import SakError, UsageError
 from sak.features import FeatureMaps
 

@@ -1,12 +1,17 @@
-"""Images to the pixels of one view, in threads ahead of whoever uses them."""
+"""What runs beside the forward of a block: images decoded ahead of it, features written behind it, and their clock.
+
+`ViewSource` decodes one view in threads, `to_host` and `WriteBehind` bring features from the device to the store, and
+`Clock` says which of them the forward waits for.
+"""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import astuple, dataclass
+from functools import partial
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -18,8 +23,11 @@ from pipeline.cache.records import Absent
 from pipeline.images.access import ImageAccess, decode_rgb
 from pipeline.images.source import BadImage
 from pipeline.images.views import Pixels, View, ViewPolicy, make_view, pixel_crc, render
+from pipeline.processes import in_order
 
 AHEAD = 2  # batches being decoded while one is forwarded
+BEHIND = 2  # batches that may wait to be written
+STAGES = ("decode", "forward", "encode", "write")
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class DecodedBatch:
         return len(self.samples)
 
     def rows(self, rows: Sequence[int]) -> "DecodedBatch":
-        """Some of the samples; `absent` stays with the whole."""
+        """Some of the samples; `absent` stays with the whole batch."""
         return DecodedBatch(
             tuple(self.samples[row] for row in rows),
             tuple(self.keys[row] for row in rows),
@@ -56,27 +64,19 @@ class ViewSource:
 
     def batches(self, samples: Sequence[int], view: int, batch_size: int) -> Iterator[DecodedBatch]:
         """`samples` in order, in groups of `batch_size`, unusable ones left out of their group."""
-        groups = deque(samples[start : start + batch_size] for start in range(0, len(samples), batch_size))
-        ahead: deque[Future[DecodedBatch]] = deque()
+        groups = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
         # Gathering has threads of its own: those of the pool must never wait for one another.
         with ThreadPoolExecutor(AHEAD, "gather") as gather:
-            try:
-                while groups or ahead:
-                    while groups and len(ahead) < AHEAD:
-                        ahead.append(gather.submit(self._load, groups.popleft(), view))
-                    yield ahead.popleft().result()
-            finally:
-                for each in ahead:
-                    each.cancel()
+            yield from in_order(gather, partial(self._load, view), groups, AHEAD)
 
-    def _load(self, samples: Sequence[int], view: int) -> DecodedBatch:
+    def _load(self, view: int, samples: Sequence[int]) -> DecodedBatch:
         files = self.access.read_many(samples)
         pixels = torch.empty((len(samples), *self.policy.size, 3), dtype=torch.uint8, pin_memory=self._pin)
         keys = self.access.index.keys(samples)
         made = list(self._pool.map(self._decode, files, keys, [view] * len(keys), pixels.numpy()))
-        good = [row for row, each in enumerate(made) if not isinstance(each, str)]
-        views = [each for each in made if not isinstance(each, str)]
-        absent = [Absent(samples[row], keys[row], each) for row, each in enumerate(made) if isinstance(each, str)]
+        good = [row for row, result in enumerate(made) if not isinstance(result, str)]
+        views = [result for result in made if not isinstance(result, str)]
+        absent = [Absent(samples[row], keys[row], bad) for row, bad in enumerate(made) if isinstance(bad, str)]
         return DecodedBatch(
             tuple(samples[row] for row in good),
             tuple(keys[row] for row in good),
@@ -96,11 +96,6 @@ class ViewSource:
             return error.reason
         np.copyto(out, pixels)
         return view, pixel_crc(pixels)
-
-
-# From the device to the store, behind whoever makes the features: pinned copies, and a thread that writes.
-
-BEHIND = 2  # batches that may wait to be written
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ def to_host(arrays: Mapping[str, Tensor]) -> HostCopy:
 
 
 class WriteBehind:
-    """Runs what it is given in one thread, in order, at most `BEHIND` behind; errors come up with the next call."""
+    """Runs writes in one thread, in order, at most `BEHIND` behind; errors come up with the next call. Close it."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "write")
@@ -139,32 +134,25 @@ class WriteBehind:
 
     def submit(self, write: Callable[[], None]) -> None:
         """Queue one write; waits while too many are queued."""
-        while len(self._waiting) >= BEHIND:
-            self._waiting.popleft().result()
+        self.drain(BEHIND - 1)
         self._waiting.append(self._pool.submit(write))
 
-    def drain(self) -> None:
-        """Wait for all writes."""
-        while self._waiting:
+    def drain(self, left: int = 0) -> None:
+        """Wait until no more than `left` writes are queued."""
+        while len(self._waiting) > left:
             self._waiting.popleft().result()
 
-    def __enter__(self) -> "WriteBehind":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Wait for the write that runs; drop those behind it."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-# Where the time of a block goes: waiting for decoding, forward, encoding, waiting for writing.
-
-STAGES = ("decode", "forward", "encode", "write")
 
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Seconds by stage; `turn` is time spent waiting while the forward of another block ran."""
+    """Where the time of a block goes: waiting for decoding, forward, encoding, waiting for writing, in seconds.
+
+    `turn` is time spent waiting while the forward of another block ran; it has no share in the sum.
+    """
 
     decode: float = 0.0
     forward: float = 0.0
@@ -174,7 +162,7 @@ class StageSeconds:
 
     def __add__(self, other: "StageSeconds") -> "StageSeconds":
         """The sum of both."""
-        return StageSeconds(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+        return StageSeconds(*map(add, astuple(self), astuple(other)))
 
     def shares(self) -> dict[str, float]:
         """The share of each of the four stages in their sum."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import for_training, generator
 from pipeline.data.distillation import take_rows
+from pipeline.data.label_files import DataError
 from pipeline.data.loading import BatchLoader, load_batches
-from pipeline.data.sample import DataError, TaskDataset
+from pipeline.data.sample import TaskDataset
 from sak.errors import UsageError
 from sak.losses.targets import Targets
 from sak.student.router import noise_shape

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.fitted import Fitted, fit, own_labels, valid_pixels
-from pipeline.data.sample import DataError, TaskDataset
+from pipeline.data.label_files import DataError
+from pipeline.data.sample import TaskDataset
 from pipeline.pictures.colour import Stored, write_prediction
 from sak.metrics.boundary.score import BoundaryCounts, count, curve, score
 from sak.metrics.boundary.thin import non_maximum_suppression

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.data.datasets import FolderDataset, check_tree, fraction_of, open_dataset
 from pipeline.data.fitted import own_labels
-from pipeline.data.pascal_context import PascalContext
+from pipeline.data.pascal_nyud import PascalContext
 from pipeline.data.sample import TaskDataset
 from pipeline.dense.evaluation import Predict
 from pipeline.processes import WAITING, in_order, worker_pool

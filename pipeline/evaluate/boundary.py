@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.label_files import read_mask, segmentations
-from pipeline.data.nyud import Nyud
-from pipeline.data.pascal_context import PascalContext
-from pipeline.data.sample import DataError
+from pipeline.data.label_files import DataError, read_mask, segmentations
+from pipeline.data.pascal_nyud import Nyud, PascalContext
 from pipeline.pictures.charts import COLOURS, axes_row, figure_png
 from pipeline.processes import run
 from pipeline.storage.local import write_durably

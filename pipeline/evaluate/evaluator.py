@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
-from pipeline.data.datasets import ListedDataset, check_tree, files_read, open_dataset, task_table
+from pipeline.data.datasets import check_tree, files_read, open_dataset, task_table
+from pipeline.data.sample import ListedDataset
 from pipeline.dense.evaluation import Evaluation, Predict, evaluate_tasks
 from pipeline.dense.figures import recorded_gates
 from pipeline.dense.task_data import label_statistics, needs_labels, trivial_predict

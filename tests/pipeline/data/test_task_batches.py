@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.sample import DataError, TaskSample
+from pipeline.data.label_files import DataError
+from pipeline.data.sample import TaskSample
 from pipeline.data.task_batches import TaskBatches, gate_noise
 from sak.errors import SakError, UsageError
 from sak.student.build import multi_task_baseline, new_student

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from test_evaluation import nyud
 
 from pipeline.data.datasets import open_dataset, task_table
-from pipeline.data.sample import DataError
+from pipeline.data.label_files import DataError
 from pipeline.dense.evaluation import evaluate_tasks
 from sak.errors import SakError
 

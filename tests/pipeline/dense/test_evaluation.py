@@ -15,7 +15,8 @@ from accelerate import Accelerator
 
 from pipeline.data.augment import for_evaluation
 from pipeline.data.datasets import open_dataset, task_table
-from pipeline.data.sample import DataError, TaskSample
+from pipeline.data.label_files import DataError
+from pipeline.data.sample import TaskSample
 from pipeline.demo.data.write import write_demo_data
 from pipeline.dense.evaluation import Evaluation, evaluate_tasks
 from pipeline.evaluate.boundary import BoundaryConfig, evaluate_boundaries

@@ -1,8 +1,7 @@
 """Pictures of every task for images of any size and kind."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pipeline.images.access import decode_photo
 from pipeline.images.source import IMAGE_EXTENSIONS, BadImage
 from pipeline.pictures.colour import Stored, colour, prediction_file, stored, write_prediction, write_whole
 from pipeline.pictures.panel import as_png, prediction_panel
-from pipeline.processes import WAITING, in_order, worker_pool
+from pipeline.processes import work_pool
 from pipeline.progress import Update
 from sak.errors import UsageError
 from sak.tasks import Dataset
@@ -95,31 +94,8 @@ class PhotoWork:
         write_whole(panel_file(self.out, name), as_png(sheet))
 
 
-_here: list[PhotoWork] = []
-
-
-def prepare(work: PhotoWork, alone: bool) -> None:
-    """Take the work over; a process of its own (`alone`) computes with one thread."""
-    _here[:] = [work]
-    if alone:
-        torch.set_num_threads(1)
-
-
-def read(wanted: Wanted) -> Photo | PhotoFailure:
-    """`PhotoWork.read` of the work that this process has."""
-    return _here[0].read(wanted)
-
-
-def write(photo: Photo, predictions: Mapping[str, Stored]) -> None:
-    """`PhotoWork.write` of the work that this process has."""
-    _here[0].write(photo, predictions)
-
-
 FEW = 8
 """Images for which starting processes takes longer than what they would do."""
-
-AHEAD = 2
-"""Batches read ahead of the one that is predicted."""
 
 
 @dataclass(frozen=True)
@@ -190,21 +166,20 @@ def predict(config: PredictConfig, *, progress: Update | None = None) -> Predict
         _refuse_existing(config.out, table, wanted)
     networks.to(device)
     workers = config.workers if len(wanted) >= FEW else 0
-    work = PhotoWork(networks.size, table, config.out)
+    batches = [wanted[start : start + config.batch_size] for start in range(0, len(wanted), config.batch_size)]
     bad: list[tuple[Path, str]] = []
-    unfinished: deque[Future[None]] = deque()
-    with worker_pool(workers, "--workers", prepare=prepare, arguments=(work, workers > 0)) as pool:
-        for done, batch in _batches(pool, wanted, config.batch_size, workers):
-            images = [each for each in batch if isinstance(each, Photo)]
-            bad += [(each.path, each.reason) for each in batch if isinstance(each, PhotoFailure)]
-            for photo, predictions in _predicted(networks, table, images, device):
-                unfinished.append(pool.submit(write, photo, predictions))
-            while len(unfinished) > WAITING * workers:
-                unfinished.popleft().result()
+    done = 0
+    with work_pool(workers, "--workers", PhotoWork(networks.size, table, config.out)) as pool:
+        for batch in pool.map_batches(PhotoWork.read, batches):
+            bad += [(failure.path, failure.reason) for failure in batch if isinstance(failure, PhotoFailure)]
+            photos = [photo for photo in batch if isinstance(photo, Photo)]
+            for photo, predictions in _predicted(networks, table, photos, device):
+                pool.submit(PhotoWork.write, photo, predictions)
+            list(pool.finished())
+            done += len(batch)
             if progress is not None:
                 progress(done, len(wanted))
-        for each in unfinished:
-            each.result()
+        list(pool.finished(waiting=0))
     return PredictReport(len(wanted) - len(bad), config.out, tuple(bad))
 
 
@@ -255,19 +230,6 @@ def _refuse_existing(out: Path, table: Dataset, wanted: Sequence[Wanted]) -> Non
         for path in (panel_file(out, each.name), *(prediction_file(out, task, each.name) for task in table)):
             if path.exists():
                 raise UsageError(f"{path} exists; choose another --out, or replace it with --overwrite")
-
-
-def _batches(
-    pool: Executor, wanted: Sequence[Wanted], batch_size: int, workers: int
-) -> Iterator[tuple[int, list[Photo | PhotoFailure]]]:
-    """Images as the pool has read them, with how many that makes."""
-    ahead = AHEAD * batch_size if workers else 1
-    batch: list[Photo | PhotoFailure] = []
-    for done, each in enumerate(in_order(pool, read, wanted, ahead), start=1):
-        batch.append(each)
-        if len(batch) == batch_size or done == len(wanted):
-            yield done, batch
-            batch = []
 
 
 def _predicted(

@@ -5,11 +5,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from sak.errors import SakError
@@ -83,6 +84,63 @@ def worker_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+class WorkPool:
+    """Processes that hold a piece of work, sent to each once and not with every item; see `work_pool`.
+
+    A method is a function of the work and an item; it is named, not bound, so that the work does not travel with it.
+    """
+
+    def __init__(self, executor: Executor, processes: int) -> None:
+        self.executor, self.processes = executor, processes
+        self._unfinished: deque[Future[Any]] = deque()
+
+    def map(self, method: Callable[[Any, Any], Result], items: Iterable[Any], ahead: int) -> Iterator[Result]:
+        """`method(work, item)` of every item, in order, `ahead` of them at most on their way."""
+        return in_order(self.executor, partial(_on_work, method), iter(items), ahead)
+
+    def map_batches(
+        self, method: Callable[[Any, Any], Result], batches: Sequence[Sequence[Any]]
+    ) -> Iterator[list[Result]]:
+        """The same, batch by batch; the two after the one that is used are made meanwhile."""
+        ahead = max(2 * max(map(len, batches), default=0), self.processes) if self.processes else 1
+        results = self.map(method, chain.from_iterable(batches), ahead)
+        for batch in batches:
+            yield [next(results) for _ in batch]
+
+    def submit(self, method: Callable[..., Any], *arguments: Any) -> None:
+        """Do `method(work, *arguments)` at some time; its result is one of `finished`."""
+        self._unfinished.append(self.executor.submit(_on_work, method, *arguments))
+
+    def finished(self, waiting: int = WAITING) -> Iterator[Any]:
+        """Results of what was submitted, in that order, waiting for them until `waiting` a process are left."""
+        while len(self._unfinished) > waiting * self.processes:
+            yield self._unfinished.popleft().result()
+
+
+@contextmanager
+def work_pool(processes: int, option: str, work: Any) -> Iterator[WorkPool]:
+    """A `worker_pool` whose processes hold `work` and compute with one thread each; 0 processes: this one."""
+    with worker_pool(processes, option, prepare=_hold, arguments=(work, processes > 0)) as executor:
+        yield WorkPool(executor, processes)
+
+
+_held: list[Any] = []
+
+
+def _hold(work: Any, alone: bool) -> None:
+    _held[:] = [work]
+    if alone:  # these libraries start a thread a core, in each of the processes
+        import cv2
+        import torch
+
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+
+
+def _on_work(method: Callable[..., Result], *arguments: Any) -> Result:
+    return method(_held[0], *arguments)
+
+
 class _Here(Executor):
     """Does the work in this process, when it is handed in."""
 
@@ -108,11 +166,8 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-# Whether a process of this machine is alive.
-
-
 def is_alive(process: int) -> bool:
-    """True where it answers, also as another user's; one that ended and waits for its parent answers too."""
+    """Whether a process answers, also as another user's; one that ended and waits for its parent answers too."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -96,13 +96,10 @@ def _bands(cut: Tensor, size: Size, rows: int) -> Iterator[Tensor]:
 def own_labels(sample: TaskSample) -> dict[str, NDArray[np.float32] | NDArray[np.uint8]]:
     """The labels (C, h, w) at the image's own size, 255 where ignored; class numbers as bytes, all else as float32."""
     marked = mark_ignored(sample.labels)
-    return {task: _compact(task, np.ascontiguousarray(label.transpose(2, 0, 1))) for task, label in marked.items()}
+    kinds = {task: np.float32 if task in ("normals", "depth", "edge") else np.uint8 for task in marked}
+    return {task: np.ascontiguousarray(label.transpose(2, 0, 1), kinds[task]) for task, label in marked.items()}
 
 
 def valid_pixels(label: NDArray[np.float32] | NDArray[np.uint8]) -> int:
     """How many pixels of a label (C, h, w) are not ignored."""
     return int(np.count_nonzero((label != IGNORE).all(0)))
-
-
-def _compact(task: str, label: NDArray[np.float32]) -> NDArray[np.float32] | NDArray[np.uint8]:
-    return label if task in ("normals", "depth", "edge") else label.astype(np.uint8)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.data.fitted import fit, own_labels, read_at_own_size
 from pipeline.data.sample import TaskDataset
-from pipeline.dense.evaluation import Predict
+from pipeline.dense.evaluation import Predict, from_plain
 from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
 from pipeline.pictures.colour import label_as_stored, stored, write_whole
 from pipeline.pictures.panel import Compared, as_png, comparison, title
@@ -24,29 +24,19 @@ from sak.student.student import Student, StudentOutput
 from sak.tasks import Dataset, Task
 from sak.variants.frozen import Amalgam, AmalgamOutput
 
-# What the routers choose: the mean gate over images by level, task and expert (the paper's Figure 4).
-
 
 @dataclass(frozen=True)
 class MeanGates:
-    """level -> task -> one weight an expert, summing to one; over `images`."""
+    """What the routers choose, over `images`: level -> task -> one weight an expert, summing to one."""
 
     experts: tuple[str, ...]
     images: int
     weights: Mapping[int, Mapping[str, tuple[float, ...]]]
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; levels as text."""
-        weights = {str(level): {task: list(row) for task, row in rows.items()} for level, rows in self.weights.items()}
-        return {"experts": list(self.experts), "images": self.images, "weights": weights}
-
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "MeanGates":
-        """The inverse of `as_dict`."""
-        weights = {
-            int(level): {task: tuple(row) for task, row in rows.items()} for level, rows in value["weights"].items()
-        }
-        return cls(tuple(value["experts"]), value["images"], weights)
+        """As an evaluation's JSON has it; ValueError for anything else."""
+        return from_plain(cls, value)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pipeline.data.fitted import own_labels
 from pipeline.data.pascal_nyud import PascalContext
 from pipeline.data.sample import TaskDataset
 from pipeline.dense.evaluation import Predict
-from pipeline.processes import WAITING, in_order, worker_pool
+from pipeline.processes import WAITING, work_pool
 from pipeline.progress import Update
 from sak.errors import SakError, UsageError
 from sak.metrics.depth import FARTHEST
@@ -105,11 +105,11 @@ def label_statistics(
 ) -> LabelStatistics:
     """Of the split's images (the first `limit`); labels of boundaries and saliency are not needed."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    needed = [task for task in table if _is_learnt(task)]
+    learnt = [task for task in table if _is_learnt(task)]
     total: LabelStatistics | None = None
-    with worker_pool(workers, "--workers", prepare=_prepare, arguments=(dataset, needed)) as pool:
-        for done, found in enumerate(in_order(pool, _of_image, range(count), WAITING * max(workers, 1)), start=1):
-            total = found if total is None else total + found
+    with work_pool(workers, "--workers", (dataset, learnt)) as pool:
+        for done, image in enumerate(pool.map(_of_image, range(count), WAITING * max(workers, 1)), start=1):
+            total = image if total is None else total + image
             if progress is not None:
                 progress(done, count)
     return total or LabelStatistics({})
@@ -124,15 +124,8 @@ def _is_learnt(task: Task) -> bool:
     return task.metric in ("mIoU", "parts mIoU", "mErr", "RMSE")
 
 
-_here: list[tuple[TaskDataset, list[Task]]] = []
-
-
-def _prepare(dataset: TaskDataset, tasks: list[Task]) -> None:
-    _here[:] = [(dataset, tasks)]
-
-
-def _of_image(index: int) -> LabelStatistics:
-    dataset, tasks = _here[0]
+def _of_image(work: tuple[TaskDataset, list[Task]], index: int) -> LabelStatistics:
+    dataset, tasks = work
     labels = own_labels(dataset[index])
     return LabelStatistics({task.name: _sums(task, labels[task.name]) for task in tasks})
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.data.sample import TaskDataset
-from pipeline.dense.evaluation import Evaluation
+from pipeline.dense.evaluation import Evaluation, from_plain, to_plain
 from pipeline.dense.figures import MeanGates
 from pipeline.dense.sums import TaskEvaluation
 from pipeline.dense.task_data import HOW
@@ -61,26 +61,12 @@ class StoredEvaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {
-            "format": FORMAT,
-            "of": {**asdict(self.of), "tasks": list(self.of.tasks), "size": list(self.of.size)},
-            "evaluation": self.evaluation.as_dict(),
-            "gates": self.gates.as_dict() if self.gates is not None else None,
-            "trivial": self.trivial.as_dict() if self.trivial is not None else None,
-        }
+        return {"format": FORMAT, **to_plain(asdict(self))}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "StoredEvaluation":
-        """The inverse of `as_dict`; KeyError or TypeError for anything else."""
-        told = value["of"]
-        of = Evaluated(**{**told, "tasks": tuple(told["tasks"]), "size": tuple(told["size"])})
-        gates, trivial = value["gates"], value["trivial"]
-        return cls(
-            of,
-            Evaluation.from_dict(value["evaluation"]),
-            MeanGates.from_dict(gates) if gates else None,
-            Evaluation.from_dict(trivial) if trivial else None,
-        )
+        """The inverse of `as_dict`; ValueError for anything else."""
+        return from_plain(cls, value)
 
 
 def images_digest(dataset: TaskDataset, count: int) -> str:
@@ -123,7 +109,7 @@ def read_stored(path: Path, of: Evaluated) -> StoredEvaluation | None:
     """What is stored, if it is of the very same; None where there is nothing, or something else."""
     try:
         stored = StoredEvaluation.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return None
     return stored if stored.of == of else None
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.cluster import resolve_device
 from pipeline.data.fitted import Fitted, fit, read_at_own_size
-from pipeline.dense.task_model import Checkpoint, TaskModels, check_checkpoint
+from pipeline.dense.task_model import Checkpoint, TaskModels, check_options
 from pipeline.images.access import decode_photo
 from pipeline.images.source import IMAGE_EXTENSIONS, BadImage
 from pipeline.pictures.colour import Stored, colour, prediction_file, stored, write_prediction, write_whole
@@ -21,8 +21,6 @@ from pipeline.processes import work_pool
 from pipeline.progress import Update
 from sak.errors import UsageError
 from sak.tasks import Dataset
-
-# What the processes beside a prediction do: decode images, write pictures; apart, so that they start fast.
 
 PANELS = "panels"
 LEAST_SIDE = 16
@@ -130,10 +128,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
-        check_checkpoint(self.checkpoint)
-        for option, value, least in (("--batch-size", self.batch_size, 1), ("--workers", self.workers, 0)):
-            if value < least:
-                raise UsageError(f"{option} must be at least {least}, got {value}")
+        check_options(self.checkpoint, ("--batch-size", self.batch_size, 1), ("--workers", self.workers, 0))
 
 
 @dataclass(frozen=True)
@@ -183,51 +178,46 @@ def predict(config: PredictConfig, *, progress: Update | None = None) -> Predict
     return PredictReport(len(wanted) - len(bad), config.out, tuple(bad))
 
 
-def find(places: Sequence[Path], *, ours: Sequence[Path] = ()) -> list[Wanted]:
+def find(paths: Sequence[Path], *, ours: Sequence[Path] = ()) -> list[Wanted]:
     """The images of files and folders, each with a name of its own; UsageError where there are none.
 
     The folders `ours` hold pictures that were predicted before: they are left out where a folder around them is walked.
     """
-    found = [(path, name) for place in places for path, name in _listed(place, ours)]
-    found = list(dict.fromkeys(found))
-    times = Counter(name.with_suffix("") for _, name in found)
-    named = [
-        Wanted(path, str(name if times[name.with_suffix("")] > 1 else name.with_suffix(""))) for path, name in found
-    ]
+    files = list(dict.fromkeys(pair for path in paths for pair in _listed(path, ours)))
+    times = Counter(name.with_suffix("") for _, name in files)
     first: dict[str, Path] = {}
-    for each in named:
-        if first.setdefault(each.name, each.path) != each.path:
-            raise UsageError(
-                f"{first[each.name]} and {each.path} would have the same pictures; predict them into two folders"
-            )
-    return named
+    for path, full_name in files:
+        name = str(full_name if times[full_name.with_suffix("")] > 1 else full_name.with_suffix(""))
+        if first.setdefault(name, path) != path:
+            raise UsageError(f"{first[name]} and {path} would have the same pictures; predict them into two folders")
+    return [Wanted(path, name) for name, path in first.items()]
 
 
-def _listed(place: Path, ours: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+def _listed(path: Path, ours: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     """(file, its path inside the folder that was named) of a file or of all images in a folder."""
-    if place.is_file():
-        yield place, Path(place.name)
+    if path.is_file():
+        yield path, Path(path.name)
         return
-    if not place.is_dir():
-        raise UsageError(f"{place}: no such file or folder; give images, or folders of images")
-    inside = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
-    files = [path for path in inside if path.is_file() and not path.name.startswith(".")]
-    root = place.resolve()
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such file or folder; give images, or folders of images")
+    root = path.resolve()
     inner = [folder for folder in (our.resolve() for our in ours) if folder != root and folder.is_relative_to(root)]
-    if inner:
-        files = [
-            path for path in files if not any((root / path.relative_to(place)).is_relative_to(own) for own in inner)
-        ]
-    if not files:
-        raise UsageError(f"{place} holds no images ({', '.join(IMAGE_EXTENSIONS)}); name another folder, or the files")
-    yield from ((path, path.relative_to(place)) for path in files)
+    names = [
+        file.relative_to(path)
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS and file.is_file() and not file.name.startswith(".")
+    ]
+    names = [name for name in names if not any((root / name).is_relative_to(folder) for folder in inner)]
+    if not names:
+        raise UsageError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); name another folder, or the files")
+    yield from ((path / name, name) for name in names)
 
 
 def _refuse_existing(out: Path, table: Dataset, wanted: Sequence[Wanted]) -> None:
     if out.is_file():
         raise UsageError(f"{out} is a file; --out is the folder for the pictures")
-    for each in wanted:
-        for path in (panel_file(out, each.name), *(prediction_file(out, task, each.name) for task in table)):
+    for image in wanted:
+        for path in (panel_file(out, image.name), *(prediction_file(out, task, image.name) for task in table)):
             if path.exists():
                 raise UsageError(f"{path} exists; choose another --out, or replace it with --overwrite")
 

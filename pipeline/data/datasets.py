@@ -1,4 +1,4 @@
-"""The downstream data sets by name, and the check of a tree before anything long starts on it."""
+"""The downstream data sets by name, folders described by a YAML file among them, and the check of a tree's files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +27,6 @@ from pipeline.settings import Frozen, parse_settings, read_yaml
 from sak import tasks as table
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary.score import from_boundary_map
-
-# A user's own data: a folder of images and one folder of labels a task, described by a small YAML file.
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST_CLASSES = 2
@@ -82,27 +80,25 @@ class FolderSpec(Frozen):
 
 
 def _check_classes_of(name: str, classes: Sequence[str], path: Path) -> None:
-    """UsageError where a task needs classes and has none, or has some that are not its to choose."""
+    """UsageError where a task needs classes and has none, or has some that are not its to choose.
+
+    A new name that is most likely a misspelt one is refused too.
+    """
     if name not in ROWS:
-        _check_new(name, classes, path)
-    if (classes or name not in ROWS or name == "semseg") and len(classes) < FEWEST_CLASSES:
+        misspelt = get_close_matches(name, ROWS, n=1, cutoff=0.8)
+        if misspelt:
+            raise UsageError(f"{path}: tasks: unknown task {name!r}; did you mean {misspelt[0]!r}?")
+        if not classes:
+            raise UsageError(
+                f"{path}: tasks: unknown task {name!r}{nearest(name, ROWS)}; a task of your own needs the names of its "
+                f"classes: {name}: {{folder: ..., classes: [first, second]}}"
+            )
+        if not name.isidentifier():
+            raise UsageError(f"{path}: tasks: a task's name is letters, digits and _, got {name!r}")
+    if (classes or name == "semseg") and len(classes) < FEWEST_CLASSES:
         raise UsageError(f"{path}: tasks.{name}.classes must name at least two classes, in the order of their numbers")
     if classes and name in ROWS and ROWS[name].metric != ROWS["semseg"].metric:
         raise UsageError(f"{path}: tasks.{name} has classes or channels of its own: leave classes out")
-
-
-def _check_new(name: str, classes: Sequence[str], path: Path) -> None:
-    """UsageError for a name that nothing is known of, or that is most likely a misspelt one."""
-    misspelt = get_close_matches(name, ROWS, n=1, cutoff=0.8)
-    if misspelt:
-        raise UsageError(f"{path}: tasks: unknown task {name!r}; did you mean {misspelt[0]!r}?")
-    if not classes:
-        raise UsageError(
-            f"{path}: tasks: unknown task {name!r}{nearest(name, ROWS)}; a task of your own needs the names of its "
-            f"classes: {name}: {{folder: ..., classes: [first, second]}}"
-        )
-    if not name.isidentifier():
-        raise UsageError(f"{path}: tasks: a task's name is letters, digits and _, got {name!r}")
 
 
 class FolderDataset(ListedDataset):

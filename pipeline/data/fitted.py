@@ -96,8 +96,9 @@ def _bands(cut: Tensor, size: Size, rows: int) -> Iterator[Tensor]:
 def own_labels(sample: TaskSample) -> dict[str, NDArray[np.float32] | NDArray[np.uint8]]:
     """The labels (C, h, w) at the image's own size, 255 where ignored; class numbers as bytes, all else as float32."""
     marked = mark_ignored(sample.labels)
-    kinds = {task: np.float32 if task in ("normals", "depth", "edge") else np.uint8 for task in marked}
-    return {task: np.ascontiguousarray(label.transpose(2, 0, 1), kinds[task]) for task, label in marked.items()}
+    planes = {task: np.ascontiguousarray(label.transpose(2, 0, 1)) for task, label in marked.items()}
+    exact = ("normals", "depth", "edge")
+    return {task: label if task in exact else label.astype(np.uint8) for task, label in planes.items()}
 
 
 def valid_pixels(label: NDArray[np.float32] | NDArray[np.uint8]) -> int:

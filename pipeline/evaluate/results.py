@@ -1,4 +1,4 @@
-"""An evaluation in its run's directory: what it was of, so that it is used again only where it fits."""
+"""An evaluation in its run's directory, used again only where it is of the very same, and as tables for people."""
 
 import hashlib
 import json
@@ -78,8 +78,8 @@ def files_digest(files: Iterable[Path]) -> str:
     """Of files' names, sizes and times of change: labels that were mended since are others."""
     digest = hashlib.sha256()
     for path in files:
-        found = path.stat()
-        digest.update(f"{path.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+        status = path.stat()
+        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
@@ -119,8 +119,6 @@ def write_stored(path: Path, document: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
-# An evaluation as tables: every metric with its direction, what is trivial, the gain over a baseline, classes.
-
 Rows = list[dict[str, object]]
 BESIDE = {
     "accuracy": "{:.2f} % of pixels right",
@@ -140,7 +138,7 @@ BESIDE = {
 
 @dataclass(frozen=True)
 class EvaluationTables:
-    """An evaluation and what it is compared with."""
+    """An evaluation as tables: every metric with its direction, what is trivial, the gain over a baseline, classes."""
 
     table: Dataset
     evaluation: Evaluation
@@ -153,52 +151,46 @@ class EvaluationTables:
         return [self._row(name, task) for name, task in self.evaluation.tasks.items()]
 
     def _row(self, name: str, task: TaskEvaluation) -> dict[str, object]:
-        row: dict[str, object] = {
-            "task": name,
-            "metric": task.metric,
-            "value": number(task.value, task.unit),
-            "unit": task.unit,
-            "better": "lower" if task.lower_is_better else "higher",
-        }
-        unit = task.unit
+        unit, better = task.unit, "lower" if task.lower_is_better else "higher"
+        row: dict[str, object] = {"task": name, "metric": task.metric, "value": number(task.value, unit)}
+        row |= {"unit": unit, "better": better}
         if self.trivial is not None:
             trivial = self.trivial.tasks[name].value
             row |= {"trivial": number(trivial, unit), "margin": number(margin(task, trivial), unit, sign=True)}
         if self.baseline is not None and self.gain is not None:
-            row |= {"baseline": number(self.baseline[name], unit)}
-            row |= {"gain %": number(self.gain.per_task[name], sign=True)}
+            gain = number(self.gain.per_task[name], sign=True)
+            row |= {"baseline": number(self.baseline[name], unit), "gain %": gain}
         return row
 
     def beside(self) -> list[str]:
         """The other numbers of each task, a line each."""
         return [f"{name}: {', '.join(_beside(task))}" for name, task in self.evaluation.tasks.items()]
 
-    def classes(self, name: str) -> Rows:
-        """Intersection over union of each class of a task; empty where it has none."""
-        per_class = self.evaluation.tasks[name].numbers.get("per_class")
-        if per_class is None:
-            return []
-        names = self.table[name].classes
-        pairs = zip(names, per_class, strict=True)
-        return [{"class": name, "IoU %": number(value, absent="absent")} for name, value in pairs]
+    def classes(self) -> dict[str, Rows]:
+        """Intersection over union of each class, of the tasks that have classes."""
+        return {
+            name: [
+                {"class": label, "IoU %": number(value, absent="absent")}
+                for label, value in zip(self.table[name].classes, task.numbers["per_class"], strict=True)
+            ]
+            for name, task in self.evaluation.tasks.items()
+            if task.numbers.get("per_class") is not None
+        }
 
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers."""
-        found = self.evaluation
-        height, width = found.size
-        shown = "1 image at its own size" if found.images == 1 else f"{found.images:,} images at their own sizes"
-        lines = [f"{found.dataset}: {shown}, predicted at {height} x {width}"]
-        for name, task in found.tasks.items():
+        images, (height, width) = self.evaluation.images, self.evaluation.size
+        sizes = "1 image at its own size" if images == 1 else f"{images:,} images at their own sizes"
+        lines = [f"{self.evaluation.dataset}: {sizes}, predicted at {height} x {width}"]
+        for name, task in self.evaluation.tasks.items():
             if task.unlabelled:
-                lines.append(
-                    f"{name}: {task.unlabelled:,} of {found.images:,} images have no valid label and count nowhere"
-                )
+                lines.append(f"{name}: {task.unlabelled:,} of {images:,} images have no valid label and count nowhere")
             absent = task.numbers.get("absent")
             if absent:
                 named = ", ".join(self.table[name].classes[number] for number in absent)
                 lines.append(f"{name}: {len(absent)} classes occur nowhere and count as 0: {named}")
         if self.trivial is not None:
-            lines += [f"{name}: trivial is {HOW[task.metric]}" for name, task in found.tasks.items()]
+            lines += [f"{name}: trivial is {HOW[task.metric]}" for name, task in self.evaluation.tasks.items()]
         return lines
 
     def headline(self) -> str:
@@ -209,27 +201,17 @@ class EvaluationTables:
 
     def to_text(self) -> str:
         """For a terminal."""
-        parts = [text_table(self.metrics())]
-        if self.gain is not None:
-            parts.append(self.headline())
-        parts += ["\n".join(self.notes()), "\n".join(self.beside())]
-        for name in self.evaluation.tasks:
-            rows = self.classes(name)
-            if rows:
-                parts.append(f"{name} by class\n{text_table(_side_by_side(rows))}")
-        return "\n\n".join(parts)
+        parts = [text_table(self.metrics()), self.headline(), "\n".join(self.notes()), "\n".join(self.beside())]
+        parts += [f"{name} by class\n{text_table(_side_by_side(rows))}" for name, rows in self.classes().items()]
+        return "\n\n".join(filter(None, parts))
 
     def to_markdown(self, title: str) -> str:
         """For a file."""
-        parts = [f"# {title}", markdown_table(self.metrics())]
-        if self.gain is not None:
-            parts.append(f"**{self.headline()}**")
-        parts += ["\n".join(f"- {line}" for line in (*self.notes(), *self.beside()))]
-        for name in self.evaluation.tasks:
-            rows = self.classes(name)
-            if rows:
-                parts += [f"## {name} by class", markdown_table(rows)]
-        return "\n\n".join(parts) + "\n"
+        headline = f"**{self.headline()}**" if self.gain is not None else ""
+        lines = "\n".join(f"- {line}" for line in (*self.notes(), *self.beside()))
+        parts = [f"# {title}", markdown_table(self.metrics()), headline, lines]
+        parts += [f"## {name} by class\n\n{markdown_table(rows)}" for name, rows in self.classes().items()]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def margin(task: TaskEvaluation, trivial: float) -> float:

@@ -148,7 +148,7 @@ class PredictReport:
 
 
 def predict(config: PredictConfig, *, progress: Update | None = None) -> PredictReport:
-    """Predict every image; those that cannot be read are told in the report, and the others go on.
+    """Predict every image; those that cannot be read are listed in the report, and the others go on.
 
     Images smaller than the network's input are padded, larger ones shrunk; depth is as if the camera were the training
     set's, whatever the image's size.

@@ -70,7 +70,7 @@ def for_training(sample: TaskSample, size: tuple[int, int], *, seed: int, epoch:
     """The training augmentation at (H, W) `size`."""
     draws = generator(seed, epoch, sample.name)
     sample = scale(sample, draws.uniform(*SCALES))
-    sample = crop(sample, size, places(sample, size, draws))
+    sample = crop(sample, size, corners(sample, size, draws))
     if draws.random() < 0.5:
         sample = flip(sample)
     sample = replace(sample, image=distort(sample.image, draw_photometric(draws)))
@@ -93,9 +93,9 @@ def scale(sample: TaskSample, factor: float) -> TaskSample:
     return replace(sample, image=image, labels=labels)
 
 
-def places(sample: TaskSample, size: tuple[int, int], draws: np.random.Generator) -> Iterator[tuple[int, int]]:
+def corners(sample: TaskSample, size: tuple[int, int], draws: np.random.Generator) -> Iterator[tuple[int, int]]:
     """Endless (top, left) candidates for a crop."""
-    spare = [max(have - want, 0) for have, want in zip(sample.image.shape[:2], size, strict=True)]
+    spare = [max(side - wanted, 0) for side, wanted in zip(sample.image.shape[:2], size, strict=True)]
     while True:
         yield int(draws.integers(spare[0] + 1)), int(draws.integers(spare[1] + 1))
 
@@ -186,7 +186,7 @@ def for_evaluation(sample: TaskSample, size: tuple[int, int]) -> Prepared:
     Larger images keep their size.
     """
     height, width = sample.image.shape[:2]
-    rows, columns = (_around(have, want) for have, want in zip((height, width), size, strict=True))
+    rows, columns = (_around(side, wanted) for side, wanted in zip((height, width), size, strict=True))
     image = _pad(normalise(sample.image), rows, columns, 0.0)
     labels = {task: _pad(label, rows, columns, PADDING.get(task, IGNORE)) for task, label in sample.labels.items()}
     return Prepared(
@@ -206,8 +206,8 @@ def normalise(image: Image) -> Image:
     return scaled
 
 
-def _around(have: int, want: int) -> tuple[int, int]:
-    missing = max(want - have, 0)
+def _around(side: int, wanted: int) -> tuple[int, int]:
+    missing = max(wanted - side, 0)
     return missing // 2, missing - missing // 2
 
 

@@ -24,7 +24,7 @@ from sak.tasks import IGNORE
 
 
 class DataError(SakError):
-    """A file of a data set is missing, damaged, or not what its place says."""
+    """A file of a data set is missing, damaged, or not what its path says."""
 
 
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -213,7 +213,7 @@ def _label_map(mat: dict[str, Any]) -> NDArray[np.int32]:
 
 def _stack_segmentations(mat: dict[str, Any]) -> NDArray[np.int32]:
     annotators = mat["groundTruth"][0]
-    return np.stack([np.asarray(one["Segmentation"][0, 0], np.int32) for one in annotators])
+    return np.stack([np.asarray(annotator["Segmentation"][0, 0], np.int32) for annotator in annotators])
 
 
 def _merge_parts(mat: dict[str, Any]) -> NDArray[np.uint8]:
@@ -255,9 +255,9 @@ def _parsed(path: Path, kind: str, parse: Parser) -> NDArray[Any]:
             f"{path} cannot be read ({error.strerror}); complete the tree, or leave its task out"
         ) from error
     kept = label_cache_folder() / f"{kind}-{PARSER_REVISION}" / f"{hashlib.sha256(data).hexdigest()}.npz"
-    found = _read_kept(kept)
-    if found is not None:
-        return found
+    values = _read_kept(kept)
+    if values is not None:
+        return values
     try:
         values = parse(loadmat(cast(Any, BytesIO(data))))
     except _UNREADABLE as error:

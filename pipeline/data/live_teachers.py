@@ -117,7 +117,9 @@ def live_from_spec(
 
     differing = explain_difference(cached.view_policy.model_dump(mode="json"), spec.views.model_dump(mode="json"))
     if differing:
-        fields = "; ".join(f"{field}: cache {there!r}, spec {asked!r}" for field, there, asked in differing)
+        fields = "; ".join(
+            f"{field}: cache {cached_value!r}, spec {value!r}" for field, cached_value, value in differing
+        )
         raise UsageError(
             f"{name}: the spec has other views than {cached.cache}: {fields}; use a spec of the same views"
         )
@@ -128,11 +130,13 @@ def live_from_spec(
 
 def _wanted(recipe: TeacherRecipe, levels: Sequence[int] | None) -> tuple[int, ...]:
     """The levels asked for, ascending, by default all; UsageError for one that the teacher does not have."""
-    have = recipe.levels or ()
-    unknown = [level for level in levels or () if level not in have]
+    available = recipe.levels or ()
+    unknown = [level for level in levels or () if level not in available]
     if unknown:
-        raise UsageError(f"{recipe.name} has levels {', '.join(map(str, have))}, not {', '.join(map(str, unknown))}")
-    return tuple(sorted(set(levels or have)))
+        raise UsageError(
+            f"{recipe.name} has levels {', '.join(map(str, available))}, not {', '.join(map(str, unknown))}"
+        )
+    return tuple(sorted(set(levels or available)))
 
 
 def live_for_student(

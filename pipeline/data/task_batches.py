@@ -30,9 +30,9 @@ DrawNoise = Callable[[Sequence[str], int], Noise]
 
 @dataclass(frozen=True)
 class WantedImages:
-    """One process's part of a batch: places in the data set, and the epoch that the augmentation is drawn for."""
+    """One process's part of a batch: image numbers in the data set, and the epoch that augmentation is drawn for."""
 
-    places: Sequence[int]
+    indices: Sequence[int]
     epoch: int
 
 
@@ -62,7 +62,7 @@ class AugmentedDataset(BatchLoader[WantedImages, AugmentedImages]):
     def load(self, wanted: WantedImages) -> AugmentedImages:
         """One part of a batch; DataError where a file cannot be read or an image has no label of a task."""
         samples = [
-            for_training(self.dataset[index], self.size, seed=self.seed, epoch=wanted.epoch) for index in wanted.places
+            for_training(self.dataset[index], self.size, seed=self.seed, epoch=wanted.epoch) for index in wanted.indices
         ]
         for sample in samples:
             missing = [task for task in self.dataset.tasks if task not in sample.labels]
@@ -126,7 +126,7 @@ class TaskBatches:
 
     Attributes:
         dataset: a training split.
-        places: the images of it that are trained on.
+        indices: the images of it that are trained on.
         size: (H, W) of the crops.
         batch_size: global; every process takes an equal part of each batch.
         seed: of the order and the augmentation.
@@ -139,7 +139,7 @@ class TaskBatches:
     """
 
     dataset: TaskDataset
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     size: Size
     batch_size: int
     seed: int
@@ -154,16 +154,16 @@ class TaskBatches:
         """UsageError where there is no whole batch, or it does not divide among the processes."""
         if self.batch_size % self.ranks:
             raise UsageError(f"a batch of {self.batch_size} does not divide among {self.ranks} processes")
-        if len(self.places) < self.batch_size:
+        if len(self.indices) < self.batch_size:
             raise UsageError(
-                f"{len(self.places)} training images make no batch of {self.batch_size}; take a smaller --batch-size, "
+                f"{len(self.indices)} training images make no batch of {self.batch_size}; take a smaller --batch-size, "
                 "or more of the data (--fraction)"
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches; what is left over waits for another epoch's order."""
-        return len(self.places) // self.batch_size
+        return len(self.indices) // self.batch_size
 
     def start_at(self, step: int) -> Iterator[TaskBatch]:
         """Batches from global step `step` on; SakError where an image or a label cannot be read."""
@@ -175,10 +175,10 @@ class TaskBatches:
     def part(self, step: int) -> WantedImages:
         """This process's images of a global step."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = _epoch_order(self.seed, epoch, len(self.places))
+        order = _epoch_order(self.seed, epoch, len(self.indices))
         share = self.batch_size // self.ranks
         first = number * self.batch_size + self.rank * share
-        return WantedImages([self.places[row] for row in order[first : first + share]], epoch)
+        return WantedImages([self.indices[row] for row in order[first : first + share]], epoch)
 
     def remedy(self) -> str:
         """What to do where training waits for data."""

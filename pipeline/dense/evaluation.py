@@ -105,7 +105,7 @@ def evaluate_tasks(  # noqa: PLR0913 (what is evaluated, and where and how)
         batch_size: images in a forward of one process.
         workers: processes beside this one.
         boundary: False leaves edges out: matching them takes longer than all else.
-        progress: how many images are done, told to the main process.
+        progress: how many images are done, reported by the main process.
         save: a folder for the predictions; see `pipeline.pictures.colour`.
         limit: the first images alone.
         rescale_depth: multiply the depth of an image that was shrunk by its factor, as the training augmentation

@@ -26,10 +26,10 @@ PARTS = "human_parts"
 
 @dataclass(frozen=True)
 class TaskData:
-    """The training split and the places of the images taken from it; the validation split, where there is one."""
+    """The training split and the indices of the images taken from it; the validation split, where there is one."""
 
     training: TaskDataset
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     validation: TaskDataset | None
 
 
@@ -44,10 +44,10 @@ def open_task_data(
     tasks = rows.names
     training = open_dataset(name, data, TRAINING, tasks)
     check_tree(name, data, TRAINING, tasks).raise_if_incomplete()
-    places = fraction_of(training, fraction, seed)
+    indices = fraction_of(training, fraction, seed)
     if persons_only and tuple(tasks) == (PARTS,):
-        places = with_persons(training, places)
-    return TaskData(training, places, _validation(name, data, tasks, training, boundaries))
+        indices = with_persons(training, indices)
+    return TaskData(training, indices, _validation(name, data, tasks, training, boundaries))
 
 
 def _validation(
@@ -59,18 +59,18 @@ def _validation(
     return open_dataset(name, data, VALIDATION, tasks)
 
 
-def with_persons(dataset: TaskDataset, places: Sequence[int]) -> tuple[int, ...]:
+def with_persons(dataset: TaskDataset, indices: Sequence[int]) -> tuple[int, ...]:
     """Those of the images that show a person; UsageError where none does."""
-    found = tuple(place for place in places if _has_person(dataset, place))
-    if not found:
-        raise UsageError(f"none of the {len(places)} training images shows a person; leave {PARTS} out with --tasks")
-    return found
+    shown = tuple(index for index in indices if _has_person(dataset, index))
+    if not shown:
+        raise UsageError(f"none of the {len(indices)} training images shows a person; leave {PARTS} out with --tasks")
+    return shown
 
 
-def _has_person(dataset: TaskDataset, place: int) -> bool:
+def _has_person(dataset: TaskDataset, index: int) -> bool:
     if isinstance(dataset, PascalContext):
-        return dataset.has_person(place)
-    labels = dataset[place].labels[PARTS]
+        return dataset.has_person(index)
+    labels = dataset[index].labels[PARTS]
     return bool(((labels != 0) & (labels != IGNORE)).any())
 
 

@@ -62,7 +62,7 @@ class TaskModel:
 
 
 def describe(model: nn.Module, *, dataset: str | None = None, kind: str | None = None) -> TaskModel:
-    """A network as a `TaskModel`; its kind follows from its parts where it is not told."""
+    """A network as a `TaskModel`; its kind follows from its parts where it is not given."""
     config = _config(model)
     return TaskModel(model, tuple(config.tasks), tuple(config.image_size), dataset, kind or _kind(model))
 

@@ -29,16 +29,16 @@ class StudentSource:
 
 
 def find_source(
-    place: Path, checkpoint: Checkpoint, *, averaged: bool, image_size: tuple[int, int] | None
+    directory: Path, checkpoint: Checkpoint, *, averaged: bool, image_size: tuple[int, int] | None
 ) -> StudentSource:
     """The student of a run's directory or a checkpoint's folder; UsageError where there is none."""
-    if not place.is_dir():
-        raise UsageError(f"{place}: no such folder; give a run's directory, or a checkpoint's folder")
-    about = _about(place)
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such folder; give a run's directory, or a checkpoint's folder")
+    about = _about(directory)
     if "parts" in about:
-        parts = ", ".join(str(place / part) for part in about["parts"].values())
-        raise UsageError(f"{place} holds a network for each task; export them one by one: {parts}")
-    folder = checkpoint_folder(place, checkpoint) if (place / "checkpoints").is_dir() else place
+        parts = ", ".join(str(directory / part) for part in about["parts"].values())
+        raise UsageError(f"{directory} holds a network for each task; export them one by one: {parts}")
+    folder = checkpoint_folder(directory, checkpoint) if (directory / "checkpoints").is_dir() else directory
     if averaged:
         folder = folder / EMA_FOLDER
         if not folder.is_dir():
@@ -62,8 +62,8 @@ def _columns(about: Mapping[str, Any]) -> list[str]:
     return _columns(_about(init.parent.parent))
 
 
-def _about(place: Path) -> dict[str, Any]:
-    return read_about(place, "export its checkpoint's folder instead") or {}
+def _about(directory: Path) -> dict[str, Any]:
+    return read_about(directory, "export its checkpoint's folder instead") or {}
 
 
 _LOADERS = {

@@ -69,8 +69,10 @@ def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, at: tuple[i
     width, height = _fitted(tile, side)
     _text(draw, (left, top), _shortened(draw, tile.title, side, TITLE_SIZE), TITLE_SIZE, INK)
     enlarged = width > tile.pixels.shape[1]
-    how = Image.Resampling.NEAREST if enlarged and not tile.smooth else Image.Resampling.BICUBIC
-    sheet.paste(Image.fromarray(np.ascontiguousarray(tile.pixels)).resize((width, height), how), (left, top + TITLE))
+    resampling = Image.Resampling.NEAREST if enlarged and not tile.smooth else Image.Resampling.BICUBIC
+    sheet.paste(
+        Image.fromarray(np.ascontiguousarray(tile.pixels)).resize((width, height), resampling), (left, top + TITLE)
+    )
     _legend(draw, sheet, tile.meaning, (left, top + TITLE + height + 5), side)
 
 

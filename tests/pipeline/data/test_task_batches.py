@@ -43,7 +43,7 @@ class Toy:
 
 
 def batches(dataset=None, **more):
-    options = {"places": tuple(range(10)), "size": (32, 32), "batch_size": 4, "seed": 7, **more}
+    options = {"indices": tuple(range(10)), "size": (32, 32), "batch_size": 4, "seed": 7, **more}
     return TaskBatches(dataset or Toy(), device=torch.device("cpu"), **options)
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,19 +25,6 @@ WAITING = 4
 def usable_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run(job: Callable[[str], Result], names: Sequence[str], processes: int | None) -> Iterator[Result]:
-    """`job` of every name, in the names' order; `processes` None takes all cores.
-
-    What a job raises comes through; SakError where a process dies.
-    """
-    workers = min(processes or usable_cores(), len(names))
-    if workers == 1:
-        yield from map(job, names)
-        return
-    with worker_pool(workers, "--processes") as pool:
-        yield from in_order(pool, job, names, WAITING * workers)
 
 
 def in_order(
@@ -129,12 +117,10 @@ _held: list[Any] = []
 
 def _hold(work: Any, alone: bool) -> None:
     _held[:] = [work]
-    if alone:  # these libraries start a thread a core, in each of the processes
-        import cv2
-        import torch
-
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
+    if alone:  # each of these would start a thread a core, in every process; none is loaded for a work without it
+        for library, limit in (("torch", "set_num_threads"), ("cv2", "setNumThreads")):
+            if library in sys.modules:
+                getattr(sys.modules[library], limit)(1)
 
 
 def _on_work(method: Callable[..., Result], *arguments: Any) -> Result:

@@ -6,7 +6,7 @@ the very numbers of one. Processes beside this one read images, match boundaries
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,18 +50,11 @@ class Evaluation:
         """Task -> metric in the task's unit."""
         return {name: task.value for name, task in self.tasks.items()}
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, see `to_plain`."""
-        return dict(to_plain(asdict(self)))
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Evaluation":
-        """The inverse of `as_dict`; ValueError for anything else."""
-        return from_plain(cls, value)
-
 
 def to_plain(value: Any) -> Any:
-    """Mappings, lists and numbers as JSON has them: keys are text, and a number that does not exist (NaN) is null."""
+    """Dataclasses, mappings, lists and numbers as JSON has them; a number that does not exist (NaN) is null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(name): to_plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -70,7 +63,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[Kind], value: Any) -> Kind:
-    """The dataclass that `to_plain(asdict(...))` was of; ValueError, one line, for anything else."""
+    """The dataclass that `to_plain` was given; ValueError, one line, for anything else."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
@@ -120,13 +113,13 @@ def evaluate_tasks(  # noqa: PLR0913 (what is evaluated, and where and how)
         )
     judged = table if boundary else table.select(task.name for task in table if task.metric != "odsF")
     _check(judged, dataset)
-    count = len(dataset) if limit is None else min(limit, len(dataset))
+    images = len(dataset) if limit is None else min(limit, len(dataset))
     work = EvaluationWork(dataset, size, judged, save)
     evaluator = _Evaluator(predict, work, accelerator, rescale_depth)
     shown = progress if accelerator.is_main_process else None
     with _failing_together(accelerator):
-        evaluator.run(_batches(count, batch_size, accelerator), workers, count, shown)
-    return Evaluation(table.name, count, size, evaluator.reduced())
+        evaluator.run(_batches(images, batch_size, accelerator), workers, images, shown)
+    return Evaluation(table.name, images, size, evaluator.reduced())
 
 
 def _check(table: Dataset, dataset: TaskDataset) -> None:
@@ -140,11 +133,10 @@ def _check(table: Dataset, dataset: TaskDataset) -> None:
         )
 
 
-def _batches(count: int, batch_size: int, accelerator: Accelerator) -> list[range]:
+def _batches(images: int, batch_size: int, accelerator: Accelerator) -> list[range]:
     """This process's batches of image numbers: the k-th of all goes to process k modulo their number."""
-    starts = range(0, count, batch_size)
-    mine = starts[accelerator.process_index :: accelerator.num_processes]
-    return [range(start, min(start + batch_size, count)) for start in mine]
+    starts = range(0, images, batch_size)[accelerator.process_index :: accelerator.num_processes]
+    return [range(start, min(start + batch_size, images)) for start in starts]
 
 
 @contextmanager
@@ -155,8 +147,8 @@ def _failing_together(accelerator: Accelerator) -> Iterator[None]:
         yield
     except SakError as error:
         failure = error
-    mine = [] if failure is None else [str(failure)]
-    lines = gather_object(mine) if accelerator.num_processes > 1 else mine
+    lines = [] if failure is None else [str(failure)]
+    lines = gather_object(lines) if accelerator.num_processes > 1 else lines
     if lines:
         raise failure or SakError(lines[0])
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.data.fitted import fit, own_labels, read_at_own_size
 from pipeline.data.sample import TaskDataset
-from pipeline.dense.evaluation import Predict, from_plain
+from pipeline.dense.evaluation import Predict
 from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
 from pipeline.pictures.colour import label_as_stored, stored, write_whole
 from pipeline.pictures.panel import Compared, as_png, comparison, title
@@ -32,11 +32,6 @@ class MeanGates:
     experts: tuple[str, ...]
     images: int
     weights: Mapping[int, Mapping[str, tuple[float, ...]]]
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "MeanGates":
-        """As an evaluation's JSON has it; ValueError for anything else."""
-        return from_plain(cls, value)
 
 
 @dataclass

@@ -54,12 +54,6 @@ class TaskModel:
         """Task -> channels of its head."""
         return {task: _config(self.model).tasks[task] for task in self.tasks}
 
-    def table(self) -> Dataset:
-        """The rows of its tasks; UsageError where the data set is not known."""
-        if self.dataset is None:
-            raise UsageError("nothing says which data set this model is for; name it with --dataset")
-        return task_table(self.dataset).select(self.tasks)
-
 
 def describe(model: nn.Module, *, dataset: str | None = None, kind: str | None = None) -> TaskModel:
     """A network as a `TaskModel`; its kind follows from its parts where it is not given."""

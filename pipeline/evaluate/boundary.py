@@ -12,7 +12,7 @@ from pipeline.data.label_files import DataError, read_mask, segmentations
 from pipeline.data.pascal_nyud import Nyud, PascalContext
 from pipeline.data.sample import ListedDataset
 from pipeline.pictures.charts import COLOURS, axes_row, figure_png
-from pipeline.processes import run
+from pipeline.processes import WAITING, usable_cores, work_pool
 from pipeline.storage.local import write_durably
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary.score import (
@@ -185,10 +185,13 @@ def evaluate_boundaries(config: BoundaryConfig, *, progress: Progress | None = N
     distance = config.max_distance if config.max_distance is not None else MAX_DISTANCE[config.dataset]
     job = _Job(config.predictions, truth, distance, config.suppress)
     counts: list[BoundaryCounts] = []
-    for done, image_counts in enumerate(run(job, names, config.processes), start=1):
-        counts.append(image_counts)
-        if progress is not None:
-            progress(done, len(names))
+    workers = min(config.processes or usable_cores(), len(names))
+    processes = workers if workers > 1 else 0  # one alone is this one
+    with work_pool(processes, "--processes", job) as pool:
+        for done, image_counts in enumerate(pool.map(_Job.match, names, WAITING * processes or 1), start=1):
+            counts.append(image_counts)
+            if progress is not None:
+                progress(done, len(names))
     return BoundaryReport(
         score(counts, protocol=config.protocol),
         curve(sum(counts[1:], start=counts[0]), protocol=config.protocol),
@@ -225,14 +228,15 @@ def _predicted(config: BoundaryConfig, names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Job:
-    """One image's work, as a worker process takes it."""
+    """What a worker process is given, once for all images."""
 
     predictions: Path
     truth: BsdsTruth | SplitTruth
     max_distance: float
     suppress: bool
 
-    def __call__(self, name: str) -> BoundaryCounts:
+    def match(self, name: str) -> BoundaryCounts:
+        """Image `name`'s prediction against its ground truths."""
         path = self.predictions / f"{name}.png"
         prediction = read_mask(path)
         if prediction.ndim != 2:

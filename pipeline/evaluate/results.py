@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class StoredEvaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"format": FORMAT, **to_plain(asdict(self))}
+        return {"format": FORMAT, **to_plain(self)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "StoredEvaluation":

@@ -51,14 +51,7 @@ def evaluate(config: EvaluateConfig, *, bar: Bar | None = None, say: Say | None 
     gain = delta_m(own.table, stored.evaluation.metrics, baseline) if baseline is not None else None
     tables = EvaluationTables(own.table, stored.evaluation, trivial, baseline, gain)
     stored = replace(stored, trivial=trivial or stored.trivial)
-    document = {**stored.as_dict(), "baseline": None}
-    if baseline is not None and gain is not None:
-        document["baseline"] = {
-            "run": str(config.baseline_run),
-            "metrics": dict(baseline),
-            "delta_m": gain.value,
-            "gain_per_task": gain.per_task,
-        }
+    document = {**stored.as_dict(), "baseline": _compared(config, baseline, gain)}
     files = (*_write(own, tables, document), *_draw(evaluator, own, stored)) if is_main else ()
     accelerator.wait_for_everyone()
     return EvaluateReport(tables, document, files, is_main)
@@ -77,6 +70,15 @@ def _baseline(evaluator: Evaluator, own: OpenedRun) -> Mapping[str, float] | Non
             "tasks, or leave these out with --tasks"
         )
     return evaluator.evaluated(other).evaluation.metrics
+
+
+def _compared(
+    config: EvaluateConfig, baseline: Mapping[str, float] | None, gain: MultiTaskGain | None
+) -> dict[str, Any] | None:
+    if baseline is None or gain is None:
+        return None
+    run, metrics = str(config.baseline_run), dict(baseline)
+    return {"run": run, "metrics": metrics, "delta_m": gain.value, "gain_per_task": gain.per_task}
 
 
 def _write(own: OpenedRun, tables: EvaluationTables, document: Mapping[str, Any]) -> tuple[Path, Path]:

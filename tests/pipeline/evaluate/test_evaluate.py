@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_one_line(demo, run, tmp_path):
         ({"tasks": ("depht",)}, UsageError, "does not predict 'depht'; did you mean 'depth'"),
         ({"split": "test"}, UsageError, "its splits are train, val"),
         ({"data": tmp_path / "nowhere"}, DataError, "is not a folder"),
-        ({"baseline": tmp_path / "none"}, UsageError, "no such folder"),
+        ({"baseline_run": tmp_path / "none"}, UsageError, "no such folder"),
         ({"tasks": ("edge",), "boundary": False}, UsageError, "no task is left"),
     ):
         with pytest.raises(error, match=message):

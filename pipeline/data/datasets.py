@@ -108,19 +108,19 @@ class FolderDataset(ListedDataset):
         """`tasks` None takes all that the file describes."""
         if split not in spec.splits:
             raise UsageError(f"{spec.name} has no split {split!r}; its splits are {', '.join(spec.splits)}")
-        super().__init__(spec.name, root, inside(root, spec.splits[split]), tuple(spec.tasks), tasks)
+        super().__init__(spec.name, root, path_within(root, spec.splits[split]), tuple(spec.tasks), tasks)
         self.spec = spec
         self.channels = spec.table().channels
 
     def image_file(self, name: str) -> Path:
         """With the first suffix that is there."""
-        paths = [inside(self.root, self.spec.images, f"{name}{suffix}") for suffix in IMAGE_SUFFIXES]
+        paths = [path_within(self.root, self.spec.images, f"{name}{suffix}") for suffix in IMAGE_SUFFIXES]
         return next((path for path in paths if path.is_file()), paths[0])
 
     def label_files(self, task: str, name: str) -> tuple[Path, ...]:
         """One a task."""
         described = self.spec.tasks[task]
-        return (inside(self.root, described.folder, f"{name}{described.suffix}"),)
+        return (path_within(self.root, described.folder, f"{name}{described.suffix}"),)
 
     def label(self, task: str, name: str) -> NDArray[np.float32]:
         """Decoded by task."""
@@ -148,7 +148,7 @@ def _mask(path: Path) -> NDArray[np.bool_]:
     return values > 127
 
 
-def inside(root: Path, *parts: str) -> Path:
+def path_within(root: Path, *parts: str) -> Path:
     """`root/parts...`; DataError where the parts would leave `root`."""
     path = root.joinpath(*parts)
     if any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):

@@ -1,4 +1,4 @@
-"""Reading label files, with errors that name the file and say what to do."""
+"""Label files of data sets: pictures, arrays, lists, MATLAB files; errors name the file and say what to do."""
 
 import hashlib
 import os
@@ -136,8 +136,6 @@ def read_lines(path: Path) -> tuple[str, ...]:
     return lines
 
 
-# MATLAB label files, parsed once: scipy takes tens of milliseconds a file, so what was parsed is kept per user.
-
 PERSON = 15
 PARSER_REVISION = 1
 PART_NAMES: Mapping[int, tuple[str, ...]] = {
@@ -248,6 +246,7 @@ def _first_boundaries(mat: dict[str, Any]) -> NDArray[np.uint8]:
 
 
 def _parsed(path: Path, kind: str, parse: Parser) -> NDArray[Any]:
+    """What a MATLAB file says; kept per user by its content, as scipy takes tens of milliseconds a file."""
     try:
         data = path.read_bytes()
     except OSError as error:

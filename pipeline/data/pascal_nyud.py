@@ -69,7 +69,7 @@ class PascalContext(ListedDataset):
 
     def label(self, task: str, name: str) -> NDArray[np.float32]:
         """Decoded by task."""
-        path, *others = self.label_files(task, name)
+        path, *more = self.label_files(task, name)
         if task == "semseg":
             return plane(check_classes(read_png(path), len(VOC_CLASSES), path), path)
         if task == "human_parts":
@@ -78,7 +78,7 @@ class PascalContext(ListedDataset):
             return plane(read_mask(path) > 127, path)
         if task == "edge":
             return plane(training_boundaries(path), path)
-        return self._valid_normals(name, path, others[0])
+        return self._valid_normals(name, path, more[0])
 
     def boundary_truth(self, index: int) -> NDArray[np.bool_]:
         """Boundaries between 4-connected components of the LabelMap, thinned."""

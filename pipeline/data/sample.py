@@ -54,11 +54,11 @@ class ListedDataset(ABC):
     """
 
     def __init__(
-        self, dataset: str, root: Path, list_file: Path, known: Sequence[str], tasks: Sequence[str] | None
+        self, dataset: str, root: Path, list_file: Path, available: Sequence[str], tasks: Sequence[str] | None
     ) -> None:
-        """`tasks`, of those `known` in the layout; None takes them all."""
+        """`tasks`, of those `available` in the layout; None takes them all."""
         self.dataset, self.root = dataset, root
-        self.tasks = select_tasks(tasks, known, dataset)
+        self.tasks = select_tasks(tasks, available, dataset)
         self.names = read_lines(list_file)
 
     @abstractmethod
@@ -110,9 +110,9 @@ class ListedDataset(ABC):
         return TaskSample(name, image, labels, size)
 
 
-def select_tasks(wanted: Sequence[str] | None, known: Sequence[str], dataset: str) -> tuple[str, ...]:
+def select_tasks(wanted: Sequence[str] | None, available: Sequence[str], dataset: str) -> tuple[str, ...]:
     """The tasks asked for in the data set's own order; all where none are named."""
-    unknown = set(wanted or ()) - set(known)
+    unknown = set(wanted or ()) - set(available)
     if unknown:
-        raise DataError(f"{dataset} has no task {sorted(unknown)[0]!r}; its tasks are {', '.join(known)}")
-    return tuple(task for task in known if wanted is None or task in wanted)
+        raise DataError(f"{dataset} has no task {sorted(unknown)[0]!r}; its tasks are {', '.join(available)}")
+    return tuple(task for task in available if wanted is None or task in wanted)

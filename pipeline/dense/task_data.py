@@ -1,4 +1,4 @@
-"""The images that a fine-tuning trains on and is measured on, checked before anything starts."""
+"""The images that a fine-tuning trains on and is measured on, and predictors that know their statistics alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,8 +74,6 @@ def _has_person(dataset: TaskDataset, index: int) -> bool:
     return bool(((labels != 0) & (labels != IGNORE)).any())
 
 
-# Predictors that look at no image: what every metric must beat, from the statistics of the training labels.
-
 CERTAIN = 20.0
 """The logit of what is predicted everywhere."""
 
@@ -140,7 +138,7 @@ def _sums(task: Task, label: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def trivial_predict(statistics: LabelStatistics, table: Dataset) -> Predict:
-    """The same for every image; SakError where a task has no labelled pixel in training."""
+    """The same for every image, which every metric must beat; SakError where no training label has a valid pixel."""
     constants = {task.name: torch.tensor(_constant(task, statistics), dtype=torch.float32) for task in table}
 
     def predict(images: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from pipeline.pictures.colour import write_whole
 from pipeline.train.config import TrainingConfig
 from pipeline.train.devices import make_accelerator
 from sak.errors import UsageError
-from sak.metrics.delta_m import delta_m
+from sak.metrics.delta_m import MultiTaskGain, delta_m
 
 __all__ = ["EvaluateConfig", "EvaluateReport", "evaluate"]
 

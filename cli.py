@@ -431,7 +431,7 @@ def evaluate(
     from pipeline.progress import progress_bar
 
     report = run_evaluation(EvaluateConfig(**_flags(context)), bar=progress_bar, say=_say)
-    if report.is_told:
+    if report.is_main:
         typer.echo(report.to_json() if as_json else report.to_text())
 
 

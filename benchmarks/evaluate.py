@@ -57,7 +57,7 @@ def evaluations(model: TaskModel, data: Path, images: int, workers: int) -> list
         return evaluate_tasks(
             model.predict,
             dataset,
-            model.table(),
+            task_table(model.dataset or "").select(model.tasks),
             size=model.image_size,
             accelerator=accelerator,
             workers=workers,

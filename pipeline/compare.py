@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +32,27 @@ class Comparison:
             "reference": self.reference,
             "scores": {name: dict(scores) for name, scores in self.scores.items()},
             "improvements": {
-                name: {"per_task": each.per_task, "mean": each.mean, "deviation": each.deviation, "ratio": each.ratio}
-                for name, each in self.improvements.items()
+                name: {**asdict(improved), "ratio": improved.ratio} for name, improved in self.improvements.items()
             },
-            "oracle": {"scores": self.oracle.scores, "best": self.oracle.best},
+            "oracle": asdict(self.oracle),
         }
 
     def to_text(self) -> str:
         """A row a run and one for the oracle: scores, mu, sigma and mu/sigma of the improvements in percent."""
-        table = [self._row(name, scores) for name, scores in self.scores.items()]
+        table: list[dict[str, object]] = [
+            {"run": name, **{task: f"{scores[task]:.4g}" for task in self.rows.names}, **self._evenness(name)}
+            for name, scores in self.scores.items()
+        ]
         best = {task: f"{score:.4g} ({self.oracle.best[task]})" for task, score in self.oracle.scores.items()}
         table.append({"run": "oracle", **best, **self._evenness("oracle")})
         return text_table(table)
 
-    def _row(self, name: str, scores: Mapping[str, float]) -> dict[str, object]:
-        own = {task: f"{scores[task]:.4g}" for task in self.rows.names}
-        return {"run": name, **own, **self._evenness(name)}
-
     def _evenness(self, name: str) -> dict[str, object]:
-        found = self.improvements.get(name)
-        if found is None:
+        improved = self.improvements.get(name)
+        if improved is None:
             return {"mu": "", "sigma": "", "mu/sigma": ""}
-        ratio = "" if found.ratio is None else f"{found.ratio:+.2f}"
-        return {"mu": f"{found.mean:+.2f} %", "sigma": f"{found.deviation:.2f} %", "mu/sigma": ratio}
+        ratio = "" if improved.ratio is None else f"{improved.ratio:+.2f}"
+        return {"mu": f"{improved.mean:+.2f} %", "sigma": f"{improved.deviation:.2f} %", "mu/sigma": ratio}
 
 
 def compare_runs(reference: Path, runs: Sequence[Path]) -> Comparison:
@@ -64,36 +62,37 @@ def compare_runs(reference: Path, runs: Sequence[Path]) -> Comparison:
     """
     if not runs:
         raise UsageError("give at least one run to compare with the reference")
-    read = {_name(place, (reference, *runs)): _evaluation(place) for place in (reference, *runs)}
-    first = _name(reference, (reference, *runs))
-    own = read[first].of
-    for name, each in read.items():
-        if (each.of.dataset, each.of.split, each.of.images) != (own.dataset, own.split, own.images):
+    directories = (reference, *runs)
+    stored = {_name(run, directories): _evaluation(run) for run in directories}
+    first = _name(reference, directories)
+    own = stored[first].of
+    for name, other in ((name, evaluation.of) for name, evaluation in stored.items()):
+        if (other.dataset, other.split, other.images) != (own.dataset, own.split, own.images):
             raise UsageError(
-                f"{name} was evaluated on other images ({each.of.dataset} {each.of.split}) than {first} ({own.dataset} "
+                f"{name} was evaluated on other images ({other.dataset} {other.split}) than {first} ({own.dataset} "
                 f"{own.split}); evaluate both on the same"
             )
-    scores = {name: each.evaluation.metrics for name, each in read.items()}
+    scores = {name: evaluation.evaluation.metrics for name, evaluation in stored.items()}
     table = task_table(own.dataset)
-    rows = table.select([task for task in table.names if all(task in each for each in scores.values())])
+    rows = table.select([task for task in table.names if all(task in metrics for metrics in scores.values())])
     chosen = oracle(rows, {name: scores[name] for name in scores if name != first})
     improvements = {name: improvement(rows, score, scores[first]) for name, score in scores.items() if name != first}
     improvements["oracle"] = improvement(rows, chosen.scores, scores[first])
     return Comparison(rows, first, scores, improvements, chosen)
 
 
-def _name(place: Path, places: Sequence[Path]) -> str:
-    """The folder's name, with its parent's where two are called alike."""
-    alike = [other for other in places if other.name == place.name and other != place]
-    return f"{place.parent.name}/{place.name}" if alike else place.name
+def _name(run: Path, runs: Sequence[Path]) -> str:
+    """The directory's name, with its parent's where two are called alike."""
+    alike = any(other.name == run.name and other != run for other in runs)
+    return f"{run.parent.name}/{run.name}" if alike else run.name
 
 
-def _evaluation(place: Path) -> StoredEvaluation:
+def _evaluation(run: Path) -> StoredEvaluation:
     """The newest stored evaluation of a run."""
-    found = sorted(place.glob(STORED), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UsageError(f"{place} has no evaluation: run sak-cli evaluate {place} first")
+    files = sorted(run.glob(STORED), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise UsageError(f"{run} has no evaluation: run sak-cli evaluate {run} first")
     try:
-        return StoredEvaluation.from_dict(json.loads(found[-1].read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{found[-1]} is no evaluation ({error}); evaluate the run again with --again") from error
+        return StoredEvaluation.from_dict(json.loads(files[-1].read_text()))
+    except ValueError as error:
+        raise UsageError(f"{files[-1]} is no evaluation ({error}); evaluate the run again with --again") from error

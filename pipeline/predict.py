@@ -1,8 +1,7 @@
 """Pictures of every task for images of any size and kind."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +12,15 @@ from PIL import Image
 
 from pipeline.cluster import resolve_device
 from pipeline.data.fitted import Fitted, fit, read_at_own_size
-from pipeline.dense.task_model import Checkpoint, TaskModels, check_checkpoint
+from pipeline.dense.task_model import Checkpoint, TaskModels, check_options
 from pipeline.images.access import decode_photo
 from pipeline.images.source import IMAGE_EXTENSIONS, BadImage
 from pipeline.pictures.colour import Stored, colour, prediction_file, stored, write_prediction, write_whole
 from pipeline.pictures.panel import as_png, prediction_panel
-from pipeline.processes import WAITING, in_order, worker_pool
+from pipeline.processes import work_pool
 from pipeline.progress import Update
 from sak.errors import UsageError
 from sak.tasks import Dataset
-
-# What the processes beside a prediction do: decode images, write pictures; apart, so that they start fast.
 
 PANELS = "panels"
 LEAST_SIDE = 16
@@ -95,31 +92,8 @@ class PhotoWork:
         write_whole(panel_file(self.out, name), as_png(sheet))
 
 
-_here: list[PhotoWork] = []
-
-
-def prepare(work: PhotoWork, alone: bool) -> None:
-    """Take the work over; a process of its own (`alone`) computes with one thread."""
-    _here[:] = [work]
-    if alone:
-        torch.set_num_threads(1)
-
-
-def read(wanted: Wanted) -> Photo | PhotoFailure:
-    """`PhotoWork.read` of the work that this process has."""
-    return _here[0].read(wanted)
-
-
-def write(photo: Photo, predictions: Mapping[str, Stored]) -> None:
-    """`PhotoWork.write` of the work that this process has."""
-    _here[0].write(photo, predictions)
-
-
 FEW = 8
 """Images for which starting processes takes longer than what they would do."""
-
-AHEAD = 2
-"""Batches read ahead of the one that is predicted."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +128,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
-        check_checkpoint(self.checkpoint)
-        for option, value, least in (("--batch-size", self.batch_size, 1), ("--workers", self.workers, 0)):
-            if value < least:
-                raise UsageError(f"{option} must be at least {least}, got {value}")
+        check_options(self.checkpoint, ("--batch-size", self.batch_size, 1), ("--workers", self.workers, 0))
 
 
 @dataclass(frozen=True)
@@ -177,7 +148,7 @@ class PredictReport:
 
 
 def predict(config: PredictConfig, *, progress: Update | None = None) -> PredictReport:
-    """Predict every image; those that cannot be read are told in the report, and the others go on.
+    """Predict every image; those that cannot be read are listed in the report, and the others go on.
 
     Images smaller than the network's input are padded, larger ones shrunk; depth is as if the camera were the training
     set's, whatever the image's size.
@@ -190,84 +161,65 @@ def predict(config: PredictConfig, *, progress: Update | None = None) -> Predict
         _refuse_existing(config.out, table, wanted)
     networks.to(device)
     workers = config.workers if len(wanted) >= FEW else 0
-    work = PhotoWork(networks.size, table, config.out)
+    batches = [wanted[start : start + config.batch_size] for start in range(0, len(wanted), config.batch_size)]
     bad: list[tuple[Path, str]] = []
-    unfinished: deque[Future[None]] = deque()
-    with worker_pool(workers, "--workers", prepare=prepare, arguments=(work, workers > 0)) as pool:
-        for done, batch in _batches(pool, wanted, config.batch_size, workers):
-            images = [each for each in batch if isinstance(each, Photo)]
-            bad += [(each.path, each.reason) for each in batch if isinstance(each, PhotoFailure)]
-            for photo, predictions in _predicted(networks, table, images, device):
-                unfinished.append(pool.submit(write, photo, predictions))
-            while len(unfinished) > WAITING * workers:
-                unfinished.popleft().result()
+    done = 0
+    with work_pool(workers, "--workers", PhotoWork(networks.size, table, config.out)) as pool:
+        for batch in pool.map_batches(PhotoWork.read, batches):
+            bad += [(failure.path, failure.reason) for failure in batch if isinstance(failure, PhotoFailure)]
+            photos = [photo for photo in batch if isinstance(photo, Photo)]
+            for photo, predictions in _predicted(networks, table, photos, device):
+                pool.submit(PhotoWork.write, photo, predictions)
+            list(pool.finished())
+            done += len(batch)
             if progress is not None:
                 progress(done, len(wanted))
-        for each in unfinished:
-            each.result()
+        list(pool.finished(waiting=0))
     return PredictReport(len(wanted) - len(bad), config.out, tuple(bad))
 
 
-def find(places: Sequence[Path], *, ours: Sequence[Path] = ()) -> list[Wanted]:
+def find(paths: Sequence[Path], *, ours: Sequence[Path] = ()) -> list[Wanted]:
     """The images of files and folders, each with a name of its own; UsageError where there are none.
 
     The folders `ours` hold pictures that were predicted before: they are left out where a folder around them is walked.
     """
-    found = [(path, name) for place in places for path, name in _listed(place, ours)]
-    found = list(dict.fromkeys(found))
-    times = Counter(name.with_suffix("") for _, name in found)
-    named = [
-        Wanted(path, str(name if times[name.with_suffix("")] > 1 else name.with_suffix(""))) for path, name in found
-    ]
+    files = list(dict.fromkeys(pair for path in paths for pair in _listed(path, ours)))
+    times = Counter(name.with_suffix("") for _, name in files)
     first: dict[str, Path] = {}
-    for each in named:
-        if first.setdefault(each.name, each.path) != each.path:
-            raise UsageError(
-                f"{first[each.name]} and {each.path} would have the same pictures; predict them into two folders"
-            )
-    return named
+    for path, full_name in files:
+        name = str(full_name if times[full_name.with_suffix("")] > 1 else full_name.with_suffix(""))
+        if first.setdefault(name, path) != path:
+            raise UsageError(f"{first[name]} and {path} would have the same pictures; predict them into two folders")
+    return [Wanted(path, name) for name, path in first.items()]
 
 
-def _listed(place: Path, ours: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+def _listed(path: Path, ours: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     """(file, its path inside the folder that was named) of a file or of all images in a folder."""
-    if place.is_file():
-        yield place, Path(place.name)
+    if path.is_file():
+        yield path, Path(path.name)
         return
-    if not place.is_dir():
-        raise UsageError(f"{place}: no such file or folder; give images, or folders of images")
-    inside = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
-    files = [path for path in inside if path.is_file() and not path.name.startswith(".")]
-    root = place.resolve()
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such file or folder; give images, or folders of images")
+    root = path.resolve()
     inner = [folder for folder in (our.resolve() for our in ours) if folder != root and folder.is_relative_to(root)]
-    if inner:
-        files = [
-            path for path in files if not any((root / path.relative_to(place)).is_relative_to(own) for own in inner)
-        ]
-    if not files:
-        raise UsageError(f"{place} holds no images ({', '.join(IMAGE_EXTENSIONS)}); name another folder, or the files")
-    yield from ((path, path.relative_to(place)) for path in files)
+    names = [
+        file.relative_to(path)
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS and file.is_file() and not file.name.startswith(".")
+    ]
+    names = [name for name in names if not any((root / name).is_relative_to(folder) for folder in inner)]
+    if not names:
+        raise UsageError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); name another folder, or the files")
+    yield from ((path / name, name) for name in names)
 
 
 def _refuse_existing(out: Path, table: Dataset, wanted: Sequence[Wanted]) -> None:
     if out.is_file():
         raise UsageError(f"{out} is a file; --out is the folder for the pictures")
-    for each in wanted:
-        for path in (panel_file(out, each.name), *(prediction_file(out, task, each.name) for task in table)):
+    for image in wanted:
+        for path in (panel_file(out, image.name), *(prediction_file(out, task, image.name) for task in table)):
             if path.exists():
                 raise UsageError(f"{path} exists; choose another --out, or replace it with --overwrite")
-
-
-def _batches(
-    pool: Executor, wanted: Sequence[Wanted], batch_size: int, workers: int
-) -> Iterator[tuple[int, list[Photo | PhotoFailure]]]:
-    """Images as the pool has read them, with how many that makes."""
-    ahead = AHEAD * batch_size if workers else 1
-    batch: list[Photo | PhotoFailure] = []
-    for done, each in enumerate(in_order(pool, read, wanted, ahead), start=1):
-        batch.append(each)
-        if len(batch) == batch_size or done == len(wanted):
-            yield done, batch
-            batch = []
 
 
 def _predicted(

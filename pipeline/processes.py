@@ -7,13 +7,15 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from sak.errors import SakError
@@ -26,19 +28,6 @@ WAITING = 4  # items handed to a process ahead of their turn: enough to keep it 
 def usable_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run(job: Callable[[str], Result], names: Sequence[str], processes: int | None) -> Iterator[Result]:
-    """`job` of every name, in the names' order; `processes` None takes all cores.
-
-    What a job raises comes through; SakError where a process dies.
-    """
-    workers = min(processes or usable_cores(), len(names))
-    if workers == 1:
-        yield from map(job, names)
-        return
-    with worker_pool(workers, "--processes") as pool:
-        yield from in_order(pool, job, names, WAITING * workers)
 
 
 def in_order(
@@ -84,6 +73,61 @@ def worker_pool(
         raise SakError(f"one of {processes} processes died, perhaps for want of memory; try fewer {option}") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class WorkPool:
+    """Processes that hold a piece of work, sent to each once and not with every item; see `work_pool`.
+
+    A method is a function of the work and an item; it is named, not bound, so that the work does not travel with it.
+    """
+
+    def __init__(self, executor: Executor, processes: int) -> None:
+        self.executor, self.processes = executor, processes
+        self._unfinished: deque[Future[Any]] = deque()
+
+    def map(self, method: Callable[[Any, Any], Result], items: Iterable[Any], ahead: int) -> Iterator[Result]:
+        """`method(work, item)` of every item, in order, `ahead` of them at most on their way."""
+        return in_order(self.executor, partial(_on_work, method), iter(items), ahead)
+
+    def map_batches(
+        self, method: Callable[[Any, Any], Result], batches: Sequence[Sequence[Any]]
+    ) -> Iterator[list[Result]]:
+        """The same, batch by batch; the two after the one that is used are made meanwhile."""
+        ahead = max(2 * max(map(len, batches), default=0), self.processes) if self.processes else 1
+        results = self.map(method, chain.from_iterable(batches), ahead)
+        for batch in batches:
+            yield [next(results) for _ in batch]
+
+    def submit(self, method: Callable[..., Any], *arguments: Any) -> None:
+        """Do `method(work, *arguments)` at some time; its result is one of `finished`."""
+        self._unfinished.append(self.executor.submit(_on_work, method, *arguments))
+
+    def finished(self, waiting: int = WAITING) -> Iterator[Any]:
+        """Results of what was submitted, in that order, waiting for them until `waiting` a process are left."""
+        while len(self._unfinished) > waiting * self.processes:
+            yield self._unfinished.popleft().result()
+
+
+@contextmanager
+def work_pool(processes: int, option: str, work: Any) -> Iterator[WorkPool]:
+    """A `worker_pool` whose processes hold `work` and compute with one thread each; 0 processes: this one."""
+    with worker_pool(processes, option, prepare=_hold, arguments=(work, processes > 0)) as executor:
+        yield WorkPool(executor, processes)
+
+
+_held: list[Any] = []
+
+
+def _hold(work: Any, alone: bool) -> None:
+    _held[:] = [work]
+    if alone:  # each of these would start a thread a core, in every process; none is loaded for a work without it
+        for library, limit in (("torch", "set_num_threads"), ("cv2", "setNumThreads")):
+            if library in sys.modules:
+                getattr(sys.modules[library], limit)(1)
+
+
+def _on_work(method: Callable[..., Result], *arguments: Any) -> Result:
+    return method(_held[0], *arguments)
 
 
 class _SameProcess(Executor):

@@ -70,16 +70,11 @@ def for_training(sample: TaskSample, size: tuple[int, int], *, seed: int, epoch:
     """The training augmentation at (H, W) `size`."""
     draws = generator(seed, epoch, sample.name)
     sample = scale(sample, draws.uniform(*SCALES))
-    sample = crop(sample, size, places(sample, size, draws))
+    sample = crop(sample, size, corners(sample, size, draws))
     if draws.random() < 0.5:
         sample = flip(sample)
     sample = replace(sample, image=distort(sample.image, draw_photometric(draws)))
-    return prepare(sample, size)
-
-
-def for_evaluation(sample: TaskSample, size: tuple[int, int]) -> Prepared:
-    """Normalised and padded to at least (H, W) `size`, nothing drawn; larger images keep their size."""
-    return prepare(sample, size)
+    return for_evaluation(sample, size)
 
 
 def scale(sample: TaskSample, factor: float) -> TaskSample:
@@ -89,8 +84,8 @@ def scale(sample: TaskSample, factor: float) -> TaskSample:
     height, width = (int(side * factor) for side in sample.image.shape[:2])
     size = (max(width, 1), max(height, 1))
     image: Any = cv2.resize(sample.image, size, interpolation=cv2.INTER_LINEAR)
-    labels = {
-        task: _with_channels(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST))
+    labels: dict[str, Image] = {
+        task: cv2.resize(label, size, interpolation=cv2.INTER_NEAREST).reshape(size[1], size[0], -1)
         for task, label in sample.labels.items()
     }
     if "depth" in labels:
@@ -98,13 +93,9 @@ def scale(sample: TaskSample, factor: float) -> TaskSample:
     return replace(sample, image=image, labels=labels)
 
 
-def _with_channels(label: Any) -> Image:
-    return label[:, :, None] if label.ndim == 2 else label
-
-
-def places(sample: TaskSample, size: tuple[int, int], draws: np.random.Generator) -> Iterator[tuple[int, int]]:
+def corners(sample: TaskSample, size: tuple[int, int], draws: np.random.Generator) -> Iterator[tuple[int, int]]:
     """Endless (top, left) candidates for a crop."""
-    spare = [max(have - want, 0) for have, want in zip(sample.image.shape[:2], size, strict=True)]
+    spare = [max(side - wanted, 0) for side, wanted in zip(sample.image.shape[:2], size, strict=True)]
     while True:
         yield int(draws.integers(spare[0] + 1)), int(draws.integers(spare[1] + 1))
 
@@ -118,10 +109,9 @@ def crop(sample: TaskSample, size: tuple[int, int], candidates: Iterator[tuple[i
     if sample.image.shape[:2] == size:
         return sample
     semseg = sample.labels.get("semseg")
-    checks = CROP_CHECKS if semseg is not None else 0
     top, left = next(candidates)
-    for _ in range(checks):
-        if semseg is not None and is_varied(semseg[top : top + size[0], left : left + size[1]]):
+    for _ in range(CROP_CHECKS):
+        if semseg is None or is_varied(semseg[top : top + size[0], left : left + size[1]]):
             break
         top, left = next(candidates)
     window = (slice(top, top + size[0]), slice(left, left + size[1]))
@@ -190,10 +180,13 @@ def _linear(pixels: NDArray[np.uint8], factor: float, offset: float) -> NDArray[
     return _to_8_bit(pixels.astype(np.float32) * np.float32(factor) + np.float32(offset))
 
 
-def prepare(sample: TaskSample, size: tuple[int, int]) -> Prepared:
-    """Normalise, pad around the centre to at least `size`, mark what is to be ignored, as tensors."""
+def for_evaluation(sample: TaskSample, size: tuple[int, int]) -> Prepared:
+    """Normalised, padded around the centre to at least (H, W) `size`, what is to be ignored marked; nothing drawn.
+
+    Larger images keep their size.
+    """
     height, width = sample.image.shape[:2]
-    rows, columns = (_around(have, want) for have, want in zip((height, width), size, strict=True))
+    rows, columns = (_around(side, wanted) for side, wanted in zip((height, width), size, strict=True))
     image = _pad(normalise(sample.image), rows, columns, 0.0)
     labels = {task: _pad(label, rows, columns, PADDING.get(task, IGNORE)) for task, label in sample.labels.items()}
     return Prepared(
@@ -213,8 +206,8 @@ def normalise(image: Image) -> Image:
     return scaled
 
 
-def _around(have: int, want: int) -> tuple[int, int]:
-    missing = max(want - have, 0)
+def _around(side: int, wanted: int) -> tuple[int, int]:
+    missing = max(wanted - side, 0)
     return missing // 2, missing - missing // 2
 
 

@@ -1,26 +1,32 @@
-"""The downstream data sets by name, and the check of a tree before anything long starts on it."""
+"""The downstream data sets by name, folders described by a YAML file among them, and the check of a tree's files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.data.augment import generator
-from pipeline.data.label_files import finite_depth, read_array, read_lines, read_mask, read_png, read_rgb, read_values
-from pipeline.data.nyud import Nyud
-from pipeline.data.pascal_context import PascalContext, decode_normals, plane
-from pipeline.data.sample import DataError, TaskDataset, TaskSample, check_classes, check_size, select_tasks
+from pipeline.data.label_files import (
+    DataError,
+    check_classes,
+    decode_normals,
+    finite_depth,
+    plane,
+    read_array,
+    read_mask,
+    read_png,
+    read_values,
+)
+from pipeline.data.pascal_nyud import Nyud, PascalContext
+from pipeline.data.sample import ListedDataset, TaskDataset
 from pipeline.settings import Frozen, parse_settings, read_yaml
 from sak import tasks as table
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary.score import from_boundary_map
-
-# A user's own data: a folder of images and one folder of labels a task, described by a small YAML file.
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST_CLASSES = 2
@@ -74,101 +80,75 @@ class FolderSpec(Frozen):
 
 
 def _check_classes_of(name: str, classes: Sequence[str], path: Path) -> None:
-    """UsageError where a task needs classes and has none, or has some that are not its to choose."""
+    """UsageError where a task needs classes and has none, or has some that are not its to choose.
+
+    A new name that is most likely a misspelt one is refused too.
+    """
     if name not in ROWS:
-        _check_new(name, classes, path)
-    if (classes or name not in ROWS or name == "semseg") and len(classes) < FEWEST_CLASSES:
+        misspelt = get_close_matches(name, ROWS, n=1, cutoff=0.8)
+        if misspelt:
+            raise UsageError(f"{path}: tasks: unknown task {name!r}; did you mean {misspelt[0]!r}?")
+        if not classes:
+            raise UsageError(
+                f"{path}: tasks: unknown task {name!r}{nearest(name, ROWS)}; a task of your own needs the names of its "
+                f"classes: {name}: {{folder: ..., classes: [first, second]}}"
+            )
+        if not name.isidentifier():
+            raise UsageError(f"{path}: tasks: a task's name is letters, digits and _, got {name!r}")
+    if (classes or name == "semseg") and len(classes) < FEWEST_CLASSES:
         raise UsageError(f"{path}: tasks.{name}.classes must name at least two classes, in the order of their numbers")
     if classes and name in ROWS and ROWS[name].metric != ROWS["semseg"].metric:
         raise UsageError(f"{path}: tasks.{name} has classes or channels of its own: leave classes out")
 
 
-def _check_new(name: str, classes: Sequence[str], path: Path) -> None:
-    """UsageError for a name that nothing is known of, or that is most likely a misspelt one."""
-    misspelt = get_close_matches(name, ROWS, n=1, cutoff=0.8)
-    if misspelt:
-        raise UsageError(f"{path}: tasks: unknown task {name!r}; did you mean {misspelt[0]!r}?")
-    if not classes:
-        raise UsageError(
-            f"{path}: tasks: unknown task {name!r}{nearest(name, ROWS)}; a task of your own needs the names of its "
-            f"classes: {name}: {{folder: ..., classes: [first, second]}}"
-        )
-    if not name.isidentifier():
-        raise UsageError(f"{path}: tasks: a task's name is letters, digits and _, got {name!r}")
-
-
-class FolderDataset:
-    """A split of a described folder; a task whose label file is missing is an error, never skipped."""
+class FolderDataset(ListedDataset):
+    """A split of a described folder; image names are file names without their suffix."""
 
     def __init__(self, spec: FolderSpec, root: Path, split: str, tasks: Sequence[str] | None = None) -> None:
         """`tasks` None takes all that the file describes."""
         if split not in spec.splits:
             raise UsageError(f"{spec.name} has no split {split!r}; its splits are {', '.join(spec.splits)}")
+        super().__init__(spec.name, root, path_within(root, spec.splits[split]), tuple(spec.tasks), tasks)
         self.spec = spec
-        self.root = root
-        self.dataset = spec.name
-        self.tasks = select_tasks(tasks, tuple(spec.tasks), spec.name)
         self.channels = spec.table().channels
-        self.names = read_lines(inside(root, spec.splits[split]))
 
-    def __len__(self) -> int:
-        """How many images."""
-        return len(self.names)
+    def image_file(self, name: str) -> Path:
+        """With the first suffix that is there."""
+        paths = [path_within(self.root, self.spec.images, f"{name}{suffix}") for suffix in IMAGE_SUFFIXES]
+        return next((path for path in paths if path.is_file()), paths[0])
 
-    def name(self, index: int) -> str:
-        """The line of the split's list: a file name without its suffix."""
-        return self.names[index]
+    def label_files(self, task: str, name: str) -> tuple[Path, ...]:
+        """One a task."""
+        described = self.spec.tasks[task]
+        return (path_within(self.root, described.folder, f"{name}{described.suffix}"),)
 
-    def __getitem__(self, index: int) -> TaskSample:
-        """Image and labels; DataError names a file that is missing, damaged, or of another size than its image."""
-        name = self.names[index]
-        image = read_rgb(self._image(name)).astype(np.float32)
-        size = (image.shape[0], image.shape[1])
-        labels = {task: check_size(self._label(task, name), size, self._file(task, name)) for task in self.tasks}
-        return TaskSample(name, image, labels, size)
-
-    def files(self, name: str) -> tuple[Path, ...]:
-        """Every file that image `name` needs for the tasks of this split."""
-        return (self._image(name), *(self._file(task, name) for task in self.tasks))
-
-    def boundary_files(self, name: str) -> tuple[Path, ...]:
-        """What boundary evaluation reads of image `name`."""
-        return (self._file("edge", name),)
+    def label(self, task: str, name: str) -> NDArray[np.float32]:
+        """Decoded by task."""
+        (path,) = self.label_files(task, name)
+        if task == "normals":
+            return decode_normals(path)
+        if task == "depth":
+            stored = read_array(path) if path.suffix == ".npy" else read_values(path)
+            return plane(finite_depth(stored, path) * np.float32(self.spec.tasks[task].scale), path)
+        if task in ("sal", "edge"):
+            return plane(_mask(path), path)
+        return plane(check_classes(read_png(path), self.channels[task], path), path)
 
     def boundary_truth(self, index: int) -> NDArray[np.bool_]:
         """The edge labels, doubled and thinned as NYUD-v2's protocol has it."""
         if "edge" not in self.spec.tasks:
-            raise DataError(f"{self.dataset} has no edge labels, so no boundary ground truth")
-        return from_boundary_map(self._mask(self._file("edge", self.names[index])))
-
-    @staticmethod
-    def _mask(path: Path) -> NDArray[np.bool_]:
-        values = read_mask(path)
-        if values.max() == 1:
-            raise DataError(f"{path} holds 0 and 1; a mask holds 0 and 255")
-        return values > 127
-
-    def _image(self, name: str) -> Path:
-        places = [inside(self.root, self.spec.images, f"{name}{suffix}") for suffix in IMAGE_SUFFIXES]
-        return next((path for path in places if path.is_file()), places[0])
-
-    def _file(self, task: str, name: str) -> Path:
-        described = self.spec.tasks[task]
-        return inside(self.root, described.folder, f"{name}{described.suffix}")
-
-    def _label(self, task: str, name: str) -> NDArray[np.float32]:
-        path = self._file(task, name)
-        if task == "normals":
-            return decode_normals(path)
-        if task == "depth":
-            return plane(_depth(path, self.spec.tasks[task].scale), path)
-        if task in ("sal", "edge"):
-            return plane(self._mask(path).astype(np.float32), path)
-        values = read_png(path)
-        return plane(check_classes(values, self.channels[task], path), path)
+            return super().boundary_truth(index)
+        return from_boundary_map(_mask(*self.boundary_files(self.names[index])))
 
 
-def inside(root: Path, *parts: str) -> Path:
+def _mask(path: Path) -> NDArray[np.bool_]:
+    values = read_mask(path)
+    if values.max() == 1:
+        raise DataError(f"{path} holds 0 and 1; a mask holds 0 and 255")
+    return values > 127
+
+
+def path_within(root: Path, *parts: str) -> Path:
     """`root/parts...`; DataError where the parts would leave `root`."""
     path = root.joinpath(*parts)
     if any(Path(part).is_absolute() or ".." in Path(part).parts for part in parts):
@@ -178,31 +158,12 @@ def inside(root: Path, *parts: str) -> Path:
     return path
 
 
-def _depth(path: Path, scale: float) -> NDArray[np.float32]:
-    if path.suffix == ".npy":
-        return finite_depth(read_array(path), path) * np.float32(scale)
-    return finite_depth(read_values(path), path) * np.float32(scale)
-
-
-class ListedDataset(TaskDataset, Protocol):
-    """A split that knows its files, so that a missing one is told before anything long starts."""
-
-    names: tuple[str, ...]
-
-    def files(self, name: str) -> tuple[Path, ...]:
-        """Every file that image `name` needs for the tasks of this split."""
-
-    def boundary_files(self, name: str) -> tuple[Path, ...]:
-        """What boundary evaluation reads of image `name`."""
-
-
 READERS: dict[str, Callable[[Path, str, Sequence[str] | None], ListedDataset]] = {
     "pascal-context": PascalContext,
     "nyud": Nyud,
     "demo-pascal": PascalContext,
     "demo-nyud": Nyud,
 }
-LISTED_MISSING = 20
 
 
 @dataclass(frozen=True)
@@ -211,7 +172,6 @@ class TreeCheck:
 
     dataset: str
     split: str
-    images: int
     files: int
     missing: tuple[Path, ...]
 
@@ -259,7 +219,7 @@ def check_tree(
     wanted = [path for image in dataset.names for path in dataset.files(image)]
     if boundaries and "edge" in dataset.tasks:
         wanted += [path for image in dataset.names for path in dataset.boundary_files(image)]
-    return TreeCheck(name, split, len(dataset), len(wanted), tuple(path for path in wanted if not path.is_file()))
+    return TreeCheck(name, split, len(wanted), tuple(path for path in wanted if not path.is_file()))
 
 
 def files_read(dataset: ListedDataset, count: int, *, boundaries: bool) -> Iterator[Path]:
@@ -276,12 +236,3 @@ def fraction_of(dataset: TaskDataset, fraction: float, seed: int) -> tuple[int, 
     draws = [generator(seed, 0, f"fraction\0{dataset.name(index)}").random() for index in range(len(dataset))]
     ranked = sorted(range(len(dataset)), key=draws.__getitem__)
     return tuple(sorted(ranked[: max(1, round(fraction * len(dataset)))]))
-
-
-def describe(check: TreeCheck) -> Iterator[str]:
-    """A check as lines for a person."""
-    yield f"{check.dataset} {check.split}: {check.images} images, {check.files} files, {len(check.missing)} missing"
-    for path in check.missing[:LISTED_MISSING]:
-        yield f"  missing {path}"
-    if len(check.missing) > LISTED_MISSING:
-        yield f"  and {len(check.missing) - LISTED_MISSING} more"

@@ -14,17 +14,12 @@ from pipeline.cache.reader.batch import EncodedBatch
 from pipeline.cache.reader.batches import BatchState, FeatureBatches, ReadingOrder
 from pipeline.cache.reader.feature_cache import FeatureCache
 from pipeline.cache.stores.base import StoredViews
+from pipeline.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.data.loading import PhotometricJitter, ViewDataset, ViewImages, WantedViews, load_batches
 from pipeline.images.source import ReplayError
 from sak.errors import UsageError
 from sak.features import FeatureMaps
 from sak.losses.targets import ProjectedTarget, Target, TargetMaps, Targets
-
-# What distillation trains on: the views' images with the targets of the same pixels, decoded when they are needed.
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
 
 Live = Callable[[Tensor], Mapping[str, Targets]]
 """(B, 3, H, W) in [0, 1] to teacher -> targets."""
@@ -32,10 +27,15 @@ Live = Callable[[Tensor], Mapping[str, Targets]]
 
 @dataclass(frozen=True)
 class DecodedRows:
-    """Some samples of a batch whose targets are decoded already."""
+    """Samples whose targets need no decoding: some rows of a batch, or (no targets) those whose features are not read.
+
+    `views` is what a cache has on record of their pixels in `view`; None where there is nothing to compare with.
+    """
 
     keys: Sequence[str]
     targets: dict[str, Targets]
+    view: int = 0
+    views: StoredViews | None = None
 
     def decode(self, device: torch.device) -> dict[str, Targets]:
         """The targets, which are on the batch's device."""
@@ -46,36 +46,6 @@ class DecodedRows:
         """Nothing was lent."""
 
 
-@dataclass(frozen=True)
-class SeenPixels:
-    """What a cache says of some samples' pixels, where their features are not read; None of views that it has not."""
-
-    keys: list[str]
-    view: int
-    views: StoredViews | None
-
-    def decode(self, device: torch.device) -> dict[str, Targets]:
-        """No targets."""
-        del device
-        return {}
-
-    def release(self) -> None:
-        """Nothing was lent."""
-
-
-def seen_pixels(cache: FeatureCache, wanted: WantedViews) -> SeenPixels:
-    """The records of some views, from the cache's first teacher."""
-    samples = np.asarray(wanted.samples, np.int64)
-    reader = next(iter(cache.readers.values()))
-    rows = reader.stored_views(wanted.view, samples, reader.parts(wanted.view)[samples].astype(np.int64))
-    return SeenPixels(cache.universe.keys(samples), wanted.view, StoredViews(rows, wanted.view, cache.view_policy.size))
-
-
-def unseen_pixels(cache: FeatureCache, wanted: WantedViews) -> SeenPixels:
-    """Views that no teacher saw before: there is nothing to compare their pixels with."""
-    return SeenPixels(cache.universe.keys(np.asarray(wanted.samples, np.int64)), wanted.view, None)
-
-
 class DistillBatch:
     """Images and targets of one process's part of a batch.
 
@@ -83,9 +53,7 @@ class DistillBatch:
     that this counts as computing, not as waiting for data.
     """
 
-    def __init__(
-        self, images: Tensor, encoded: EncodedBatch | SeenPixels | DecodedRows, live: Live | None = None
-    ) -> None:
+    def __init__(self, images: Tensor, encoded: EncodedBatch | DecodedRows, live: Live | None = None) -> None:
         self.images, self.encoded, self.live = images, encoded, live
         self.keys: Sequence[str] = encoded.keys
 
@@ -97,10 +65,8 @@ class DistillBatch:
     @cached_property
     def targets(self) -> Mapping[str, Targets]:
         """Teacher -> targets on the images' device."""
-        found = self.encoded.decode(self.images.device)
-        if self.live is not None:
-            found |= self.live(self.images.float() / 255)
-        return found
+        targets = self.encoded.decode(self.images.device)
+        return targets if self.live is None else targets | dict(self.live(self.images.float() / 255))
 
     def split(self, parts: int) -> "list[DistillBatch]":
         """Equal parts, for gradient accumulation; the whole batch holds the buffers."""
@@ -131,27 +97,25 @@ def _rows(target: Target, rows: slice) -> Target:
 
 def normalise(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 to float32 of ImageNet's mean 0 and deviation 1."""
-    mean, std = (images.new_tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, std = (
+        images.new_tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (images.float() / 255 - mean) / std
 
 
 def join(
-    images: ViewImages, encoded: EncodedBatch | SeenPixels, device: torch.device, live: Live | None = None
+    images: ViewImages, encoded: EncodedBatch | DecodedRows, device: torch.device, live: Live | None = None
 ) -> DistillBatch:
-    """Images and features of the same samples, proved to be of the same pixels."""
-    if encoded.views is not None:
-        _refuse_other_pixels(images, encoded.keys, encoded.view, encoded.views)
-    return DistillBatch(images.pixels.to(device, non_blocking=True), encoded, live)
-
-
-def _refuse_other_pixels(images: ViewImages, keys: Sequence[str], view: int, views: StoredViews) -> None:
-    differing = np.flatnonzero(images.crcs != views.crcs)
+    """Images and features of the same samples; ReplayError unless both are of the very same pixels."""
+    stored = images.crcs if encoded.views is None else encoded.views.crcs
+    differing = np.flatnonzero(images.crcs != stored)
     if len(differing):
         row = int(differing[0])
         raise ReplayError(
-            f"sample {keys[row]!r}, view {view}: the pixels (CRC {images.crcs[row]:08x}) are not those the teachers "
-            f"saw ({views.crcs[row]:08x}): the image, or the version of Pillow, is another one"
+            f"sample {encoded.keys[row]!r}, view {encoded.view}: the pixels (CRC {images.crcs[row]:08x}) are not those "
+            f"the teachers saw ({stored[row]:08x}): the image, or the version of Pillow, is another one"
         )
+    return DistillBatch(images.pixels.to(device, non_blocking=True), encoded, live)
 
 
 @dataclass
@@ -230,13 +194,23 @@ class CachedBatches:
             "--levels, or extract with a smaller encoding"
         )
 
-    def _encoded(self, state: BatchState) -> Generator[EncodedBatch | SeenPixels]:
+    def _encoded(self, state: BatchState) -> Generator[EncodedBatch | DecodedRows]:
         if not self.read_features:
             for wanted in self._wanted(state):
-                yield unseen_pixels(self.cache, wanted) if self.fresh else seen_pixels(self.cache, wanted)
+                yield self._without_features(wanted)
         self.features.load_state(state)
         while True:
             yield from self.features
+
+    def _without_features(self, wanted: WantedViews) -> DecodedRows:
+        """What the cache's first teacher has on record of some views; of fresh ones nothing: no teacher saw them."""
+        samples = np.asarray(wanted.samples, np.int64)
+        keys = self.cache.universe.keys(samples)
+        if self.fresh:
+            return DecodedRows(keys, {}, wanted.view)
+        reader = next(iter(self.cache.readers.values()))
+        rows = reader.stored_views(wanted.view, samples, reader.parts(wanted.view)[samples].astype(np.int64))
+        return DecodedRows(keys, {}, wanted.view, StoredViews(rows, wanted.view, self.cache.view_policy.size))
 
     def _wanted(self, state: BatchState) -> Iterator[WantedViews]:
         epoch, first = state.epoch, state.batches

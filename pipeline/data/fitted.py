@@ -49,7 +49,7 @@ def fit(image: NDArray[np.float32], size: Size) -> Fitted:
     own = (image.shape[0], image.shape[1])
     scale = min(1.0, size[0] / own[0], size[1] / own[1])
     if scale < 1:
-        height, width = (min(max(round(have * scale), 1), want) for have, want in zip(own, size, strict=True))
+        height, width = (min(max(round(side * scale), 1), wanted) for side, wanted in zip(own, size, strict=True))
         shrunk: Any = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         image = shrunk
     height, width = image.shape[:2]
@@ -83,26 +83,24 @@ def read_at_own_size(task: Task, output: Tensor, fitted: Fitted) -> Tensor:
 
 def _bands(cut: Tensor, size: Size, rows: int) -> Iterator[Tensor]:
     """`bilinear_resize(cut, size)` in bands of rows."""
-    inside = cut.shape[-2]
-    middle = ((torch.arange(size[0], device=cut.device) + 0.5) * (inside / size[0]) - 0.5).clamp(min=0)
-    above = middle.floor().long().clamp(max=inside - 1)
+    height = cut.shape[-2]
+    middle = ((torch.arange(size[0], device=cut.device) + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
+    above = middle.floor().long().clamp(max=height - 1)
     share = (middle - above)[:, None]
-    for places, part in zip(above.split(rows), share.split(rows), strict=True):
-        below = (places + 1).clamp(max=inside - 1)
-        mixed = cut[:, :, places] * (1 - part) + cut[:, :, below] * part
-        yield bilinear_resize(mixed, (len(places), size[1]))
+    for upper, part in zip(above.split(rows), share.split(rows), strict=True):
+        below = (upper + 1).clamp(max=height - 1)
+        mixed = cut[:, :, upper] * (1 - part) + cut[:, :, below] * part
+        yield bilinear_resize(mixed, (len(upper), size[1]))
 
 
 def own_labels(sample: TaskSample) -> dict[str, NDArray[np.float32] | NDArray[np.uint8]]:
     """The labels (C, h, w) at the image's own size, 255 where ignored; class numbers as bytes, all else as float32."""
     marked = mark_ignored(sample.labels)
-    return {task: _compact(task, np.ascontiguousarray(label.transpose(2, 0, 1))) for task, label in marked.items()}
+    planes = {task: np.ascontiguousarray(label.transpose(2, 0, 1)) for task, label in marked.items()}
+    exact = ("normals", "depth", "edge")
+    return {task: label if task in exact else label.astype(np.uint8) for task, label in planes.items()}
 
 
 def valid_pixels(label: NDArray[np.float32] | NDArray[np.uint8]) -> int:
     """How many pixels of a label (C, h, w) are not ignored."""
     return int(np.count_nonzero((label != IGNORE).all(0)))
-
-
-def _compact(task: str, label: NDArray[np.float32]) -> NDArray[np.float32] | NDArray[np.uint8]:
-    return label if task in ("normals", "depth", "edge") else label.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Reading label files, with errors that name the file and say what to do."""
+"""Label files of data sets: pictures, arrays, lists, MATLAB files; errors name the file and say what to do."""
 
 import hashlib
 import os
@@ -18,28 +18,35 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from scipy.ndimage import correlate
 
-from pipeline.data.sample import DataError
+from sak.errors import SakError
 from sak.metrics.boundary.thin import thin
+from sak.tasks import IGNORE
+
+
+class DataError(SakError):
+    """A file of a data set is missing, damaged, or not what its path says."""
+
 
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_png(path: Path) -> NDArray[np.uint8]:
     """Stored values of an 8-bit label PNG: (H, W) indices or grey, or (H, W, 3); palettes are not applied."""
-    values = _read(path, palette_as_rgb=False)
-    return values.astype(np.uint8) if values.dtype == bool else _bytes(values, path)
-
-
-def _bytes(values: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-    if values.dtype != np.uint8:
-        raise DataError(f"{path}: a label PNG holds 8-bit values, this one {values.dtype}; write it again in 8 bits")
-    return values
+    return _eight_bits(path, 1)
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
     """Like `read_png` for masks from 0 to 255: in a 1-bit PNG, which has no other way to say it, a set pixel is 255."""
-    values = _read(path, palette_as_rgb=False)
-    return values.astype(np.uint8) * np.uint8(255) if values.dtype == bool else _bytes(values, path)
+    return _eight_bits(path, 255)
+
+
+def _eight_bits(path: Path, set_pixel: int) -> NDArray[np.uint8]:
+    values = read_values(path)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * np.uint8(set_pixel)
+    if values.dtype != np.uint8:
+        raise DataError(f"{path}: a label PNG holds 8-bit values, this one {values.dtype}; write it again in 8 bits")
+    return values
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
@@ -47,26 +54,47 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 
     DataError for 16-bit or floating-point pictures, which PIL would cut off at 255.
     """
-    return _read(path, palette_as_rgb=True)
+    return read_values(path, as_rgb=True)
 
 
-def read_values(path: Path) -> NDArray[Any]:
-    """The stored numbers of a picture of any depth, such as a 16-bit PNG of millimetres."""
-    return _read(path, palette_as_rgb=False)
-
-
-def _read(path: Path, *, palette_as_rgb: bool) -> NDArray[np.uint8]:
+def read_values(path: Path, *, as_rgb: bool = False) -> NDArray[Any]:
+    """The stored numbers of a picture of any depth, such as a 16-bit PNG of millimetres; `as_rgb` see `read_rgb`."""
     try:
         with Image.open(path) as image:
-            if palette_as_rgb and image.mode in DEEP_MODES:
+            if as_rgb and image.mode in DEEP_MODES:
                 raise DataError(
                     f"{path} holds more than 8 bits a channel (mode {image.mode}); write it again in 8 bits"
                 )
-            return np.array(image.convert("RGB") if palette_as_rgb else image)
+            return np.array(image.convert("RGB") if as_rgb else image)
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; complete the tree, or leave its task out") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}); copy it again") from error
+
+
+def check_classes(stored: NDArray[np.uint8], allowed: int, path: Path) -> NDArray[np.uint8]:
+    """The stored class numbers themselves; DataError where one is neither below `allowed` nor 255."""
+    wrong = stored[(stored >= allowed) & (stored != IGNORE)]
+    if wrong.size:
+        raise DataError(
+            f"{path} holds class {int(wrong[0])}; classes are 0 to {allowed - 1}, and 255 to ignore a pixel"
+        )
+    return stored
+
+
+def plane(values: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    """(H, W) values as a float32 label (H, W, 1)."""
+    if values.ndim != 2:
+        raise DataError(f"{path} is {values.shape}, a label is (H, W); it may have been saved as a colour picture")
+    return values.astype(np.float32)[:, :, None]
+
+
+def decode_normals(path: Path) -> NDArray[np.float32]:
+    """2 * png / 255 - 1 in float32: (H, W, 3), not normalised."""
+    values = read_png(path)
+    if values.ndim != 3 or values.shape[2] != 3:
+        raise DataError(f"{path}: normals are an RGB PNG, this one is {values.shape}")
+    return np.float32(2) * values.astype(np.float32) / np.float32(255) - np.float32(1)
 
 
 def read_array(path: Path) -> NDArray[Any]:
@@ -76,14 +104,10 @@ def read_array(path: Path) -> NDArray[Any]:
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; complete the tree, or leave its task out") from error
     except (OSError, EOFError, ValueError, BadZipFile) as error:
-        raise DataError(f"{path} is not an array of numbers ({_first_sentence(error)}); copy it again") from error
+        raise DataError(f"{path} is not an array of numbers ({str(error).split('. ', 1)[0]}); copy it again") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
         raise DataError(f"{path} is not one array of real numbers; a .npy file of depth is (H, W)")
     return values
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).split(". ", 1)[0]
 
 
 def finite_depth(depth: NDArray[Any], path: Path) -> NDArray[np.float32]:
@@ -111,8 +135,6 @@ def read_lines(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path} lists {twice[0]} more than once; an image counts once in a split")
     return lines
 
-
-# MATLAB label files, parsed once: scipy takes tens of milliseconds a file, so what was parsed is kept per user.
 
 PERSON = 15
 PARSER_REVISION = 1
@@ -189,7 +211,7 @@ def _label_map(mat: dict[str, Any]) -> NDArray[np.int32]:
 
 def _stack_segmentations(mat: dict[str, Any]) -> NDArray[np.int32]:
     annotators = mat["groundTruth"][0]
-    return np.stack([np.asarray(one["Segmentation"][0, 0], np.int32) for one in annotators])
+    return np.stack([np.asarray(annotator["Segmentation"][0, 0], np.int32) for annotator in annotators])
 
 
 def _merge_parts(mat: dict[str, Any]) -> NDArray[np.uint8]:
@@ -224,6 +246,7 @@ def _first_boundaries(mat: dict[str, Any]) -> NDArray[np.uint8]:
 
 
 def _parsed(path: Path, kind: str, parse: Parser) -> NDArray[Any]:
+    """What a MATLAB file says; kept per user by its content, as scipy takes tens of milliseconds a file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -231,9 +254,9 @@ def _parsed(path: Path, kind: str, parse: Parser) -> NDArray[Any]:
             f"{path} cannot be read ({error.strerror}); complete the tree, or leave its task out"
         ) from error
     kept = label_cache_folder() / f"{kind}-{PARSER_REVISION}" / f"{hashlib.sha256(data).hexdigest()}.npz"
-    found = _read_kept(kept)
-    if found is not None:
-        return found
+    values = _read_kept(kept)
+    if values is not None:
+        return values
     try:
         values = parse(loadmat(cast(Any, BytesIO(data))))
     except _UNREADABLE as error:

@@ -117,8 +117,12 @@ def live_from_spec(
 
     differing = explain_difference(cached.view_policy.model_dump(mode="json"), spec.views.model_dump(mode="json"))
     if differing:
-        told = "; ".join(f"{field}: cache {there!r}, spec {asked!r}" for field, there, asked in differing)
-        raise UsageError(f"{name}: the spec has other views than {cached.cache}: {told}; use a spec of the same views")
+        fields = "; ".join(
+            f"{field}: cache {cached_value!r}, spec {value!r}" for field, cached_value, value in differing
+        )
+        raise UsageError(
+            f"{name}: the spec has other views than {cached.cache}: {fields}; use a spec of the same views"
+        )
     recipe = spec.recipe(name)
     wanted = _wanted(recipe, levels)
     return LiveTeacher(build_teacher(recipe, image_size=spec.views.size, device=device), wanted)
@@ -126,11 +130,13 @@ def live_from_spec(
 
 def _wanted(recipe: TeacherRecipe, levels: Sequence[int] | None) -> tuple[int, ...]:
     """The levels asked for, ascending, by default all; UsageError for one that the teacher does not have."""
-    have = recipe.levels or ()
-    unknown = [level for level in levels or () if level not in have]
+    available = recipe.levels or ()
+    unknown = [level for level in levels or () if level not in available]
     if unknown:
-        raise UsageError(f"{recipe.name} has levels {', '.join(map(str, have))}, not {', '.join(map(str, unknown))}")
-    return tuple(sorted(set(levels or have)))
+        raise UsageError(
+            f"{recipe.name} has levels {', '.join(map(str, available))}, not {', '.join(map(str, unknown))}"
+        )
+    return tuple(sorted(set(levels or available)))
 
 
 def live_for_student(
@@ -157,22 +163,19 @@ def live_for_student(
             f"nothing says how to build the teacher {missing[0]}: name a cache spec that has it with --spec, or train "
             "without teachers (--no-distill)"
         )
-    built = {name: _build_at(recipes[name], student, device, precision) for name in wanted}
-    for name, teacher in built.items():
-        _check_fit(name, teacher, student)
+    built = {name: _build_for(student, name, recipes[name], device, precision) for name in wanted}
     return LiveTeachers({name: LiveTeacher(teacher, teacher.levels) for name, teacher in built.items()}, True)
 
 
-def _build_at(recipe: TeacherRecipe, student: StudentConfig, device: torch.device, precision: str) -> "Teacher":
+def _build_for(
+    student: StudentConfig, name: str, recipe: TeacherRecipe, device: torch.device, precision: str
+) -> "Teacher":
     from sak.teachers import build_teacher
 
     chosen = recipe.precision if precision == "auto" else precision
     if precision == "auto" and chosen == "fp32" and device.type == "cuda" and torch.cuda.is_bf16_supported():
         chosen = "bf16"
-    return build_teacher(replace(recipe, precision=chosen), image_size=student.image_size, device=device)
-
-
-def _check_fit(name: str, teacher: "Teacher", student: StudentConfig) -> None:
+    teacher = build_teacher(replace(recipe, precision=chosen), image_size=student.image_size, device=device)
     if len(teacher.levels) != len(student.tapped):
         raise UsageError(
             f"teacher {name} has levels {teacher.levels}, the student {student.tapped}: they are paired by position; "
@@ -183,3 +186,4 @@ def _check_fit(name: str, teacher: "Teacher", student: StudentConfig) -> None:
             f"teacher {name} has {teacher.width} channels, the student answers to {student.teacher_widths[name]}; "
             "name the spec of the teachers it was distilled from"
         )
+    return teacher

@@ -1,4 +1,4 @@
-"""Batches loaded by worker processes, in the order of batches that somebody else decides."""
+"""Batches loaded by worker processes, in an order that the caller decides: of any data set, and of a cache's views."""
 
 import signal
 import warnings
@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as transforms
 
 from pipeline.cache.selection import SampleTable
@@ -42,20 +42,12 @@ class BatchLoader(ABC, Dataset[Loaded | LoadFailure], Generic[Wanted, Loaded]):
 
     def __getitem__(self, wanted: Wanted) -> Loaded | LoadFailure:
         """One batch; in a worker, what went wrong instead."""
-        if get_worker_info() is None:
-            return self.load(wanted)
         try:
             return self.load(wanted)
         except SakError as error:
+            if get_worker_info() is None:
+                raise
             return LoadFailure(str(error))
-
-
-class _Batches(Sampler[Wanted]):
-    def __init__(self, wanted: Iterator[Wanted]) -> None:
-        self.wanted = wanted
-
-    def __iter__(self) -> Iterator[Wanted]:
-        return self.wanted
 
 
 def load_batches(
@@ -66,13 +58,13 @@ def load_batches(
     SakError where one cannot be had, and where one of the processes dies.
     """
     before = signal.getsignal(signal.SIGCHLD)
-    others = active_children()
+    children_before = active_children()
     with warnings.catch_warnings():  # the progress line says how long is waited for data; torch counts cores alone
         warnings.filterwarnings("ignore", "This DataLoader will create")
         batches = iter(
             DataLoader(
                 loader,
-                sampler=_Batches(wanted),
+                sampler=wanted,
                 batch_size=None,
                 num_workers=workers,
                 pin_memory=pin,
@@ -83,7 +75,7 @@ def load_batches(
         )
     if workers and current_thread() is main_thread():
         signal.signal(signal.SIGCHLD, before)  # torch's raises anywhere, in the midst of writing a checkpoint too
-    readers = [child for child in active_children() if child not in others]
+    readers = [child for child in active_children() if child not in children_before]
     while True:
         try:
             loaded = next(batches)
@@ -115,11 +107,6 @@ def _leave_signals_alone(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-# The views' pixels: decoded in worker processes, in the order of batches that somebody else decides.
-
-Numbers = Sequence[int]
-
-
 @dataclass(frozen=True)
 class PhotometricJitter:
     """Colour changes of the student's input alone, drawn from (seed, epoch, key); the targets stay as they are.
@@ -146,7 +133,7 @@ class PhotometricJitter:
 class WantedViews:
     """The images of one process's part of a batch: sample numbers, the view they are seen in, the epoch."""
 
-    samples: Numbers
+    samples: Sequence[int]
     view: int
     epoch: int
 

@@ -1,5 +1,6 @@
-"""One image with its labels, as every downstream data set hands it over."""
+"""One image with its labels, and a split of a downstream data set that hands such images over."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sak.errors import SakError
-from sak.tasks import IGNORE
+from pipeline.data.label_files import DataError, read_lines, read_rgb
 
 Labels = Mapping[str, NDArray[np.float32]]
-
-
-class DataError(SakError):
-    """A file of a data set is missing, damaged, or not what its place says."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +46,73 @@ class TaskDataset(Protocol):
         """The thin ground truth (H, W) of boundary evaluation; DataError where the set has none."""
 
 
-def select_tasks(wanted: Sequence[str] | None, known: tuple[str, ...], dataset: str) -> tuple[str, ...]:
+class ListedDataset(ABC):
+    """A `TaskDataset` on disk: each line of a list names an image, which has a label a task.
+
+    It knows its files, so that a missing one is reported before anything long starts; none is ever skipped. A reader
+    of a layout says where the files are and what a label holds.
+    """
+
+    def __init__(
+        self, dataset: str, root: Path, list_file: Path, available: Sequence[str], tasks: Sequence[str] | None
+    ) -> None:
+        """`tasks`, of those `available` in the layout; None takes them all."""
+        self.dataset, self.root = dataset, root
+        self.tasks = select_tasks(tasks, available, dataset)
+        self.names = read_lines(list_file)
+
+    @abstractmethod
+    def image_file(self, name: str) -> Path:
+        """Where image `name` lies."""
+
+    @abstractmethod
+    def label_files(self, task: str, name: str) -> tuple[Path, ...]:
+        """What the task's label is read from; the first is the one that errors name."""
+
+    @abstractmethod
+    def label(self, task: str, name: str) -> NDArray[np.float32]:
+        """The label (H, W, 1), or normals (H, W, 3)."""
+
+    def boundary_files(self, name: str) -> tuple[Path, ...]:
+        """What boundary evaluation reads of image `name`."""
+        return self.label_files("edge", name)
+
+    def boundary_truth(self, index: int) -> NDArray[np.bool_]:
+        """The thin ground truth (H, W) of boundary evaluation; DataError where the set has none."""
+        del index
+        raise DataError(f"{self.dataset} has no edge labels, so no boundary ground truth")
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Every file that image `name` needs for the tasks of this split, each once."""
+        labels = [path for task in self.tasks for path in self.label_files(task, name)]
+        return tuple(dict.fromkeys([self.image_file(name), *labels]))
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """The line of the split's list."""
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> TaskSample:
+        """Image and labels; DataError names a file that is missing, damaged, or of another size than its image."""
+        name = self.names[index]
+        image = read_rgb(self.image_file(name)).astype(np.float32)
+        size = (image.shape[0], image.shape[1])
+        labels = {task: self.label(task, name) for task in self.tasks}
+        for task, label in labels.items():
+            if label.shape[:2] != size:
+                path = self.label_files(task, name)[0]
+                raise DataError(
+                    f"{path} is {label.shape[:2]}, its image is {size}; one of the two belongs to another image"
+                )
+        return TaskSample(name, image, labels, size)
+
+
+def select_tasks(wanted: Sequence[str] | None, available: Sequence[str], dataset: str) -> tuple[str, ...]:
     """The tasks asked for in the data set's own order; all where none are named."""
-    unknown = set(wanted or ()) - set(known)
+    unknown = set(wanted or ()) - set(available)
     if unknown:
-        raise DataError(f"{dataset} has no task {sorted(unknown)[0]!r}; its tasks are {', '.join(known)}")
-    return tuple(task for task in known if wanted is None or task in wanted)
-
-
-def check_size(label: NDArray[np.float32], size: tuple[int, int], path: Path) -> NDArray[np.float32]:
-    """The label (H, W, C) itself; DataError where it is not of its image's (H, W)."""
-    if label.shape[:2] != size:
-        raise DataError(f"{path} is {label.shape[:2]}, its image is {size}; one of the two belongs to another image")
-    return label
-
-
-def check_classes(stored: NDArray[np.uint8], allowed: int, path: Path) -> NDArray[np.uint8]:
-    """The stored class numbers themselves; DataError where one is neither below `allowed` nor 255."""
-    wrong = stored[(stored >= allowed) & (stored != IGNORE)]
-    if wrong.size:
-        raise DataError(
-            f"{path} holds class {int(wrong[0])}; classes are 0 to {allowed - 1}, and 255 to ignore a pixel"
-        )
-    return stored
+        raise DataError(f"{dataset} has no task {sorted(unknown)[0]!r}; its tasks are {', '.join(available)}")
+    return tuple(task for task in available if wanted is None or task in wanted)

@@ -1,8 +1,9 @@
 """Batches of augmented images with their labels: a pure function of the seed and the step, whatever the processes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import count
 
 import numpy as np
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import for_training, generator
 from pipeline.data.distillation import take_rows
+from pipeline.data.label_files import DataError
 from pipeline.data.loading import BatchLoader, load_batches
-from pipeline.data.sample import DataError, TaskDataset
+from pipeline.data.sample import TaskDataset
 from sak.errors import UsageError
 from sak.losses.targets import Targets
 from sak.student.router import noise_shape
@@ -28,9 +30,9 @@ DrawNoise = Callable[[Sequence[str], int], Noise]
 
 @dataclass(frozen=True)
 class WantedImages:
-    """One process's part of a batch: places in the data set, and the epoch that the augmentation is drawn for."""
+    """One process's part of a batch: image numbers in the data set, and the epoch that augmentation is drawn for."""
 
-    places: Sequence[int]
+    indices: Sequence[int]
     epoch: int
 
 
@@ -59,16 +61,16 @@ class AugmentedDataset(BatchLoader[WantedImages, AugmentedImages]):
 
     def load(self, wanted: WantedImages) -> AugmentedImages:
         """One part of a batch; DataError where a file cannot be read or an image has no label of a task."""
-        made = [
-            for_training(self.dataset[place], self.size, seed=self.seed, epoch=wanted.epoch) for place in wanted.places
+        samples = [
+            for_training(self.dataset[index], self.size, seed=self.seed, epoch=wanted.epoch) for index in wanted.indices
         ]
-        for each in made:
-            missing = [task for task in self.dataset.tasks if task not in each.labels]
+        for sample in samples:
+            missing = [task for task in self.dataset.tasks if task not in sample.labels]
             if missing:
-                raise DataError(f"image {each.name} has no label of {', '.join(missing)}; leave it out with --tasks")
-        labels = {task: torch.stack([each.labels[task] for each in made]) for task in self.dataset.tasks}
-        images = torch.stack([each.image for each in made])
-        return AugmentedImages(wanted.epoch, tuple(each.name for each in made), images, labels)
+                raise DataError(f"image {sample.name} has no label of {', '.join(missing)}; leave it out with --tasks")
+        labels = {task: torch.stack([sample.labels[task] for sample in samples]) for task in self.dataset.tasks}
+        images = torch.stack([sample.image for sample in samples])
+        return AugmentedImages(wanted.epoch, tuple(sample.name for sample in samples), images, labels)
 
 
 class TaskBatch:
@@ -124,7 +126,7 @@ class TaskBatches:
 
     Attributes:
         dataset: a training split.
-        places: the images of it that are trained on.
+        indices: the images of it that are trained on.
         size: (H, W) of the crops.
         batch_size: global; every process takes an equal part of each batch.
         seed: of the order and the augmentation.
@@ -137,7 +139,7 @@ class TaskBatches:
     """
 
     dataset: TaskDataset
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     size: Size
     batch_size: int
     seed: int
@@ -147,61 +149,53 @@ class TaskBatches:
     ranks: int = 1
     guides: Guides | None = None
     draw: DrawNoise | None = None
-    _orders: dict[int, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """UsageError where there is no whole batch, or it does not divide among the processes."""
         if self.batch_size % self.ranks:
             raise UsageError(f"a batch of {self.batch_size} does not divide among {self.ranks} processes")
-        if len(self.places) < self.batch_size:
+        if len(self.indices) < self.batch_size:
             raise UsageError(
-                f"{len(self.places)} training images make no batch of {self.batch_size}; take a smaller --batch-size, "
+                f"{len(self.indices)} training images make no batch of {self.batch_size}; take a smaller --batch-size, "
                 "or more of the data (--fraction)"
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches; what is left over waits for another epoch's order."""
-        return len(self.places) // self.batch_size
+        return len(self.indices) // self.batch_size
 
     def start_at(self, step: int) -> Iterator[TaskBatch]:
         """Batches from global step `step` on; SakError where an image or a label cannot be read."""
         loader = AugmentedDataset(self.dataset, self.size, self.seed)
         pin = self.device.type == "cuda"
-        for loaded in load_batches(loader, self._wanted(step), workers=self.workers, pin=pin):
+        for loaded in load_batches(loader, map(self.part, count(step)), workers=self.workers, pin=pin):
             yield TaskBatch(loaded, self.device, self.guides, self.draw)
 
     def part(self, step: int) -> WantedImages:
         """This process's images of a global step."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)
+        order = _epoch_order(self.seed, epoch, len(self.indices))
         share = self.batch_size // self.ranks
         first = number * self.batch_size + self.rank * share
-        return WantedImages([self.places[row] for row in order[first : first + share]], epoch)
+        return WantedImages([self.indices[row] for row in order[first : first + share]], epoch)
 
     def remedy(self) -> str:
         """What to do where training waits for data."""
         return f"images are read and augmented too slowly; raise data.workers ({self.workers}), one a core at most"
 
-    def _wanted(self, step: int) -> Iterator[WantedImages]:
-        while True:
-            yield self.part(step)
-            step += 1
 
-    def _order(self, epoch: int) -> list[int]:
-        """The epoch's order; the last two are kept."""
-        if epoch not in self._orders:
-            self._orders.pop(min(self._orders), None) if len(self._orders) > 1 else None
-            draws: np.random.Generator = generator(self.seed, epoch, "order")
-            self._orders[epoch] = draws.permutation(len(self.places)).tolist()
-        return self._orders[epoch]
-
-
-# The routers' noise of an image as a function of (seed, epoch, its name): any process in any order draws the same.
+@lru_cache(maxsize=2)  # a batch and its neighbour are of two epochs at most
+def _epoch_order(seed: int, epoch: int, images: int) -> list[int]:
+    order: list[int] = generator(seed, epoch, "order").permutation(images).tolist()
+    return order
 
 
 class GateNoise:
-    """Standard normal draws for every level and task of routers; `shapes` by level, (tasks, experts) and any grid."""
+    """Standard normal draws for every level and task of routers; `shapes` by level, (tasks, experts) and any grid.
+
+    An image's noise follows from (seed, epoch, its name), so that any process in any order draws the same.
+    """
 
     def __init__(self, tasks: Sequence[str], shapes: Mapping[int, tuple[int, ...]], seed: int) -> None:
         self.tasks, self.shapes, self.seed = tuple(tasks), dict(shapes), seed
@@ -224,9 +218,9 @@ def gate_noise(network: nn.Module, seed: int) -> GateNoise | None:
     if not isinstance(network, Student) or network.config.fusion != "mor" or not network.config.tasks:
         return None
     config = network.config
-    experts, count = len(config.experts), len(config.tasks)
+    experts, tasks = len(config.experts), tuple(config.tasks)
     shapes = {
-        level: noise_shape(config.gate_noise, batch=count, experts=experts, grid=config.grid_at(level))
+        level: noise_shape(config.gate_noise, batch=len(tasks), experts=experts, grid=config.grid_at(level))
         for level in config.tapped
     }
-    return GateNoise(tuple(config.tasks), shapes, seed)
+    return GateNoise(tasks, shapes, seed)

@@ -1,40 +1,39 @@
 """The metrics of a data set from a predict function: every image once, at its own size, whatever the processes.
 
 Batches are the same however many processes share them, and sums are exact in any order, so that several processes give
-the very numbers of one.
+the very numbers of one. Processes beside this one read images, match boundaries and write predictions.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import chain
-from math import isfinite, nan
+from dataclasses import asdict, dataclass, is_dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from pipeline.data.fitted import read_at_own_size
+from pipeline.data.fitted import Fitted, fit, own_labels, read_at_own_size, valid_pixels
+from pipeline.data.label_files import DataError
 from pipeline.data.sample import TaskDataset
-from pipeline.dense.sums import EvaluationImage, EvaluationSums, EvaluationWork, TaskEvaluation, finish, prepare, read
-from pipeline.pictures.colour import Stored, stored
-from pipeline.processes import WAITING, in_order, worker_pool
+from pipeline.dense.sums import BoundarySums, PixelSums, TaskEvaluation
+from pipeline.pictures.colour import Stored, stored, write_prediction
+from pipeline.processes import work_pool
 from pipeline.progress import Update
 from sak.errors import SakError, UsageError
-from sak.metrics.boundary.score import BoundaryCounts
+from sak.metrics.boundary.score import BoundaryCounts, count
+from sak.metrics.boundary.thin import non_maximum_suppression
 from sak.tasks import Dataset
 
+Kind = TypeVar("Kind")
 Predict = Callable[[Tensor], Mapping[str, Tensor]]
 """Normalised images (B, 3, H, W) of the size asked for -> task -> output (B, channels, H, W), before any activation."""
-
-AHEAD = 2
-"""Batches read ahead of the one that is predicted."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +50,25 @@ class Evaluation:
         """Task -> metric in the task's unit."""
         return {name: task.value for name, task in self.tasks.items()}
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; a number that does not exist (NaN) is null."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Evaluation":
-        """The inverse of `as_dict`; KeyError or TypeError for anything else."""
-        tasks = {
-            name: TaskEvaluation(**{**task, "value": nan if task["value"] is None else task["value"]})
-            for name, task in value["tasks"].items()
-        }
-        return cls(value["dataset"], value["images"], (value["size"][0], value["size"][1]), tasks)
-
-
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Dataclasses, mappings, lists and numbers as JSON has them; a number that does not exist (NaN) is null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(asdict(value))
     if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {str(name): to_plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [to_plain(inner) for inner in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def from_plain(kind: type[Kind], value: Any) -> Kind:
+    """The dataclass that `to_plain` was given; ValueError, one line, for anything else."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 @torch.no_grad()
@@ -101,7 +98,7 @@ def evaluate_tasks(  # noqa: PLR0913 (what is evaluated, and where and how)
         batch_size: images in a forward of one process.
         workers: processes beside this one.
         boundary: False leaves edges out: matching them takes longer than all else.
-        progress: how many images are done, told to the main process.
+        progress: how many images are done, reported by the main process.
         save: a folder for the predictions; see `pipeline.pictures.colour`.
         limit: the first images alone.
         rescale_depth: multiply the depth of an image that was shrunk by its factor, as the training augmentation
@@ -116,18 +113,13 @@ def evaluate_tasks(  # noqa: PLR0913 (what is evaluated, and where and how)
         )
     judged = table if boundary else table.select(task.name for task in table if task.metric != "odsF")
     _check(judged, dataset)
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    evaluator = _Evaluator(
-        predict,
-        EvaluationWork(dataset, size, judged, save),
-        EvaluationSums(judged, accelerator.device),
-        accelerator,
-        rescale_depth,
-    )
+    images = len(dataset) if limit is None else min(limit, len(dataset))
+    work = EvaluationWork(dataset, size, judged, save)
+    evaluator = _Evaluator(predict, work, accelerator, rescale_depth)
     shown = progress if accelerator.is_main_process else None
     with _failing_together(accelerator):
-        evaluator.run(_batches(count, batch_size, accelerator), workers, count, shown)
-    return Evaluation(table.name, count, size, evaluator.sums.reduced(accelerator))
+        evaluator.run(_batches(images, batch_size, accelerator), workers, images, shown)
+    return Evaluation(table.name, images, size, evaluator.reduced())
 
 
 def _check(table: Dataset, dataset: TaskDataset) -> None:
@@ -141,11 +133,10 @@ def _check(table: Dataset, dataset: TaskDataset) -> None:
         )
 
 
-def _batches(count: int, batch_size: int, accelerator: Accelerator) -> list[range]:
+def _batches(images: int, batch_size: int, accelerator: Accelerator) -> list[range]:
     """This process's batches of image numbers: the k-th of all goes to process k modulo their number."""
-    starts = range(0, count, batch_size)
-    mine = starts[accelerator.process_index :: accelerator.num_processes]
-    return [range(start, min(start + batch_size, count)) for start in mine]
+    starts = range(0, images, batch_size)[accelerator.process_index :: accelerator.num_processes]
+    return [range(start, min(start + batch_size, images)) for start in starts]
 
 
 @contextmanager
@@ -156,37 +147,88 @@ def _failing_together(accelerator: Accelerator) -> Iterator[None]:
         yield
     except SakError as error:
         failure = error
-    told = [str(failure) if failure is not None else None]
-    others = [line for line in gather_object(told) if line is not None] if accelerator.num_processes > 1 else []
-    if failure is not None or others:
-        raise failure or SakError(others[0])
+    lines = [] if failure is None else [str(failure)]
+    lines = gather_object(lines) if accelerator.num_processes > 1 else lines
+    if lines:
+        raise failure or SakError(lines[0])
 
 
 @dataclass(frozen=True)
+class EvaluationImage:
+    """An image as the network takes it, its labels (C, h, w) at its own size, and their valid pixels, by task."""
+
+    index: int
+    name: str
+    fitted: Fitted
+    labels: Mapping[str, NDArray[Any]]
+    valid: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class EvaluationWork:
+    """The data set, the network's (H, W), the tasks that are judged, and where predictions go, if they are kept."""
+
+    dataset: TaskDataset
+    size: tuple[int, int]
+    table: Dataset
+    save: Path | None
+
+    def read(self, index: int) -> EvaluationImage:
+        """Image and labels number `index`."""
+        sample = self.dataset[index]
+        labels = {task: label for task, label in own_labels(sample).items() if task in self.table.names}
+        valid = {task: valid_pixels(label) for task, label in labels.items()}
+        return EvaluationImage(index, sample.name, fit(sample.image, self.size), labels, valid)
+
+    def finish(self, index: int, name: str, predictions: Mapping[str, Stored]) -> dict[str, tuple[int, BoundaryCounts]]:
+        """Write the predictions, where they are kept; task -> the index and the counts of matched boundaries."""
+        if self.save is not None:
+            for task in self.table:
+                write_prediction(self.save, task, name, predictions[task.name])
+        return {
+            task.name: (index, self._boundaries(index, predictions[task.name], task.boundary_tolerance or 0.0))
+            for task in self.table
+            if task.metric == "odsF"
+        }
+
+    def _boundaries(self, index: int, grey: Stored, tolerance: float) -> BoundaryCounts:
+        truth = self.dataset.boundary_truth(index)
+        if truth.shape != grey.shape:
+            raise DataError(
+                f"{self.dataset.name(index)}: the boundary ground truth is {truth.shape}, the image {grey.shape}; one "
+                "of the two belongs to another image"
+            )
+        if min(grey.shape) < 2:
+            raise DataError(f"{self.dataset.name(index)} is {grey.shape}; boundaries need two pixels a side")
+        return count(non_maximum_suppression(grey), [truth], max_distance=tolerance)
+
+
 class _Evaluator:
     """One process's part: predict the batches that others have read, add up, hand on what others finish."""
 
-    predict: Predict
-    work: EvaluationWork
-    sums: EvaluationSums
-    accelerator: Accelerator
-    rescale_depth: bool
+    def __init__(self, predict: Predict, work: EvaluationWork, accelerator: Accelerator, rescale_depth: bool) -> None:
+        self.predict, self.work, self.accelerator, self.rescale_depth = predict, work, accelerator, rescale_depth
+        edges = [task for task in work.table if task.metric == "odsF"]
+        self.boundaries = {task.name: BoundarySums(task) for task in edges}
+        self.pixels = {task.name: PixelSums(task, accelerator.device) for task in work.table if task not in edges}
 
-    def run(self, batches: Sequence[range], workers: int, count: int, progress: Update | None) -> None:
-        """Read, predict and measure these batches of `count` images in all."""
-        unfinished: deque[tuple[int, Future[BoundaryCounts | None]]] = deque()
+    def run(self, batches: Sequence[range], workers: int, images: int, progress: Update | None) -> None:
+        """Read, predict and measure these batches of `images` in all."""
         done = 0
-        with worker_pool(workers, "--workers", prepare=prepare, arguments=(self.work, workers > 0)) as pool:
-            for images in _read_ahead(pool, batches, workers):
-                for image, predictions in self._measure(images):
-                    unfinished.append((image.index, pool.submit(finish, image.index, image.name, predictions)))
-                while len(unfinished) > WAITING * workers:
-                    self._take(*unfinished.popleft())
-                done += len(images)
+        with work_pool(workers, "--workers", self.work) as pool:
+            for batch in pool.map_batches(EvaluationWork.read, batches):
+                for image, predictions in self._measure(batch):
+                    pool.submit(EvaluationWork.finish, image.index, image.name, predictions)
+                self._add_boundaries(pool.finished())
+                done += len(batch)
                 if progress is not None:
-                    progress(min(done * self.accelerator.num_processes, count), count)
-            while unfinished:
-                self._take(*unfinished.popleft())
+                    progress(min(done * self.accelerator.num_processes, images), images)
+            self._add_boundaries(pool.finished(waiting=0))
+
+    def reduced(self) -> dict[str, TaskEvaluation]:
+        """Task -> numbers of all processes' images, in the table's order."""
+        sums: dict[str, PixelSums | BoundarySums] = {**self.pixels, **self.boundaries}
+        return {name: sums[name].reduced(self.accelerator) for name in self.work.table.names}
 
     def _measure(self, images: Sequence[EvaluationImage]) -> Iterator[tuple[EvaluationImage, dict[str, Stored]]]:
         """Each image with its predictions as they are stored, where there is a use for them."""
@@ -199,24 +241,16 @@ class _Evaluator:
                 if task.metric == "RMSE" and self.rescale_depth:
                     output = output * image.fitted.scale
                 prediction = read_at_own_size(task, output, image.fitted)
-                if task.name in self.sums.pixels:
+                if task.name in self.pixels:
                     label = torch.from_numpy(image.labels[task.name])
                     label = label[None] if prediction.ndim == 4 else label
-                    self.sums.pixels[task.name].add(prediction, label, image.valid[task.name])
+                    self.pixels[task.name].add(prediction, label, image.valid[task.name])
                 if self.work.save is not None or task.metric == "odsF":
                     predictions[task.name] = stored(task, prediction)
             if predictions:
                 yield image, predictions
 
-    def _take(self, index: int, finished: Future[BoundaryCounts | None]) -> None:
-        counts = finished.result()
-        if counts is not None and self.sums.boundaries is not None:
-            self.sums.boundaries.add(index, counts)
-
-
-def _read_ahead(pool: Executor, batches: Sequence[range], workers: int) -> Iterator[list[EvaluationImage]]:
-    """The batches, read by the pool."""
-    largest = max(map(len, batches), default=0)
-    read_images = in_order(pool, read, chain.from_iterable(batches), max(AHEAD * largest, workers) if workers else 1)
-    for batch in batches:
-        yield [next(read_images) for _ in batch]
+    def _add_boundaries(self, finished: Iterable[Mapping[str, tuple[int, BoundaryCounts]]]) -> None:
+        for counts_by_task in finished:
+            for task, (index, counts) in counts_by_task.items():
+                self.boundaries[task].add(index, counts)

@@ -21,32 +21,17 @@ from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend,
 from pipeline.pictures.colour import label_as_stored, stored, write_whole
 from pipeline.pictures.panel import Compared, as_png, comparison, title
 from sak.student.student import Student, StudentOutput
-from sak.tasks import Dataset, Task
+from sak.tasks import Dataset
 from sak.variants.frozen import Amalgam, AmalgamOutput
-
-# What the routers choose: the mean gate over images by level, task and expert (the paper's Figure 4).
 
 
 @dataclass(frozen=True)
 class MeanGates:
-    """level -> task -> one weight an expert, summing to one; over `images`."""
+    """What the routers choose, over `images`: level -> task -> one weight an expert, summing to one."""
 
     experts: tuple[str, ...]
     images: int
     weights: Mapping[int, Mapping[str, tuple[float, ...]]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; levels as text."""
-        weights = {str(level): {task: list(row) for task, row in rows.items()} for level, rows in self.weights.items()}
-        return {"experts": list(self.experts), "images": self.images, "weights": weights}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "MeanGates":
-        """The inverse of `as_dict`."""
-        weights = {
-            int(level): {task: tuple(row) for task, row in rows.items()} for level, rows in value["weights"].items()
-        }
-        return cls(tuple(value["experts"]), value["images"], weights)
 
 
 @dataclass
@@ -128,7 +113,8 @@ def draw_gates(gates: MeanGates, table: Dataset, path: Path) -> Path:
     figure.suptitle(
         f"Mean gate of the routers over {gates.images:,} images, by level (block), task and expert", fontsize=10.5
     )
-    return _save(figure, path)
+    write_whole(path, figure_png(figure, dpi=130))
+    return path
 
 
 def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int], path: Path, *, images: int) -> Path:
@@ -140,7 +126,8 @@ def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int
     axes.set(title=f"rep_sim by level, {images:,} validation images", ylabel="cosine of the whole map", ylim=(None, 1))
     axes.grid(alpha=0.2)
     draw_legend(axes)
-    return _save(figure, path)
+    write_whole(path, figure_png(figure, dpi=130))
+    return path
 
 
 @torch.no_grad()
@@ -172,20 +159,11 @@ def _compared(
     sample = dataset[index]
     fitted = fit(sample.image, size)
     outputs = predict(torch.from_numpy(fitted.image)[None].to(device))
-    labels = own_labels(sample)
-
-    def read(task: Task) -> torch.Tensor:
-        output = outputs[task.name]
-        return read_at_own_size(task, output * fitted.scale if task.metric == "RMSE" else output, fitted)
-
-    return Compared(
-        sample.name,
-        sample.image.astype(np.uint8),
-        {task.name: stored(task, read(task)) for task in table},
-        {task.name: label_as_stored(task, labels[task.name]) for task in table},
-    )
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    write_whole(path, figure_png(figure, dpi=130))
-    return path
+    own = own_labels(sample)
+    scales = {task.name: fitted.scale if task.metric == "RMSE" else 1.0 for task in table}
+    predictions = {
+        task.name: stored(task, read_at_own_size(task, outputs[task.name] * scales[task.name], fitted))
+        for task in table
+    }
+    labels = {task.name: label_as_stored(task, own[task.name]) for task in table}
+    return Compared(sample.name, sample.image.astype(np.uint8), predictions, labels)

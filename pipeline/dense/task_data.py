@@ -1,4 +1,4 @@
-"""The images that a fine-tuning trains on and is measured on, checked before anything starts."""
+"""The images that a fine-tuning trains on and is measured on, and predictors that know their statistics alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pipeline.data.datasets import FolderDataset, check_tree, fraction_of, open_dataset
 from pipeline.data.fitted import own_labels
-from pipeline.data.pascal_context import PascalContext
+from pipeline.data.pascal_nyud import PascalContext
 from pipeline.data.sample import TaskDataset
 from pipeline.dense.evaluation import Predict
-from pipeline.processes import WAITING, in_order, worker_pool
+from pipeline.processes import WAITING, work_pool
 from pipeline.progress import Update
 from sak.errors import SakError, UsageError
 from sak.metrics.depth import FARTHEST
@@ -26,10 +26,10 @@ PARTS = "human_parts"
 
 @dataclass(frozen=True)
 class TaskData:
-    """The training split and the places of the images taken from it; the validation split, where there is one."""
+    """The training split and the indices of the images taken from it; the validation split, where there is one."""
 
     training: TaskDataset
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     validation: TaskDataset | None
 
 
@@ -44,10 +44,10 @@ def open_task_data(
     tasks = rows.names
     training = open_dataset(name, data, TRAINING, tasks)
     check_tree(name, data, TRAINING, tasks).raise_if_incomplete()
-    places = fraction_of(training, fraction, seed)
+    indices = fraction_of(training, fraction, seed)
     if persons_only and tuple(tasks) == (PARTS,):
-        places = with_persons(training, places)
-    return TaskData(training, places, _validation(name, data, tasks, training, boundaries))
+        indices = with_persons(training, indices)
+    return TaskData(training, indices, _validation(name, data, tasks, training, boundaries))
 
 
 def _validation(
@@ -59,22 +59,20 @@ def _validation(
     return open_dataset(name, data, VALIDATION, tasks)
 
 
-def with_persons(dataset: TaskDataset, places: Sequence[int]) -> tuple[int, ...]:
+def with_persons(dataset: TaskDataset, indices: Sequence[int]) -> tuple[int, ...]:
     """Those of the images that show a person; UsageError where none does."""
-    found = tuple(place for place in places if _has_person(dataset, place))
-    if not found:
-        raise UsageError(f"none of the {len(places)} training images shows a person; leave {PARTS} out with --tasks")
-    return found
+    shown = tuple(index for index in indices if _has_person(dataset, index))
+    if not shown:
+        raise UsageError(f"none of the {len(indices)} training images shows a person; leave {PARTS} out with --tasks")
+    return shown
 
 
-def _has_person(dataset: TaskDataset, place: int) -> bool:
+def _has_person(dataset: TaskDataset, index: int) -> bool:
     if isinstance(dataset, PascalContext):
-        return dataset.has_person(place)
-    labels = dataset[place].labels[PARTS]
+        return dataset.has_person(index)
+    labels = dataset[index].labels[PARTS]
     return bool(((labels != 0) & (labels != IGNORE)).any())
 
-
-# Predictors that look at no image: what every metric must beat, from the statistics of the training labels.
 
 CERTAIN = 20.0
 """The logit of what is predicted everywhere."""
@@ -105,11 +103,11 @@ def label_statistics(
 ) -> LabelStatistics:
     """Of the split's images (the first `limit`); labels of boundaries and saliency are not needed."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    needed = [task for task in table if _is_learnt(task)]
+    learnt = [task for task in table if _is_learnt(task)]
     total: LabelStatistics | None = None
-    with worker_pool(workers, "--workers", prepare=_prepare, arguments=(dataset, needed)) as pool:
-        for done, found in enumerate(in_order(pool, _of_image, range(count), WAITING * max(workers, 1)), start=1):
-            total = found if total is None else total + found
+    with work_pool(workers, "--workers", (dataset, learnt)) as pool:
+        for done, image in enumerate(pool.map(_of_image, range(count), WAITING * max(workers, 1)), start=1):
+            total = image if total is None else total + image
             if progress is not None:
                 progress(done, count)
     return total or LabelStatistics({})
@@ -124,15 +122,8 @@ def _is_learnt(task: Task) -> bool:
     return task.metric in ("mIoU", "parts mIoU", "mErr", "RMSE")
 
 
-_here: list[tuple[TaskDataset, list[Task]]] = []
-
-
-def _prepare(dataset: TaskDataset, tasks: list[Task]) -> None:
-    _here[:] = [(dataset, tasks)]
-
-
-def _of_image(index: int) -> LabelStatistics:
-    dataset, tasks = _here[0]
+def _of_image(work: tuple[TaskDataset, list[Task]], index: int) -> LabelStatistics:
+    dataset, tasks = work
     labels = own_labels(dataset[index])
     return LabelStatistics({task.name: _sums(task, labels[task.name]) for task in tasks})
 
@@ -147,7 +138,7 @@ def _sums(task: Task, label: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def trivial_predict(statistics: LabelStatistics, table: Dataset) -> Predict:
-    """The same for every image; SakError where a task has no labelled pixel in training."""
+    """The same for every image, which every metric must beat; SakError where no training label has a valid pixel."""
     constants = {task.name: torch.tensor(_constant(task, statistics), dtype=torch.float32) for task in table}
 
     def predict(images: Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """A trained network for dense prediction, whatever it is made of: what evaluation, prediction and export are given."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,11 +21,7 @@ from sak.variants.frozen import Probe
 
 Size = tuple[int, int]
 Checkpoint = Literal["best", "last"]
-Predict = Callable[[Tensor], Mapping[str, Tensor]]
-"""Normalised images (B, 3, H, W) of exactly the model's size -> task -> prediction (B, channels, H, W), raw."""
-
 STAGE = "finetune"
-KINDS = ("sak", "multi-task", "single-task", "probe")
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class TaskModel:
         tasks: what it predicts, in the data set's order.
         image_size: (height, width) that it takes.
         dataset: the data set's name, or the path of the YAML file that describes it; None: not known.
-        kind: one of `KINDS`.
+        kind: sak, multi-task, single-task or probe.
     """
 
     model: nn.Module
@@ -48,7 +44,7 @@ class TaskModel:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Predict`; puts the network into eval mode, leaves devices and autocast to the caller."""
+        """Task -> output; puts the network into eval mode, leaves devices and autocast to the caller."""
         if self.model.training:
             self.model.eval()
         outputs: dict[str, Tensor] = self.model(images, tasks=self.tasks).tasks
@@ -59,26 +55,19 @@ class TaskModel:
         """Task -> channels of its head."""
         return {task: _config(self.model).tasks[task] for task in self.tasks}
 
-    def table(self) -> Dataset:
-        """The rows of its tasks; UsageError where the data set is not known."""
-        if self.dataset is None:
-            raise UsageError("nothing says which data set this model is for; name it with --dataset")
-        return task_table(self.dataset).select(self.tasks)
-
 
 def describe(model: nn.Module, *, dataset: str | None = None, kind: str | None = None) -> TaskModel:
-    """A network as a `TaskModel`; its kind follows from its parts where it is not told."""
+    """A network as a `TaskModel`; its kind follows from its parts where it is not given."""
     config = _config(model)
     return TaskModel(model, tuple(config.tasks), tuple(config.image_size), dataset, kind or _kind(model))
 
 
-def save_task_model(model: nn.Module | TaskModel, folder: Path) -> None:
+def save_task_model(model: nn.Module, folder: Path) -> None:
     """Write a network's checkpoint into the folder: a student whole, a probe without its teacher."""
-    network = model.model if isinstance(model, TaskModel) else model
-    if isinstance(network, Probe):
-        save_probe(network, folder)
+    if isinstance(model, Probe):
+        save_probe(model, folder)
     else:
-        save_weights(network, folder)
+        save_weights(model, folder)
 
 
 def restore_task_model(model: nn.Module, folder: Path) -> None:
@@ -106,17 +95,24 @@ def load_task_model(
     """
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder; give a fine-tuned run's directory, or a checkpoint's folder")
-    about = _about(root)
+    about = read_about(root)
     if about is None:
-        return [_from_folder(root, dataset, image_size)]
+        model = _load(root, image_size)
+        return [_checked(describe(model, dataset=dataset or _guess(_config(model).tasks, root)), root)]
     if about.get("stage") != STAGE:
         raise UsageError(
             f"{root} is a run of {about.get('stage', 'another stage')}, no fine-tuned one: it has no task heads yet; "
             f"fine-tune it first (sak-cli finetune --init {root})"
         )
-    if "parts" in about:
-        return [_part(root, root / folder, checkpoint, dataset, image_size) for folder in about["parts"].values()]
-    return [_from_run(root, about, checkpoint, dataset, image_size)]
+    networks = []
+    for run in (root / folder for folder in about.get("parts", {"": "."}).values()):
+        facts = read_about(run)
+        if facts is None:
+            raise UsageError(f"{run} is not trained yet; go on with {root} first (sak-cli finetune ... --resume)")
+        model = _load(checkpoint_folder(run, checkpoint), image_size)
+        network = describe(model, dataset=dataset or facts["dataset"], kind=facts["kind"])
+        networks.append(_checked(network, run, f"it was trained on {facts['dataset']}"))
+    return networks
 
 
 def checkpoint_folder(run: Path, checkpoint: Checkpoint = "best") -> Path:
@@ -126,26 +122,6 @@ def checkpoint_folder(run: Path, checkpoint: Checkpoint = "best") -> Path:
         if folder.is_dir():
             return folder
     raise UsageError(f"{run} has no checkpoint yet; let it train on with --resume")
-
-
-def _part(whole: Path, root: Path, checkpoint: Checkpoint, dataset: str | None, image_size: Size | None) -> TaskModel:
-    about = _about(root)
-    if about is None:
-        raise UsageError(f"{root} is not trained yet; go on with {whole} first (sak-cli finetune ... --resume)")
-    return _from_run(root, about, checkpoint, dataset, image_size)
-
-
-def _from_run(
-    run: Path, about: Mapping[str, Any], checkpoint: Checkpoint, dataset: str | None, image_size: Size | None
-) -> TaskModel:
-    model = _load(checkpoint_folder(run, checkpoint), image_size)
-    found = describe(model, dataset=dataset or about["dataset"], kind=about["kind"])
-    return _checked(found, run, f"it was trained on {about['dataset']}")
-
-
-def _from_folder(folder: Path, dataset: str | None, image_size: Size | None) -> TaskModel:
-    model = _load(folder, image_size)
-    return _checked(describe(model, dataset=dataset or _guess(_config(model).tasks, folder)), folder)
 
 
 def _load(folder: Path, image_size: Size | None) -> nn.Module:
@@ -172,12 +148,12 @@ def _guess(tasks: Mapping[str, int], folder: Path) -> str:
     return fitting[0] if tasks else ""
 
 
-def _checked(found: TaskModel, root: Path, hint: str = "name the data set it was trained on") -> TaskModel:
-    """UsageError, ending with the hint, unless the network has heads, and they are the data set's."""
-    if not found.tasks:
+def _checked(network: TaskModel, root: Path, hint: str = "name the data set it was trained on") -> TaskModel:
+    """With its tasks in the data set's order; UsageError, ending with the hint, unless its heads are the data set's."""
+    if not network.tasks:
         raise UsageError(f"{root} has no task heads: it is a distilled student; fine-tune it first (sak-cli finetune)")
-    rows = task_table(found.dataset or "")
-    for task, channels in found.channels.items():
+    rows = task_table(network.dataset or "")
+    for task, channels in network.channels.items():
         if task not in rows.names:
             raise UsageError(
                 f"{root} predicts {task}, which {rows.name} does not have (it has {', '.join(rows.names)}); {hint}"
@@ -186,18 +162,19 @@ def _checked(found: TaskModel, root: Path, hint: str = "name the data set it was
             raise UsageError(
                 f"{root}: its head of {task} has {channels} channels, {rows.name} has {rows[task].channels}; {hint}"
             )
-    ordered = tuple(task for task in rows.names if task in found.tasks)
-    return TaskModel(found.model, ordered, found.image_size, found.dataset, found.kind)
+    return replace(network, tasks=tuple(task for task in rows.names if task in network.tasks))
 
 
-def _about(root: Path) -> dict[str, Any] | None:
+def read_about(root: Path, remedy: str = "") -> dict[str, Any] | None:
+    """What a run's `run.json` says, None where there is none; SakError, ending with the remedy, where it is damaged."""
     path = root / ABOUT
     if not path.is_file():
         return None
     try:
         about: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise SakError(f"{path} is damaged ({error}); the weights in {root}/checkpoints/last may be loaded") from error
+        remedy = remedy or f"the weights in {root}/checkpoints/last may be loaded"
+        raise SakError(f"{path} is damaged ({error}); {remedy}") from error
     return about
 
 
@@ -214,12 +191,12 @@ def _kind(model: nn.Module) -> str:
     return "sak" if config.teachers else "multi-task" if len(config.tasks) > 1 else "single-task"
 
 
-# The networks of a run as one: a single-task baseline has one a task, any other run a single one.
-
-
 @dataclass(frozen=True)
 class TaskModels:
-    """Networks that take images of one size and have different tasks of one data set."""
+    """The networks of a run as one: of one size, with different tasks of one data set.
+
+    A single-task baseline has one a task, any other run a single one.
+    """
 
     directory: Path
     models: tuple[TaskModel, ...]
@@ -270,11 +247,14 @@ class TaskModels:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """Every task's output; see `pipeline.dense.evaluation.Predict`."""
+        """Every task's output, as `TaskModel.predict`."""
         return {task: output for model in self.models for task, output in model.predict(images).items()}
 
 
-def check_checkpoint(name: str) -> None:
-    """UsageError for anything but `best` and `last`."""
-    if name not in get_args(Checkpoint):
-        raise UsageError(f"no checkpoint {name!r}{nearest(name, get_args(Checkpoint))}")
+def check_options(checkpoint: str, *limits: tuple[str, int | None, int]) -> None:
+    """UsageError for another checkpoint than `best` and `last`, or a number under its least: (option, value, least)."""
+    if checkpoint not in get_args(Checkpoint):
+        raise UsageError(f"no checkpoint {checkpoint!r}{nearest(checkpoint, get_args(Checkpoint))}")
+    for option, value, least in limits:
+        if value is not None and value < least:
+            raise UsageError(f"{option} must be at least {least}, got {value}")

@@ -1,4 +1,4 @@
-"""Scoring a folder of predictions, images shared out over processes."""
+"""Boundary evaluation of a folder of predictions made anywhere: ODS, OIS, AP and the precision-recall curve."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.label_files import read_mask, segmentations
-from pipeline.data.nyud import Nyud
-from pipeline.data.pascal_context import PascalContext
-from pipeline.data.sample import DataError
+from pipeline.data.label_files import DataError, read_mask, segmentations
+from pipeline.data.pascal_nyud import Nyud, PascalContext
+from pipeline.data.sample import ListedDataset
 from pipeline.pictures.charts import COLOURS, axes_row, figure_png
-from pipeline.processes import run
+from pipeline.processes import WAITING, usable_cores, work_pool
 from pipeline.storage.local import write_durably
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary.score import (
@@ -30,7 +29,8 @@ from sak.metrics.boundary.score import (
 )
 from sak.metrics.boundary.thin import non_maximum_suppression
 
-# The numbers of a boundary evaluation: as text, as JSON, and as a precision-recall plot.
+Progress = Callable[[int, int], None]
+Truths = tuple[NDArray[np.bool_], ...]
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,10 @@ class BoundaryReport:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready: scores as fractions, the curve by threshold."""
-        return {
-            "dataset": self.dataset,
-            "protocol": self.protocol,
-            "max_distance": self.max_distance,
-            "images": self.images,
-            "left_out": self.left_out,
-            **{name: value for name, value in asdict(self.score).items() if name != "images"},
-            "thresholds": THRESHOLDS.tolist(),
-            "precision": self.precision_recall.precision.tolist(),
-            "recall": self.precision_recall.recall.tolist(),
-        }
+        scores = {name: value for name, value in asdict(self.score).items() if name != "images"}
+        facts = {name: getattr(self, name) for name in ("dataset", "protocol", "max_distance", "images", "left_out")}
+        curve = {name: getattr(self.precision_recall, name).tolist() for name in ("precision", "recall")}
+        return {**facts, **scores, "thresholds": THRESHOLDS.tolist(), **curve}
 
     def to_json(self) -> str:
         """`as_dict` as JSON."""
@@ -100,19 +93,14 @@ def precision_recall_png(report: BoundaryReport) -> bytes:
         shown = (precision > 0) & (precision <= 1)
         axes.plot(recall[shown], precision[shown], color="#cbd5e1", linewidth=0.8, zorder=1)
         axes.annotate(f"F {f:.1f}", (0.995, f / (2 - f)), fontsize=7, color="#64748b", ha="right", va="bottom")
-    whole, best = report.precision_recall, report.score
-    axes.plot(whole.recall, whole.precision, color=COLOURS[0], linewidth=2)
+    measured, best = report.precision_recall, report.score
+    axes.plot(measured.recall, measured.precision, color=COLOURS[0], linewidth=2)
     label = f"ODS {best.ods:.3f} at {best.ods_threshold:.2f}\nOIS {best.ois:.3f}\nAP {best.ap:.3f}"
     axes.plot(best.ods_recall, best.ods_precision, "o", color=COLOURS[1], label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision")
     axes.set_title(f"{report.dataset}, {report.images} images ({report.protocol})", fontsize=10)
     axes.legend(loc="lower left", frameon=False)
     return figure_png(figure, dpi=130)
-
-
-# Ground truths of boundary evaluation, by data set.
-
-Truths = tuple[NDArray[np.bool_], ...]
 
 
 class BsdsTruth:
@@ -133,12 +121,11 @@ class BsdsTruth:
         return tuple(from_segmentation(segments) for segments in segmentations(self.files[name]))
 
 
+@dataclass(frozen=True)
 class SplitTruth:
     """One ground truth an image, of a split of PASCAL-Context or NYUD-v2."""
 
-    def __init__(self, dataset: PascalContext | Nyud) -> None:
-        self.dataset = dataset
-        self._index = {name: index for index, name in enumerate(dataset.names)}
+    dataset: ListedDataset
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,7 +134,7 @@ class SplitTruth:
 
     def __call__(self, name: str) -> Truths:
         """The thin boundary map."""
-        return (self.dataset.boundary_truth(self._index[name]),)
+        return (self.dataset.boundary_truth(self.dataset.names.index(name)),)
 
 
 GROUND_TRUTHS: dict[str, Callable[[Path, str], BsdsTruth | SplitTruth]] = {
@@ -155,9 +142,6 @@ GROUND_TRUTHS: dict[str, Callable[[Path, str], BsdsTruth | SplitTruth]] = {
     "nyud": lambda root, split: SplitTruth(Nyud(root, split, ("edge",))),
     "bsds": lambda root, split: BsdsTruth(root),
 }
-
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -200,15 +184,17 @@ def evaluate_boundaries(config: BoundaryConfig, *, progress: Progress | None = N
     names = _predicted(config, truth.names)
     distance = config.max_distance if config.max_distance is not None else MAX_DISTANCE[config.dataset]
     job = _Job(config.predictions, truth, distance, config.suppress)
-    counts = []
-    for done, image in enumerate(run(job, names, config.processes), start=1):
-        counts.append(image)
-        if progress is not None:
-            progress(done, len(names))
-    total = sum(counts[1:], start=counts[0])
+    counts: list[BoundaryCounts] = []
+    workers = min(config.processes or usable_cores(), len(names))
+    processes = workers if workers > 1 else 0  # one alone is this one
+    with work_pool(processes, "--processes", job) as pool:
+        for done, image_counts in enumerate(pool.map(_Job.match, names, WAITING * processes or 1), start=1):
+            counts.append(image_counts)
+            if progress is not None:
+                progress(done, len(names))
     return BoundaryReport(
         score(counts, protocol=config.protocol),
-        curve(total, protocol=config.protocol),
+        curve(sum(counts[1:], start=counts[0]), protocol=config.protocol),
         config.dataset,
         config.protocol,
         distance,
@@ -227,29 +213,30 @@ def _check(config: BoundaryConfig) -> None:
 def _predicted(config: BoundaryConfig, names: Sequence[str]) -> tuple[str, ...]:
     if not config.predictions.is_dir():
         raise DataError(f"{config.predictions} is not a folder; give the folder of <id>.png predictions")
-    here = tuple(name for name in names if (config.predictions / f"{name}.png").is_file())
-    if not here:
+    predicted = tuple(name for name in names if (config.predictions / f"{name}.png").is_file())
+    if not predicted:
         wanted = f"{config.dataset} {config.split}, such as {names[0]}.png"
         raise DataError(f"{config.predictions} holds no prediction of {wanted}")
-    if len(here) < len(names) and not config.partial:
-        first = next(name for name in names if name not in set(here))
+    if len(predicted) < len(names) and not config.partial:
+        first = next(name for name in names if name not in set(predicted))
         raise DataError(
-            f"{config.predictions / first}.png is missing, one of {len(names) - len(here)} of {len(names)} images; "
-            "predict them all, or score what is there with --partial"
+            f"{config.predictions / first}.png is missing, one of {len(names) - len(predicted)} of {len(names)} "
+            "images; predict them all, or score what is there with --partial"
         )
-    return here
+    return predicted
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One image's work, as a worker process takes it."""
+    """What a worker process is given, once for all images."""
 
     predictions: Path
     truth: BsdsTruth | SplitTruth
     max_distance: float
     suppress: bool
 
-    def __call__(self, name: str) -> BoundaryCounts:
+    def match(self, name: str) -> BoundaryCounts:
+        """Image `name`'s prediction against its ground truths."""
         path = self.predictions / f"{name}.png"
         prediction = read_mask(path)
         if prediction.ndim != 2:

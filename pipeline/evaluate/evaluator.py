@@ -8,11 +8,12 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
-from pipeline.data.datasets import ListedDataset, check_tree, files_read, open_dataset, task_table
+from pipeline.data.datasets import check_tree, files_read, open_dataset, task_table
+from pipeline.data.sample import ListedDataset
 from pipeline.dense.evaluation import Evaluation, Predict, evaluate_tasks
 from pipeline.dense.figures import recorded_gates
 from pipeline.dense.task_data import label_statistics, needs_labels, trivial_predict
-from pipeline.dense.task_model import Checkpoint, TaskModels, check_checkpoint
+from pipeline.dense.task_model import Checkpoint, TaskModels, check_options
 from pipeline.evaluate.results import (
     Evaluated,
     StoredEvaluation,
@@ -75,36 +76,31 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
-        check_checkpoint(self.checkpoint)
-        for option, value, least in (
+        check_options(
+            self.checkpoint,
             ("--batch-size", self.batch_size, 1),
             ("--workers", self.workers, 0),
-            ("--limit", 1 if self.limit is None else self.limit, 1),
+            ("--limit", self.limit, 1),
             ("--pictures", self.pictures, 0),
-        ):
-            if value < least:
-                raise UsageError(f"{option} must be at least {least}, got {value}")
-        if self.save is not None and not self.again and self.save.exists() and not _is_empty(self.save):
+        )
+        occupied = self.save is not None and self.save.exists() and (not self.save.is_dir() or any(self.save.iterdir()))
+        if occupied and not self.again:
             raise UsageError(
                 f"--save: {self.save} is not an empty folder; choose another, or write over it with --again"
             )
-
-
-def _is_empty(place: Path) -> bool:
-    return place.is_dir() and not any(place.iterdir())
 
 
 @dataclass(frozen=True)
 class OpenedRun:
     """A run's networks, the data they are judged on, and what that is called."""
 
-    place: Path
+    directory: Path
     networks: TaskModels
     table: Dataset
     dataset: ListedDataset
     of: Evaluated
     path: Path
-    """Of the stored evaluation, without suffix."""
+    """Of the stored evaluation, a `.json`."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +112,17 @@ class Evaluator:
     bar: Bar | None
     say: Say
 
-    def open(self, place: Path, like: OpenedRun | None = None) -> OpenedRun:
+    def open(self, run: Path, like: OpenedRun | None = None) -> OpenedRun:
         """A run and its data, checked before anything long starts; `like` another, a run on the very same data."""
         config = self.config
         name = config.dataset if like is None else like.of.dataset
-        networks = TaskModels.load(place, checkpoint=config.checkpoint, dataset=name)
-        name, table = networks.dataset, _judged(networks, config)
-        data = Path(like.of.data) if like is not None else config.data or trained_on(place)
+        networks = TaskModels.load(run, checkpoint=config.checkpoint, dataset=name)
+        name, table = networks.dataset, networks.table(config.tasks)
+        data = Path(like.of.data) if like is not None else config.data or trained_on(run)
         labels = [task.name for task in table if task.metric != "odsF"]
-        edges = any(task.metric == "odsF" for task in table)
-        check_tree(name, data, config.split, labels, boundaries=False).raise_if_incomplete()
+        edges = config.boundary and len(labels) < len(table)
+        table = table if edges else table.select(labels)
+        check_tree(name, data, config.split, labels).raise_if_incomplete()
         if edges:
             check_tree(name, data, config.split, ["edge"], boundaries=True).raise_if_incomplete()
         dataset = open_dataset(name, data, config.split, labels)
@@ -142,18 +139,17 @@ class Evaluator:
             files_digest(files_read(dataset, count, boundaries=edges)),
         )
         part = table.names if len(table) < len(task_table(name)) else None
-        path = place / store_name(config.split, config.checkpoint, config.limit, part)
-        return OpenedRun(place, networks, table, dataset, of, path)
+        path = run / f"{store_name(config.split, config.checkpoint, config.limit, part)}.json"
+        return OpenedRun(run, networks, table, dataset, of, path)
 
     def evaluated(self, opened: OpenedRun) -> StoredEvaluation:
         """The evaluation stored in the run's directory where it is of the very same, else made and stored there."""
-        path = opened.path.with_name(f"{opened.path.name}.json")
-        saves = self.config.save is not None and opened.place == self.config.run
-        found = None if self.config.again or saves else read_stored(path, opened.of)
-        if found is not None:
-            self.say(f"{path} is of the very same network and images: taken from there (--again evaluates anew)")
-            return found
-        self.say(f"evaluating {opened.place}: {', '.join(opened.table.names)}")
+        saves = self.config.save is not None and opened.directory == self.config.run
+        before = None if self.config.again or saves else read_stored(opened.path, opened.of)
+        if before is not None:
+            self.say(f"{opened.path} is of the very same network and images: taken from there (--again evaluates anew)")
+            return before
+        self.say(f"evaluating {opened.directory}: {', '.join(opened.table.names)}")
         opened.networks.to(self.accelerator.device)
         with recorded_gates(opened.networks.single) as recorder:
             evaluation = self._measure(opened.networks.predict, opened, self.config.save if saves else None)
@@ -161,7 +157,7 @@ class Evaluator:
         opened.networks.to("cpu")
         stored = StoredEvaluation(opened.of, evaluation, gates)
         if self.accelerator.is_main_process:
-            write_stored(path, stored.as_dict())
+            write_stored(opened.path, stored.as_dict())
         return stored
 
     def trivial(self, opened: OpenedRun, stored: StoredEvaluation) -> Evaluation | None:
@@ -171,14 +167,14 @@ class Evaluator:
         learnt = needs_labels(opened.table)
         training = open_dataset(opened.of.dataset, opened.of.data, "train", learnt)
         self.say(f"statistics of {len(training):,} training labels, then their trivial predictors on the same images")
-        with self._progress("labels") as progress:
+        with self.bar("labels") if self.bar is not None else nullcontext() as progress:
             statistics = label_statistics(training, opened.table, workers=self.config.workers, progress=progress)
         return self._measure(trivial_predict(statistics, opened.table), opened, None, rescale_depth=False)
 
     def _measure(
         self, predict: Predict, opened: OpenedRun, save: Path | None, *, rescale_depth: bool = True
     ) -> Evaluation:
-        with self._progress("images") as progress:
+        with self.bar("images") if self.bar is not None else nullcontext() as progress:
             return evaluate_tasks(
                 predict,
                 opened.dataset,
@@ -193,24 +189,15 @@ class Evaluator:
                 rescale_depth=rescale_depth,
             )
 
-    def _progress(self, unit: str) -> AbstractContextManager[Update | None]:
-        return nullcontext() if self.bar is None else self.bar(unit)
 
-
-def _judged(networks: TaskModels, config: EvaluateConfig) -> Dataset:
-    """The rows that are evaluated."""
-    rows = networks.table(config.tasks)
-    return rows if config.boundary else rows.select(task.name for task in rows if task.metric != "odsF")
-
-
-def trained_on(place: Path) -> Path:
+def trained_on(run: Path) -> Path:
     """The data that a run's configuration names; UsageError where it names none, or that is not there."""
     try:
-        data = yaml.safe_load((place / CONFIG).read_text()).get("data")
+        data = yaml.safe_load((run / CONFIG).read_text()).get("data")
     except (OSError, yaml.YAMLError, AttributeError):
         data = None
     if not isinstance(data, str):
-        raise UsageError(f"{place} does not say where its data is; name the data set's folder with --data")
+        raise UsageError(f"{run} does not say where its data is; name the data set's folder with --data")
     if not Path(data).is_dir():
-        raise UsageError(f"{place} was trained on {data}, which is not there; name the data set's folder with --data")
+        raise UsageError(f"{run} was trained on {data}, which is not there; name the data set's folder with --data")
     return Path(data)

@@ -1,9 +1,9 @@
-"""An evaluation in its run's directory: what it was of, so that it is used again only where it fits."""
+"""An evaluation in its run's directory, used again only where it is of the very same, and as tables for people."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.data.sample import TaskDataset
-from pipeline.dense.evaluation import Evaluation
+from pipeline.dense.evaluation import Evaluation, from_plain, to_plain
 from pipeline.dense.figures import MeanGates
 from pipeline.dense.sums import TaskEvaluation
 from pipeline.dense.task_data import HOW
@@ -61,26 +61,12 @@ class StoredEvaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {
-            "format": FORMAT,
-            "of": {**asdict(self.of), "tasks": list(self.of.tasks), "size": list(self.of.size)},
-            "evaluation": self.evaluation.as_dict(),
-            "gates": self.gates.as_dict() if self.gates is not None else None,
-            "trivial": self.trivial.as_dict() if self.trivial is not None else None,
-        }
+        return {"format": FORMAT, **to_plain(self)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "StoredEvaluation":
-        """The inverse of `as_dict`; KeyError or TypeError for anything else."""
-        told = value["of"]
-        of = Evaluated(**{**told, "tasks": tuple(told["tasks"]), "size": tuple(told["size"])})
-        gates, trivial = value["gates"], value["trivial"]
-        return cls(
-            of,
-            Evaluation.from_dict(value["evaluation"]),
-            MeanGates.from_dict(gates) if gates else None,
-            Evaluation.from_dict(trivial) if trivial else None,
-        )
+        """The inverse of `as_dict`; ValueError for anything else."""
+        return from_plain(cls, value)
 
 
 def images_digest(dataset: TaskDataset, count: int) -> str:
@@ -92,8 +78,8 @@ def files_digest(files: Iterable[Path]) -> str:
     """Of files' names, sizes and times of change: labels that were mended since are others."""
     digest = hashlib.sha256()
     for path in files:
-        found = path.stat()
-        digest.update(f"{path.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+        status = path.stat()
+        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
@@ -123,7 +109,7 @@ def read_stored(path: Path, of: Evaluated) -> StoredEvaluation | None:
     """What is stored, if it is of the very same; None where there is nothing, or something else."""
     try:
         stored = StoredEvaluation.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return None
     return stored if stored.of == of else None
 
@@ -132,8 +118,6 @@ def write_stored(path: Path, document: Mapping[str, Any]) -> None:
     """Write an evaluation's JSON, whole or not at all."""
     write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
-
-# An evaluation as tables: every metric with its direction, what is trivial, the gain over a baseline, classes.
 
 Rows = list[dict[str, object]]
 BESIDE = {
@@ -154,7 +138,7 @@ BESIDE = {
 
 @dataclass(frozen=True)
 class EvaluationTables:
-    """An evaluation and what it is compared with."""
+    """An evaluation as tables: every metric with its direction, what is trivial, the gain over a baseline, classes."""
 
     table: Dataset
     evaluation: Evaluation
@@ -167,52 +151,46 @@ class EvaluationTables:
         return [self._row(name, task) for name, task in self.evaluation.tasks.items()]
 
     def _row(self, name: str, task: TaskEvaluation) -> dict[str, object]:
-        row: dict[str, object] = {
-            "task": name,
-            "metric": task.metric,
-            "value": number(task.value, task.unit),
-            "unit": task.unit,
-            "better": "lower" if task.lower_is_better else "higher",
-        }
-        unit = task.unit
+        unit, better = task.unit, "lower" if task.lower_is_better else "higher"
+        row: dict[str, object] = {"task": name, "metric": task.metric, "value": number(task.value, unit)}
+        row |= {"unit": unit, "better": better}
         if self.trivial is not None:
             trivial = self.trivial.tasks[name].value
             row |= {"trivial": number(trivial, unit), "margin": number(margin(task, trivial), unit, sign=True)}
         if self.baseline is not None and self.gain is not None:
-            row |= {"baseline": number(self.baseline[name], unit)}
-            row |= {"gain %": number(self.gain.per_task[name], sign=True)}
+            gain = number(self.gain.per_task[name], sign=True)
+            row |= {"baseline": number(self.baseline[name], unit), "gain %": gain}
         return row
 
     def beside(self) -> list[str]:
         """The other numbers of each task, a line each."""
         return [f"{name}: {', '.join(_beside(task))}" for name, task in self.evaluation.tasks.items()]
 
-    def classes(self, name: str) -> Rows:
-        """Intersection over union of each class of a task; empty where it has none."""
-        per_class = self.evaluation.tasks[name].numbers.get("per_class")
-        if per_class is None:
-            return []
-        names = self.table[name].classes
-        pairs = zip(names, per_class, strict=True)
-        return [{"class": name, "IoU %": number(value, absent="absent")} for name, value in pairs]
+    def classes(self) -> dict[str, Rows]:
+        """Intersection over union of each class, of the tasks that have classes."""
+        return {
+            name: [
+                {"class": label, "IoU %": number(value, absent="absent")}
+                for label, value in zip(self.table[name].classes, task.numbers["per_class"], strict=True)
+            ]
+            for name, task in self.evaluation.tasks.items()
+            if task.numbers.get("per_class") is not None
+        }
 
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers."""
-        found = self.evaluation
-        height, width = found.size
-        shown = "1 image at its own size" if found.images == 1 else f"{found.images:,} images at their own sizes"
-        lines = [f"{found.dataset}: {shown}, predicted at {height} x {width}"]
-        for name, task in found.tasks.items():
+        images, (height, width) = self.evaluation.images, self.evaluation.size
+        sizes = "1 image at its own size" if images == 1 else f"{images:,} images at their own sizes"
+        lines = [f"{self.evaluation.dataset}: {sizes}, predicted at {height} x {width}"]
+        for name, task in self.evaluation.tasks.items():
             if task.unlabelled:
-                lines.append(
-                    f"{name}: {task.unlabelled:,} of {found.images:,} images have no valid label and count nowhere"
-                )
+                lines.append(f"{name}: {task.unlabelled:,} of {images:,} images have no valid label and count nowhere")
             absent = task.numbers.get("absent")
             if absent:
                 named = ", ".join(self.table[name].classes[number] for number in absent)
                 lines.append(f"{name}: {len(absent)} classes occur nowhere and count as 0: {named}")
         if self.trivial is not None:
-            lines += [f"{name}: trivial is {HOW[task.metric]}" for name, task in found.tasks.items()]
+            lines += [f"{name}: trivial is {HOW[task.metric]}" for name, task in self.evaluation.tasks.items()]
         return lines
 
     def headline(self) -> str:
@@ -223,27 +201,17 @@ class EvaluationTables:
 
     def to_text(self) -> str:
         """For a terminal."""
-        parts = [text_table(self.metrics())]
-        if self.gain is not None:
-            parts.append(self.headline())
-        parts += ["\n".join(self.notes()), "\n".join(self.beside())]
-        for name in self.evaluation.tasks:
-            rows = self.classes(name)
-            if rows:
-                parts.append(f"{name} by class\n{text_table(_side_by_side(rows))}")
-        return "\n\n".join(parts)
+        parts = [text_table(self.metrics()), self.headline(), "\n".join(self.notes()), "\n".join(self.beside())]
+        parts += [f"{name} by class\n{text_table(_side_by_side(rows))}" for name, rows in self.classes().items()]
+        return "\n\n".join(filter(None, parts))
 
     def to_markdown(self, title: str) -> str:
         """For a file."""
-        parts = [f"# {title}", markdown_table(self.metrics())]
-        if self.gain is not None:
-            parts.append(f"**{self.headline()}**")
-        parts += ["\n".join(f"- {line}" for line in (*self.notes(), *self.beside()))]
-        for name in self.evaluation.tasks:
-            rows = self.classes(name)
-            if rows:
-                parts += [f"## {name} by class", markdown_table(rows)]
-        return "\n\n".join(parts) + "\n"
+        headline = f"**{self.headline()}**" if self.gain is not None else ""
+        lines = "\n".join(f"- {line}" for line in (*self.notes(), *self.beside()))
+        parts = [f"# {title}", markdown_table(self.metrics()), headline, lines]
+        parts += [f"## {name} by class\n\n{markdown_table(rows)}" for name, rows in self.classes().items()]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def margin(task: TaskEvaluation, trivial: float) -> float:

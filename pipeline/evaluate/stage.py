@@ -22,12 +22,12 @@ __all__ = ["EvaluateConfig", "EvaluateReport", "evaluate"]
 
 @dataclass(frozen=True)
 class EvaluateReport:
-    """What was found, and the files that say it; one of several processes tells it."""
+    """What was found, and the files that say it; one of several processes prints it."""
 
     tables: EvaluationTables
     document: Mapping[str, Any]
     files: tuple[Path, ...]
-    is_told: bool
+    is_main: bool
 
     def to_json(self) -> str:
         """All of it, as the run's directory has it."""
@@ -41,8 +41,9 @@ class EvaluateReport:
 def evaluate(config: EvaluateConfig, *, bar: Bar | None = None, say: Say | None = None) -> EvaluateReport:
     """Evaluate a run, and what it is compared with; running it on several processes is torchrun's."""
     accelerator = make_accelerator(TrainingConfig(steps=1), device=resolve_device(config.device))
-    told = accelerator.is_main_process
-    evaluator = Evaluator(config, accelerator, bar if told else None, say if told and say is not None else _silent)
+    is_main = accelerator.is_main_process
+    say = say if is_main and say is not None else lambda line: None
+    evaluator = Evaluator(config, accelerator, bar if is_main else None, say)
     own = evaluator.open(config.run)
     baseline = _baseline(evaluator, own)
     stored = evaluator.evaluated(own)
@@ -51,27 +52,21 @@ def evaluate(config: EvaluateConfig, *, bar: Bar | None = None, say: Say | None 
     tables = EvaluationTables(own.table, stored.evaluation, trivial, baseline, gain)
     stored = replace(stored, trivial=trivial or stored.trivial)
     document = {**stored.as_dict(), "baseline": _compared(config, baseline, gain)}
-    files: tuple[Path, ...] = ()
-    if accelerator.is_main_process:
-        files = (*_write(evaluator, own, tables, document), *_draw(evaluator, own, stored))
+    files = (*_write(own, tables, document), *_draw(evaluator, own, stored)) if is_main else ()
     accelerator.wait_for_everyone()
-    return EvaluateReport(tables, document, files, accelerator.is_main_process)
-
-
-def _silent(line: str) -> None:
-    del line
+    return EvaluateReport(tables, document, files, is_main)
 
 
 def _baseline(evaluator: Evaluator, own: OpenedRun) -> Mapping[str, float] | None:
     """The metrics of the baseline's run on the very same images."""
-    place = evaluator.config.baseline_run
-    if place is None:
+    run = evaluator.config.baseline_run
+    if run is None:
         return None
-    other = evaluator.open(place, like=own)
+    other = evaluator.open(run, like=own)
     missing = [name for name in own.table.names if name not in other.table.names]
     if missing:
         raise UsageError(
-            f"{place} does not predict {', '.join(missing)}, so delta_m has no baseline for it; give a baseline of all "
+            f"{run} does not predict {', '.join(missing)}, so delta_m has no baseline for it; give a baseline of all "
             "tasks, or leave these out with --tasks"
         )
     return evaluator.evaluated(other).evaluation.metrics
@@ -82,35 +77,27 @@ def _compared(
 ) -> dict[str, Any] | None:
     if baseline is None or gain is None:
         return None
-    return {
-        "run": str(config.baseline_run),
-        "metrics": dict(baseline),
-        "delta_m": gain.value,
-        "gain_per_task": gain.per_task,
-    }
+    run, metrics = str(config.baseline_run), dict(baseline)
+    return {"run": run, "metrics": metrics, "delta_m": gain.value, "gain_per_task": gain.per_task}
 
 
-def _write(
-    evaluator: Evaluator, own: OpenedRun, tables: EvaluationTables, document: Mapping[str, Any]
-) -> tuple[Path, Path]:
+def _write(own: OpenedRun, tables: EvaluationTables, document: Mapping[str, Any]) -> tuple[Path, Path]:
     """The numbers as JSON and as Markdown, in the run's directory."""
-    numbers, text = (own.path.with_name(f"{own.path.name}.{suffix}") for suffix in ("json", "md"))
-    title = f"{own.place.name}: {own.of.dataset}, {own.of.split}"
-    write_stored(numbers, document)
+    text = own.path.with_suffix(".md")
+    title = f"{own.directory.name}: {own.of.dataset}, {own.of.split}"
+    write_stored(own.path, document)
     write_whole(text, tables.to_markdown(title).encode())
-    return numbers, text
+    return own.path, text
 
 
 def _draw(evaluator: Evaluator, own: OpenedRun, stored: StoredEvaluation) -> list[Path]:
     """`figures/gates.png`, where there are routers, and `figures/predictions.png`; of a part by a name of its own."""
     if not evaluator.config.pictures:
         return []
-    part = own.path.name.removeprefix("evaluation")
+    part = own.path.stem.removeprefix("evaluation")
     part = "" if part == "-val" else part
-    gates, predictions = (own.place / "figures" / f"{name}{part}.png" for name in ("gates", "predictions"))
-    drawn = []
-    if stored.gates is not None:
-        drawn.append(draw_gates(stored.gates, own.table, gates))
+    gates, predictions = (own.directory / "figures" / f"{name}{part}.png" for name in ("gates", "predictions"))
+    drawn = [] if stored.gates is None else [draw_gates(stored.gates, own.table, gates)]
     own.networks.to(evaluator.accelerator.device)
     labelled = open_dataset(own.of.dataset, own.of.data, own.of.split, own.table.names)
     images = spread(stored.evaluation.images, evaluator.config.pictures)

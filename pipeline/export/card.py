@@ -1,13 +1,15 @@
-"""The model card of an export: README.md for people, export.json for tools."""
+"""The student to export with what its run knows of it, and the export's card: README.md for people, export.json."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.dense.task_model import Checkpoint, checkpoint_folder, read_about
 from pipeline.export.formats import Exported
 from pipeline.tables import text_table
+from pipeline.train.saver import EMA_FOLDER
 from sak import __version__
 from sak.checkpoints.store import WEIGHTS, load_student
 from sak.errors import SakError, UsageError
@@ -15,10 +17,6 @@ from sak.student.build import parameter_counts
 from sak.student.extractor import IMAGENET_MEAN, IMAGENET_STD, Deployed
 from sak.student.student import Student
 from sak.teachers.registry import find_teacher
-
-# The student to export, and what its run knows of it.
-
-_EMA = "ema"
 
 
 @dataclass(frozen=True)
@@ -31,18 +29,18 @@ class StudentSource:
 
 
 def find_source(
-    place: Path, checkpoint: Literal["best", "last"], *, averaged: bool, image_size: tuple[int, int] | None
+    directory: Path, checkpoint: Checkpoint, *, averaged: bool, image_size: tuple[int, int] | None
 ) -> StudentSource:
     """The student of a run's directory or a checkpoint's folder; UsageError where there is none."""
-    if not place.is_dir():
-        raise UsageError(f"{place}: no such folder; give a run's directory, or a checkpoint's folder")
-    about = _about(place)
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such folder; give a run's directory, or a checkpoint's folder")
+    about = _about(directory)
     if "parts" in about:
-        parts = ", ".join(str(place / part) for part in about["parts"].values())
-        raise UsageError(f"{place} holds a network for each task; export them one by one: {parts}")
-    folder = _checkpoint(place, checkpoint)
+        parts = ", ".join(str(directory / part) for part in about["parts"].values())
+        raise UsageError(f"{directory} holds a network for each task; export them one by one: {parts}")
+    folder = checkpoint_folder(directory, checkpoint) if (directory / "checkpoints").is_dir() else directory
     if averaged:
-        folder = folder / _EMA
+        folder = folder / EMA_FOLDER
         if not folder.is_dir():
             raise UsageError(f"{folder} is not there: the run has no averaged weights (training.ema)")
     if not (folder / WEIGHTS).is_file():
@@ -64,24 +62,8 @@ def _columns(about: Mapping[str, Any]) -> list[str]:
     return _columns(_about(init.parent.parent))
 
 
-def _checkpoint(place: Path, checkpoint: str) -> Path:
-    if not (place / "checkpoints").is_dir():
-        return place
-    for name in (checkpoint, "last"):
-        if (place / "checkpoints" / name).is_dir():
-            return place / "checkpoints" / name
-    raise UsageError(f"{place} has no checkpoint yet; let it train on with --resume")
-
-
-def _about(place: Path) -> dict[str, Any]:
-    path = place / "run.json"
-    if not path.is_file():
-        return {}
-    try:
-        about: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise SakError(f"{path} is damaged ({error}); export its checkpoint's folder instead") from error
-    return about
+def _about(directory: Path) -> dict[str, Any]:
+    return read_about(directory, "export its checkpoint's folder instead") or {}
 
 
 _LOADERS = {
@@ -170,11 +152,8 @@ def _teachers(source: StudentSource, names: list[str]) -> list[dict[str, str]]:
     """Name, model, weights, licence and cache key of every teacher, as far as the run knows them."""
     reads: Mapping[str, Any] = source.about.get("reads", {})
     sources: Mapping[str, Any] = {**reads.get("live", {}), **source.about.get("teachers", {})}
-    random = set(reads.get("random", ()))
-    return [
-        _teacher(name, _key(name, source.about.get("columns", [])), sources.get(name) or {}, name in random)
-        for name in names
-    ]
+    columns, random = source.about.get("columns", []), reads.get("random", ())
+    return [_teacher(name, _key(name, columns), sources.get(name) or {}, name in random) for name in names]
 
 
 def _key(name: str, columns: Sequence[str]) -> str:

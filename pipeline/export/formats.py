@@ -20,66 +20,47 @@ from sak.errors import UsageError
 from sak.student.extractor import Deployed
 from sak.student.sizes import PATCH
 
-# The part of `sak` that reads a student's checkpoint, copied beside it: code and weights cannot drift apart.
-
+# The part of `sak` that reads a student's checkpoint is copied beside it: code and weights cannot drift apart.
 ROOT = "sak.checkpoints.store"
 ALSO = ("sak.student.extractor",)
 
 
-def copy_reader(folder: Path) -> list[str]:
-    """Copy the modules that loading needs into `folder/sak`; returns their names."""
+def copy_reader(folder: Path) -> None:
+    """Copy the modules that loading needs into `folder/sak`."""
     base = Path(sak.__file__).resolve().parent.parent
-    names = sorted(reachable(base))
-    for name in names:
-        file = _file(base, name)
+    for file in reachable(base).values():
         target = folder / file.relative_to(base)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    return names
 
 
-def reachable(base: Path) -> set[str]:
-    """Modules of `sak` that `ROOT` and `ALSO` import, directly or not, with the packages they lie in."""
-    found: set[str] = set()
+def reachable(base: Path) -> dict[str, Path]:
+    """The files of the modules of `sak` that `ROOT` and `ALSO` import, directly or not, and of their packages."""
+    files: dict[str, Path] = {}
     waiting = [ROOT, *ALSO]
     while waiting:
         name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        waiting += [parent for parent in _parents(name) if parent not in found]
-        waiting += [import_ for import_ in _imports(_file(base, name)) if import_.split(".")[0] == "sak"]
-    return found
-
-
-def _parents(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    for count in range(1, len(parts)):
-        yield ".".join(parts[:count])
+        file = _file(base, name)
+        if name not in files and file is not None:
+            files[name] = file
+            waiting += [name.rpartition(".")[0], *_imports(file)]
+    return files
 
 
 def _imports(file: Path) -> Iterator[str]:
-    base = file.parent
-    while (base / "__init__.py").is_file():
-        base = base.parent
+    """Names that may be modules: of `from a import b` both a and a.b."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
-            yield from (
-                f"{node.module}.{alias.name}" for alias in node.names if _is_module(base, f"{node.module}.{alias.name}")
-            )
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-def _is_module(base: Path, name: str) -> bool:
-    place = base.joinpath(*name.split("."))
-    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
-
-
-def _file(base: Path, name: str) -> Path:
-    place = base.joinpath(*name.split("."))
-    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+def _file(base: Path, name: str) -> Path | None:
+    """The file of a module of `sak`; None of any other name."""
+    path = base.joinpath(*name.split("."))
+    files = [path / "__init__.py", path.with_suffix(".py")] if name.split(".")[0] == "sak" else []
+    return next((file for file in files if file.is_file()), None)
 
 
 MOST = 4096  # of a free dimension: images in a batch, patches along a side

@@ -35,7 +35,7 @@ class Export:
 
 
 def run_export(  # noqa: PLR0913 (the flags of the command)
-    place: str | Path,
+    run: str | Path,
     out: str | Path,
     *,
     to: str,
@@ -50,7 +50,7 @@ def run_export(  # noqa: PLR0913 (the flags of the command)
     """`sak-cli export`: write the student of a run or checkpoint into the folder `out`, and check it against the run.
 
     Args:
-        place: a run of distill or finetune, or a checkpoint's folder.
+        run: of distill or finetune, or a checkpoint's folder.
         out: refused where it exists, unless `overwrite`.
         to: safetensors, torch-export or onnx.
         outputs: predictions (the default where there are heads), features or task-features.
@@ -67,7 +67,7 @@ def run_export(  # noqa: PLR0913 (the flags of the command)
     if to not in FORMATS:
         raise UsageError(f"--to: no format {to!r}{nearest(to, FORMATS)}")
     folder = Path(out)
-    source = find_source(Path(place), checkpoint, averaged=averaged, image_size=image_size)
+    source = find_source(Path(run), checkpoint, averaged=averaged, image_size=image_size)
     wanted = _outputs(outputs, source.student)
     with _whole_folder(folder, overwrite) as scratch:
         module = Deployed(_prepared(source.student, to, dynamic_size), wanted)
@@ -98,9 +98,9 @@ def check(trained: Student, module: Deployed, exported: Exported, dynamic_size: 
     return largest
 
 
-def _difference(found: Any, expected: tuple[Tensor, ...]) -> float:
-    pairs = zip(found, expected, strict=True)
-    return max(float((mine - theirs).abs().max() / theirs.abs().max().clamp(min=1)) for mine, theirs in pairs)
+def _difference(exported: Any, expected: tuple[Tensor, ...]) -> float:
+    pairs = zip(exported, expected, strict=True)
+    return max(float((ours - right).abs().max() / right.abs().max().clamp(min=1)) for ours, right in pairs)
 
 
 def _prepared(trained: Student, to: str, dynamic_size: bool) -> Student:
@@ -114,13 +114,13 @@ def _prepared(trained: Student, to: str, dynamic_size: bool) -> Student:
     return student
 
 
-def _outputs(asked: str | None, student: Student) -> Outputs:
-    if asked is None:
+def _outputs(wanted: str | None, student: Student) -> Outputs:
+    if wanted is None:
         return "predictions" if student.config.tasks else "features"
-    for known in OUTPUTS:
-        if asked == known:
-            return known
-    raise UsageError(f"--outputs: no {asked!r}{nearest(asked, OUTPUTS)}")
+    for outputs in OUTPUTS:
+        if wanted == outputs:
+            return outputs
+    raise UsageError(f"--outputs: no {wanted!r}{nearest(wanted, OUTPUTS)}")
 
 
 @contextmanager

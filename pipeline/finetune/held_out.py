@@ -14,9 +14,9 @@ from pipeline.data.augment import Prepared, for_evaluation
 from pipeline.data.live_teachers import LiveTeachers
 from pipeline.data.loading import BatchLoader, load_batches
 from pipeline.data.sample import TaskDataset
-from pipeline.dense.evaluation import evaluate_tasks
+from pipeline.dense.evaluation import Predict, evaluate_tasks
 from pipeline.dense.figures import draw_rep_sim, spread
-from pipeline.dense.task_model import Predict, checkpoint_folder, describe
+from pipeline.dense.task_model import checkpoint_folder, describe
 from pipeline.finetune.recipe import EvaluationRecipe
 from pipeline.train.distillation import own_units
 from pipeline.train.run import ABOUT, METRICS, RunDirectory

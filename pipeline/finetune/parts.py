@@ -97,7 +97,7 @@ def make_batches(
     training = config.recipe.training
     batches = TaskBatches(
         data.training,
-        data.places,
+        data.indices,
         describe(network).image_size,
         training.batch_size,
         training.seed,
@@ -166,9 +166,9 @@ def tell(say: Callable[[str], None], origin: Origin, guides: LiveTeachers | None
 
 def what_is_read(data: TaskData, guides: LiveTeachers | None) -> dict[str, Any]:
     """What a run must find again to be the same one: its images and its live teachers."""
-    names = "\n".join(data.training.name(place) for place in data.places)
+    names = "\n".join(data.training.name(index) for index in data.indices)
     return {
-        "images": len(data.places),
+        "images": len(data.indices),
         "images_sha256": sha256(names.encode()).hexdigest(),
         "live": guides.describe() if guides else {},
     }

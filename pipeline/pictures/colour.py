@@ -15,8 +15,6 @@ from pipeline.storage.local import scratch_beside
 from sak.errors import SakError
 from sak.tasks import IGNORE, Colour, Task
 
-# Predictions as the field's tools read them, one folder a task, one file an image.
-
 Stored = NDArray[Any]
 
 
@@ -25,14 +23,12 @@ def stored(task: Task, prediction: Tensor) -> Stored:
 
     uint8 (h, w) classes or grey, uint8 (h, w, 3) normals, float32 (h, w) metres.
     """
-    values = prediction[0].cpu()
-    if task.colouring == "palette":
-        return np.asarray(values.numpy()).astype(np.uint8)
-    if task.colouring == "grey":
-        return np.asarray((values * 255).numpy()).astype(np.uint8)
+    values: Stored = prediction[0].cpu().numpy()
     if task.colouring == "normals":
-        return stored_normals(values.numpy())
-    return np.asarray(values.numpy()).astype(np.float32)
+        return stored_normals(values)
+    if task.colouring == "colormap":
+        return values.astype(np.float32)
+    return (values * 255 if task.colouring == "grey" else values).astype(np.uint8)
 
 
 def stored_normals(vectors: NDArray[Any]) -> NDArray[np.uint8]:
@@ -40,14 +36,9 @@ def stored_normals(vectors: NDArray[Any]) -> NDArray[np.uint8]:
     return np.rint((np.clip(vectors, -1, 1).transpose(1, 2, 0) + 1) / 2 * 255).astype(np.uint8)
 
 
-def suffix(task: Task) -> str:
-    """Of the task's files."""
-    return ".npy" if task.colouring == "colormap" else ".png"
-
-
 def prediction_file(folder: Path, task: Task, name: str) -> Path:
     """Where image `name`'s prediction lies."""
-    return folder / task.name / f"{name}{suffix(task)}"
+    return folder / task.name / f"{name}.{'npy' if task.colouring == 'colormap' else 'png'}"
 
 
 def write_prediction(folder: Path, task: Task, name: str, values: Stored) -> Path:

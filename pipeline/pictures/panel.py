@@ -1,4 +1,4 @@
-"""Pictures put together in a grid with titles, and legends of what the colours mean."""
+"""Panels: pictures in a grid with titles and legends, of one image's predictions, and of predictions beside labels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Tile:
 
 
 def panel(tiles: Sequence[Tile | None], *, columns: int = 3, side: int = 320, heading: str = "") -> Image.Image:
-    """Tiles in rows of `columns`, each in a square of `side` with its legend below; None leaves a place free."""
+    """Tiles in rows of `columns`, each in a square of `side` with its legend below; None leaves a cell free."""
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     columns = min(columns, len(tiles))
     heights = [_row_height(row, side) for row in rows]
@@ -69,19 +69,21 @@ def _draw(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, at: tuple[i
     width, height = _fitted(tile, side)
     _text(draw, (left, top), _shortened(draw, tile.title, side, TITLE_SIZE), TITLE_SIZE, INK)
     enlarged = width > tile.pixels.shape[1]
-    how = Image.Resampling.NEAREST if enlarged and not tile.smooth else Image.Resampling.BICUBIC
-    sheet.paste(Image.fromarray(np.ascontiguousarray(tile.pixels)).resize((width, height), how), (left, top + TITLE))
+    resampling = Image.Resampling.NEAREST if enlarged and not tile.smooth else Image.Resampling.BICUBIC
+    sheet.paste(
+        Image.fromarray(np.ascontiguousarray(tile.pixels)).resize((width, height), resampling), (left, top + TITLE)
+    )
     _legend(draw, sheet, tile.meaning, (left, top + TITLE + height + 5), side)
 
 
 def _legend_height(meaning: Meaning, side: int) -> int:
     if meaning.classes:
-        lines = 1 + max(line for line, _, _, _ in _placed(meaning, side))
+        lines = 1 + max(line for line, _, _, _ in _wrapped(meaning, side))
         return 5 + LINE * lines
     return 5 + LINE if meaning.limits or meaning.note else 0
 
 
-def _placed(meaning: Meaning, side: int) -> Iterator[tuple[int, int, tuple[int, int, int], str]]:
+def _wrapped(meaning: Meaning, side: int) -> Iterator[tuple[int, int, tuple[int, int, int], str]]:
     """(line, left, shade, name) of each class, wrapped at the tile's width."""
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     line = left = 0
@@ -99,7 +101,7 @@ def _legend(draw: ImageDraw.ImageDraw, sheet: Image.Image, meaning: Meaning, at:
         _scale(draw, sheet, meaning.limits, at, side)
     elif meaning.note:
         _text(draw, at, meaning.note, TEXT_SIZE, FAINT)
-    for line, across, shade, name in _placed(meaning, side):
+    for line, across, shade, name in _wrapped(meaning, side):
         x, y = left + across, top + LINE * line
         draw.rectangle((x, y + 2, x + CHIP, y + 2 + CHIP), fill=shade, outline=FAINT)
         _text(draw, (x + CHIP + 4, y), name, TEXT_SIZE, INK)
@@ -134,8 +136,6 @@ def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
-
-# Predictions as panels: of one image, and beside labels.
 
 TITLES = {
     "semseg": "semantic segmentation",
@@ -178,12 +178,12 @@ def comparison(table: Dataset, images: Sequence[Compared], *, side: int = 220) -
     return panel(tiles, columns=1 + len(table), side=side)
 
 
-def _tile(task: Task, each: Compared, values: Mapping[str, Stored], text: str, *, legend: bool = False) -> Tile:
+def _tile(task: Task, image: Compared, values: Mapping[str, Stored], text: str, *, legend: bool = False) -> Tile:
     """One task's label or prediction; depth in one scale for both, the legend for both below the second."""
-    both = [each.labels[task.name], each.predictions[task.name]]
+    both = [image.labels[task.name], image.predictions[task.name]]
     limits = depth_limits(*both) if task.colouring == "colormap" else None
-    told = meaning(task, *both, limits=limits) if legend else Meaning()
-    return Tile(colour(task, values[task.name], limits), text, told, smooth=_is_smooth(task))
+    meant = meaning(task, *both, limits=limits) if legend else Meaning()
+    return Tile(colour(task, values[task.name], limits), text, meant, smooth=_is_smooth(task))
 
 
 def title(task: Task) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.dense.evaluation import from_plain
 from pipeline.dense.figures import MeanGates
 from pipeline.train.run import ABOUT, CONFIG, RunDirectory, random_teachers
 from sak.errors import UsageError
@@ -124,8 +125,8 @@ class ReportedRun:
     def gates(self) -> MeanGates | None:
         """The routers' mean gates; None where there are none or they cannot be read."""
         try:
-            gates = MeanGates.from_dict(self.evaluation["gates"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+            gates = from_plain(MeanGates, self.evaluation["gates"])
+        except (KeyError, TypeError, ValueError):
             return None
         return gates if _is_whole(gates) else None
 

@@ -96,7 +96,7 @@ def test_normalising_is_equal(arrays):
 def test_padding_and_ignoring_are_equal(arrays, cases, which):
     size = tuple(cases["pad"][which])
     whole = sample(arrays, which[0])
-    prepared = augment.prepare(whole, size)
+    prepared = augment.for_evaluation(whole, size)
     for name, label in prepared.labels.items():
         key = f"padignore.{which}.{name}"
         expected = arrays[key if key in arrays else f"pad.{which}.{name}"]
@@ -121,7 +121,7 @@ def test_the_whole_training_pipeline_is_equal(arrays, cases, dataset, seed):
     if draws.pop(0)[2] < 0.5:
         done = augment.flip(done)
     done = TaskSample("x", augment.distort(done.image, photometric(draws)), done.labels, done.size)
-    found = augment.prepare(done, size)
+    found = augment.for_evaluation(done, size)
     prefix = f"pipe.{dataset}.train.seed{seed}."
     for name, value in {"image": found.image, **found.labels}.items():
         np.testing.assert_allclose(value.numpy(), arrays[prefix + name], atol=1e-6, rtol=0, err_msg=name)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.sample import DataError, TaskSample
+from pipeline.data.label_files import DataError
+from pipeline.data.sample import TaskSample
 from pipeline.data.task_batches import TaskBatches, gate_noise
 from sak.errors import SakError, UsageError
 from sak.student.build import multi_task_baseline, new_student
@@ -42,7 +43,7 @@ class Toy:
 
 
 def batches(dataset=None, **more):
-    options = {"places": tuple(range(10)), "size": (32, 32), "batch_size": 4, "seed": 7, **more}
+    options = {"indices": tuple(range(10)), "size": (32, 32), "batch_size": 4, "seed": 7, **more}
     return TaskBatches(dataset or Toy(), device=torch.device("cpu"), **options)
 
 

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from test_evaluation import nyud
 
 from pipeline.data.datasets import open_dataset, task_table
-from pipeline.data.sample import DataError
-from pipeline.dense.evaluation import evaluate_tasks
+from pipeline.data.label_files import DataError
+from pipeline.dense.evaluation import evaluate_tasks, to_plain
 from sak.errors import SakError
 
 demo, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -43,9 +43,9 @@ dataset = open_dataset("demo-nyud", demo, "val")
 if (out / "fail").exists():
     dataset = Broken(dataset)
 try:
-    found = evaluate_tasks(
-        nyud, dataset, task_table("demo-nyud"), size=(64, 80), accelerator=accelerator, batch_size=3
-    ).as_dict()
+    found = to_plain(
+        evaluate_tasks(nyud, dataset, task_table("demo-nyud"), size=(64, 80), accelerator=accelerator, batch_size=3)
+    )
 except SakError as error:
     found = str(error)
 (out / f"{accelerator.process_index}.json").write_text(json.dumps(found))

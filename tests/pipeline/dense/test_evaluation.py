@@ -15,9 +15,10 @@ from accelerate import Accelerator
 
 from pipeline.data.augment import for_evaluation
 from pipeline.data.datasets import open_dataset, task_table
-from pipeline.data.sample import DataError, TaskSample
+from pipeline.data.label_files import DataError
+from pipeline.data.sample import TaskSample
 from pipeline.demo.data.write import write_demo_data
-from pipeline.dense.evaluation import Evaluation, evaluate_tasks
+from pipeline.dense.evaluation import Evaluation, evaluate_tasks, from_plain, to_plain
 from pipeline.evaluate.boundary import BoundaryConfig, evaluate_boundaries
 from sak.errors import SakError, UsageError
 from sak.metrics.outputs import pixel_metric, read_output
@@ -93,7 +94,7 @@ def test_metrics_are_those_of_the_padded_images_with_padding_ignored(golden, acc
 @pytest.mark.parametrize(("name", "predict"), [("demo-pascal", pascal), ("demo-nyud", nyud)])
 def test_batches_change_no_number(demo, accelerator, name, predict):
     one, many = (evaluate(name, demo, predict, accelerator, batch_size=size) for size in (1, 4))
-    assert one.as_dict() == many.as_dict()
+    assert to_plain(one) == to_plain(many)
     assert set(one.metrics) == set(task_table(name).names)
     assert all(math.isfinite(value) for value in one.metrics.values())
 
@@ -101,7 +102,7 @@ def test_batches_change_no_number(demo, accelerator, name, predict):
 @pytest.mark.slow
 def test_worker_processes_change_no_number(demo, accelerator):
     one, more = (evaluate("demo-nyud", demo, nyud, accelerator, workers=workers) for workers in (0, 2))
-    assert one.as_dict() == more.as_dict()
+    assert to_plain(one) == to_plain(more)
 
 
 @pytest.mark.slow
@@ -111,7 +112,7 @@ def test_several_processes_give_the_very_numbers_of_one(demo, accelerator, tmp_p
     assert one.images == 8
     _torchrun(demo, tmp_path)
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == json.loads(json.dumps(one.as_dict()))
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == json.loads(json.dumps(to_plain(one)))
 
 
 @pytest.mark.slow
@@ -133,8 +134,8 @@ def _torchrun(demo, out):
 
 def test_an_evaluation_survives_its_own_json(demo, accelerator):
     found = evaluate("demo-pascal", demo, pascal, accelerator, boundary=False)
-    text = json.dumps(found.as_dict(), allow_nan=False)
-    assert json.dumps(Evaluation.from_dict(json.loads(text)).as_dict()) == text
+    text = json.dumps(to_plain(found), allow_nan=False)
+    assert json.dumps(to_plain(from_plain(Evaluation, json.loads(text)))) == text
     assert "edge" not in found.metrics
 
 

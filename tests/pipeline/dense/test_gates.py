@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from pipeline.data.task_batches import gate_noise
+from pipeline.dense.evaluation import from_plain, to_plain
 from pipeline.dense.figures import MeanGates, draw_gates, draw_rep_sim, recorded_gates, spread
 from sak.student.build import new_student
 from sak.student.config import StudentConfig
@@ -36,7 +37,7 @@ def test_means_are_over_images_whatever_the_batches(student):
         for task, row in tasks.items():
             expected = torch.cat([output.gates[level][task] for output in outputs]).double().mean(0)
             assert row == pytest.approx(expected.tolist(), abs=1e-12)
-    assert MeanGates.from_dict(found.as_dict()) == found
+    assert from_plain(MeanGates, to_plain(found)) == found
 
 
 def test_an_amalgamations_gates_are_over_its_teachers():

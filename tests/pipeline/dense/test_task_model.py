@@ -55,7 +55,6 @@ def test_a_run_gives_its_best_checkpoint_or_the_last(tmp_path):
     assert (loaded.tasks, loaded.dataset, loaded.kind, loaded.image_size) == (NYUD.names, "nyud", "sak", (32, 48))
     assert same(loaded.model, best)
     assert same(load_task_model(tmp_path, checkpoint="last")[0].model, last)
-    assert loaded.table().names == NYUD.names
     (tmp_path / "checkpoints/best").unlink()
     assert checkpoint_folder(tmp_path).name == "last"
     assert same(load_task_model(tmp_path)[0].model, last)
@@ -155,5 +154,3 @@ class TestRefusals:
         write_run(tmp_path, student({"depth": 1}))
         with pytest.raises(UsageError, match=r"predicts depth, which demo-pascal does not have"):
             load_task_model(tmp_path, dataset="demo-pascal")
-        with pytest.raises(UsageError, match="name it with --dataset"):
-            describe(student()).table()

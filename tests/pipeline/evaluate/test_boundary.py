@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline.data.sample import DataError
+from pipeline.data.label_files import DataError
 from pipeline.evaluate.boundary import BoundaryConfig, evaluate_boundaries, parse_protocol, write_report
 from sak.errors import UsageError
 

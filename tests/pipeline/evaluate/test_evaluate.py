@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.data.sample import DataError
+from pipeline.data.label_files import DataError
 from pipeline.demo.data.write import write_demo_data
 from pipeline.evaluate.stage import EvaluateConfig, evaluate
 from pipeline.predict import PredictConfig, predict

@@ -214,7 +214,7 @@ def test_the_reader_is_whole_and_small():
     import sak
 
     names = reachable(Path(sak.__file__).resolve().parent.parent)
-    assert {"sak.student.student", "sak.variants.invpt", "sak.variants.swin", "sak.features"} <= names
+    assert {"sak.student.student", "sak.variants.invpt", "sak.variants.swin", "sak.features"} <= set(names)
     assert not [name for name in names if name.startswith(("sak.teachers", "sak.losses", "sak.metrics"))]
 
 

@@ -1,7 +1,6 @@
-"""Measurements during fine-tuning: every task's metric on the validation split, and delta_m over a baseline run."""
+"""Fine-tuning's measurements on the validation split: metrics, delta_m over a baseline run, rep_sim to live teachers."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -11,18 +10,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline.data.augment import Prepared, for_evaluation
+from pipeline.data.datasets import task_table
 from pipeline.data.live_teachers import LiveTeachers
 from pipeline.data.loading import BatchLoader, load_batches
 from pipeline.data.sample import TaskDataset
 from pipeline.dense.evaluation import evaluate_tasks
 from pipeline.dense.figures import draw_rep_sim, spread
+from pipeline.dense.task_data import TaskData
 from pipeline.dense.task_model import Predict, checkpoint_folder, describe
-from pipeline.finetune.recipe import EvaluationRecipe
-from pipeline.train.distillation import own_units
-from pipeline.train.run import ABOUT, METRICS, RunDirectory
+from pipeline.finetune.recipe import EvaluationRecipe, FinetuneConfig
+from pipeline.train.run import ABOUT, RunDirectory
+from pipeline.train.standardise import Scales, own_units
 from sak.errors import UsageError
 from sak.losses.distillation import image_similarities
-from sak.losses.standardise import Standardisation
 from sak.losses.tasks import LOSSES
 from sak.metrics.delta_m import delta_m
 from sak.tasks import Dataset, Task
@@ -62,14 +62,19 @@ class BestMetric:
     lower_is_better: bool
 
 
-def best_metric(whole: Dataset, rows: Dataset, best: str | None, recipe: EvaluationRecipe) -> BestMetric:
-    """The recipe's `best`, or the first task trained where it names none or one that is left out of this training.
+def best_metric(config: FinetuneConfig) -> BestMetric:
+    """delta_m over a baseline run, else that of the recipe's `best`.
 
-    UsageError where the data set has no such task at all.
+    It is the first task's where the recipe names none, or one that is left out of this training. UsageError where the
+    data set has no such task at all.
     """
-    found = {measure.task.name: measure for measure in measured(rows, recipe)}
-    wanted = rows.names[0] if best is None or whole[best].name not in found else best
-    return BestMetric(found[wanted].name, found[wanted].lower_is_better)
+    if config.baseline_run is not None:
+        return BestMetric("delta_m", lower_is_better=False)
+    rows, best = config.rows, config.recipe.best
+    by_task = {measure.task.name: measure for measure in measured(rows, config.recipe.evaluation)}
+    known = best is not None and task_table(config.dataset)[best].name in by_task
+    chosen = by_task[best if best is not None and known else rows.names[0]]
+    return BestMetric(chosen.name, chosen.lower_is_better)
 
 
 @dataclass(frozen=True)
@@ -118,16 +123,9 @@ class HeldOut:
         )
         if not len(rows):
             return {}
+        options = self.recipe.model_dump()
         return evaluate_tasks(
-            predict,
-            self.dataset,
-            rows,
-            size=self.size,
-            accelerator=self.accelerator,
-            batch_size=self.recipe.batch_size,
-            workers=self.recipe.workers,
-            boundary=self.recipe.boundary,
-            limit=self.recipe.limit,
+            predict, self.dataset, rows, size=self.size, accelerator=self.accelerator, **options
         ).metrics
 
     def _loss(self, predict: Predict, task: Task) -> float:
@@ -141,6 +139,15 @@ class HeldOut:
         return float(self.accelerator.reduce(total, "sum")) / self.count
 
 
+def make_held_out(data: TaskData, config: FinetuneConfig, accelerator: Accelerator) -> HeldOut | None:
+    """The measurement on the validation split; None where the data has none."""
+    if data.validation is None:
+        return None
+    rows, recipe, run = config.rows, config.recipe.evaluation, config.baseline_run
+    baseline = baseline_scores(Path(run), config.dataset, rows, recipe) if run is not None else None
+    return HeldOut(data.validation, rows, config.size, recipe, accelerator, baseline)
+
+
 @dataclass
 class Centred(BatchLoader[int, Prepared]):
     """Loads images by their number in `dataset`, padded or cut around their centre to `size` (H, W)."""
@@ -150,14 +157,11 @@ class Centred(BatchLoader[int, Prepared]):
 
     def load(self, wanted: int) -> Prepared:
         """One validation image of exactly the network's size."""
-        whole = for_evaluation(self.dataset[wanted], self.size)
-        top, left = ((have - want) // 2 for have, want in zip(whole.image.shape[-2:], self.size, strict=True))
+        padded = for_evaluation(self.dataset[wanted], self.size)
+        top, left = ((have - want) // 2 for have, want in zip(padded.image.shape[-2:], self.size, strict=True))
         window = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
-        return replace(
-            whole,
-            image=whole.image[window].contiguous(),
-            labels={task: label[window].contiguous() for task, label in whole.labels.items()},
-        )
+        labels = {task: label[window].contiguous() for task, label in padded.labels.items()}
+        return replace(padded, image=padded.image[window].contiguous(), labels=labels)
 
 
 def gain_over(
@@ -187,86 +191,59 @@ def baseline_scores(run: Path, dataset: str, rows: Dataset, recipe: EvaluationRe
             f"--baseline-run {run} was trained on {about.get('dataset', 'no data set')}, not on {dataset}: delta_m is "
             "over a baseline of the same data"
         )
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for folder in about.get("parts", {"": "."}).values():
-        found |= _at_best(run / folder)
+        scores |= _at_best(run / folder)
     for measure in measured(rows, recipe):
-        if measure.name not in found:
+        if measure.name not in scores:
             raise UsageError(
                 f"--baseline-run {run} has not measured {measure.name}; train it on the same tasks, with evaluation "
                 "(and evaluation.boundary as here)"
             )
-    return found
+    return scores
 
 
 def _at_best(run: Path) -> dict[str, float]:
     step = int(checkpoint_folder(run).resolve().name.rpartition("-")[2])
-    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.endswith("}")]
-    at_step = [line for line in lines if line.get("evaluation") and line["step"] == step]
+    at_step = [line for line in RunDirectory(run).metrics() if line.get("evaluation") and line["step"] == step]
     return {name: value for name, value in (at_step or [{}])[-1].items() if name.startswith(("metric/", "loss/"))}
 
 
-# rep_sim of a fine-tuned student beside its live teachers, on a few validation images, drawn into the run.
-
 BATCHES = 4
-"""Of the evaluation's batch size, spread evenly over the validation split."""
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """The mean map cosine of `images` images: teacher -> a value for each of the student's `levels`."""
-
-    levels: tuple[int, ...]
-    values: Mapping[str, tuple[float, ...]]
-    images: int
-
-    def to_text(self) -> str:
-        """The means of the levels in a line."""
-        means = ", ".join(f"{name} {sum(row) / len(row):.4f}" for name, row in self.values.items())
-        return f"rep_sim on {self.images} validation images: {means}"
-
-
-def draw_live_rep_sim(
-    run: RunDirectory,
-    student: nn.Module,
-    guides: LiveTeachers,
-    held_out: HeldOut,
-    standardised: Mapping[str, Sequence[Standardisation]],
-) -> Path:
-    """`rep_sim.png`, and a line of `train.log`; by one process alone."""
-    found = live_similarity(student, guides, held_out, standardised)
-    run.log(found.to_text())
-    return draw_rep_sim(found.values, found.levels, run.figures / "rep_sim.png", images=found.images)
+"""Of the evaluation's batch size, on which rep_sim is measured: spread evenly over the validation split."""
 
 
 @torch.no_grad()
-def live_similarity(
-    student: nn.Module, guides: LiveTeachers, held_out: HeldOut, standardised: Mapping[str, Sequence[Standardisation]]
-) -> Similarity:
-    """The student's aligned maps against its teachers', of the very same pixels, after the loss's own resize.
+def draw_live_rep_sim(
+    run: RunDirectory, student: nn.Module, live_teachers: LiveTeachers, held_out: HeldOut, standardised: Scales
+) -> Path:
+    """rep_sim of a fine-tuned student, as `rep_sim.png` and a line of `train.log`; by one rank alone.
 
-    A student of `standardised` targets is measured in its teachers' own units.
+    The mean map cosine of the student's aligned maps and its teachers', of the very same pixels, after the loss's own
+    resize. A student of `standardised` targets is measured in its teachers' own units.
     """
     training = student.training
     student.eval()
     levels: tuple[int, ...] = ()
-    found: dict[str, list[Tensor]] = {name: [] for name in guides.teachers}
+    cosines: dict[str, list[Tensor]] = {name: [] for name in live_teachers.teachers}
     for images in _batches(held_out):
         with held_out.accelerator.autocast():
             answers = student(images, tasks=()).teachers
-        for name, targets in guides(images).items():
+        for name, targets in live_teachers(images).items():
             levels = answers[name].levels
-            found[name].append(image_similarities(own_units(answers[name], standardised.get(name)), targets).double())
+            cosines[name].append(image_similarities(own_units(answers[name], standardised.get(name)), targets).double())
     student.train(training)
-    rows = {name: torch.cat(parts) for name, parts in found.items()}
-    means = {name: tuple(row.mean(0).tolist()) for name, row in rows.items()}
-    return Similarity(levels, means, max(len(row) for row in rows.values()))
+    by_level = {name: torch.cat(parts).mean(0).tolist() for name, parts in cosines.items()}
+    count = sum(len(part) for part in next(iter(cosines.values())))
+    means = ", ".join(f"{name} {sum(row) / len(row):.4f}" for name, row in by_level.items())
+    run.log(f"rep_sim on {count} validation images: {means}")
+    return draw_rep_sim(by_level, levels, run.figures / "rep_sim.png", images=count)
 
 
 def _batches(held_out: HeldOut) -> Iterator[Tensor]:
     """Normalised images (B, 3, H, W) on the device."""
     loader, size = Centred(held_out.dataset, held_out.size), held_out.recipe.batch_size
-    places = spread(held_out.count, BATCHES * size)
-    for start in range(0, len(places), size):
-        images = torch.stack([loader.load(place).image for place in places[start : start + size]])
+    indices = spread(held_out.count, BATCHES * size)
+    for start in range(0, len(indices), size):
+        images = torch.stack([loader.load(index).image for index in indices[start : start + size]])
         yield images.to(held_out.accelerator.device)

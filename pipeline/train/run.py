@@ -15,7 +15,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
+from pipeline.progress import Update
 from pipeline.storage.local import is_scratch, replace_durably
 from pipeline.storage.location import explain
 from sak.errors import UsageError
@@ -64,7 +65,7 @@ class RunDirectory:
         return run
 
     def _holds_something(self) -> bool:
-        """Whether anything is there but what a run leaves that was killed while its directory was made."""
+        """Whether the directory holds more than the leftovers of a run killed while it was made."""
         names = [path.name for path in self.root.iterdir()] if self.root.exists() else []
         return any(name != LOCK and not is_scratch(name) for name in names)
 
@@ -247,7 +248,17 @@ class Start:
             raise UsageError("--resume goes on with a run, --overwrite replaces it: give one of them")
 
 
-ANEW = Start()
+@dataclass(frozen=True)
+class RunOptions:
+    """What goes with a run and changes nothing of it: how it begins, and who hears of it.
+
+    `say` takes lines for the user, `progress` steps.
+    """
+
+    start: Start = Start()
+    trackers: Sequence[str] = ()
+    say: Callable[[str], None] | None = None
+    progress: Update | None = None
 
 
 def open_run(

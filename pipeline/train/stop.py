@@ -53,12 +53,12 @@ class StopRequest:
         self.signal = number
 
 
-_NAMED = 8  # keys of a bad batch that are told
+_NAMED = 8  # keys of a bad batch that its error lists
 
 
 @dataclass(frozen=True)
 class _Flags:
-    """One step's: `here` is this process's own (stop, not finite), `total` their sums on the way to the host."""
+    """Of one step: `here` is this rank's own (stop, not finite), `total` the sums over ranks on the way to the host."""
 
     step: int
     keys: Sequence[str]
@@ -68,7 +68,7 @@ class _Flags:
 
 
 class Agreement:
-    """Every process calls the same methods at the same steps and gets the same answers."""
+    """Whether to stop: every rank calls the same methods at the same steps and gets the same answers."""
 
     def __init__(self, accelerator: Accelerator, checkpoints: Path) -> None:
         self._accelerator, self._checkpoints = accelerator, checkpoints

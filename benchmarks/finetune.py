@@ -29,7 +29,6 @@ import torch
 import yaml
 from report import machine, table, versions
 
-from pipeline.cache.spec import load_spec
 from pipeline.data.live_teachers import LiveTeachers
 from pipeline.data.task_batches import TaskBatch
 from pipeline.demo.data.write import write_demo_data
@@ -132,9 +131,8 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
     accelerator = make_accelerator(recipe.training, device=options.device)
     rows = config.rows
     labelled = open_task_data(options.dataset, data, rows, fraction=1.0, seed=0, persons_only=False, boundaries=False)
-    origin = find_origin(config.init, recipe, load_spec(spec))
-    size = recipe.data.size or rows.input_size
-    network = make_network(origin, recipe.student, rows, size, baseline=None, seed=0).to(accelerator.device)
+    origin = find_origin(config)
+    network = make_network(origin, config).to(accelerator.device)
     live_teachers = find_live_teachers(config, network, origin, accelerator)
     assert live_teachers is not None
     optimiser = make_optimiser(network, recipe.training.optimiser)

@@ -15,7 +15,7 @@ from pipeline.train.distillation import LossRecipe, student_config
 from pipeline.train.figures import draw_distillation
 from pipeline.train.loop import Fit
 from pipeline.train.protocols import Evaluate, FitResult, Hooks, Step, StepResult
-from pipeline.train.run import RunOptions, open_run
+from pipeline.train.run import RunDirectory, RunOptions, open_run
 from pipeline.train.saver import load_weights, save_weights
 from pipeline.train.standardise import Scales, save_standardisers, standardisers
 from sak.errors import UsageError
@@ -38,18 +38,7 @@ def distill(config: DistillConfig, out: Path, options: RunOptions = RunOptions()
     scales = standardisers(recipe.loss.standardise, targets.cache, list(targets.teachers), accelerator.device)
     evaluate = held_out_similarity(config, targets, accelerator, scales)
     run = open_run(out, settings, reads, accelerator, options.start)
-    hooks = Hooks(
-        save_model=save_weights,
-        load_model=load_weights,
-        evaluate=evaluate,
-        best="rep_sim",
-        best_is_lower=False,
-        evaluate_first=True,
-        progress=options.progress,
-        say=options.say,
-        remedy=batches.remedy,
-        saved=partial(draw_distillation, run),
-    )
+    hooks = make_hooks(run, batches, evaluate, options)
     step = distill_step(recipe.loss.make(scales))
     fit = Fit(student, batches, step, config=recipe.training, run=run, hooks=hooks, accelerator=accelerator)
     teachers = {name: teacher.to_json() for name, teacher in targets.recipes.items()}
@@ -66,6 +55,22 @@ def distill(config: DistillConfig, out: Path, options: RunOptions = RunOptions()
     return result
 
 
+def make_hooks(run: RunDirectory, batches: CachedBatches, evaluate: Evaluate | None, options: RunOptions) -> Hooks:
+    """What the loop saves, measures and reports; the best checkpoint is the one most like its teachers."""
+    return Hooks(
+        save_model=save_weights,
+        load_model=load_weights,
+        evaluate=evaluate,
+        best="rep_sim",
+        best_is_lower=False,
+        evaluate_first=True,
+        progress=options.progress,
+        say=options.say,
+        remedy=batches.remedy,
+        saved=partial(draw_distillation, run),
+    )
+
+
 def make_student(recipe: DistillRecipe, targets: TargetSource) -> Student:
     """The student that answers to these teachers; UsageError where the loss cannot be had of them."""
     recipe.loss.check_teachers(list(targets.teachers))
@@ -78,8 +83,9 @@ def check_token_cosine(loss: LossRecipe, targets: TargetSource) -> None:
     """UsageError where a cosine by token is asked for of a column that holds projections."""
     if loss.cosine == "map" or loss.kind == "l2":
         return
-    for name in targets.cached:
-        if targets.cache.teachers[name].reduction == "projection":
+    live = targets.live.teachers if targets.live is not None else {}
+    for name, info in targets.cache.teachers.items():
+        if name not in live and info.reduction == "projection":
             raise UsageError(
                 f"loss.cosine token: {name} is cached as a projection, which holds the cosine of a whole map alone; "
                 "set loss.cosine=map, or extract it on its native grid"

@@ -41,12 +41,6 @@ class TargetSource:
     recipes: Mapping[str, TeacherRecipe]
     fresh_views: bool
 
-    @property
-    def cached(self) -> list[str]:
-        """The teachers of the cache that do not run live."""
-        live = self.live.teachers if self.live is not None else {}
-        return [name for name in self.cache.teachers if name not in live]
-
     def describe(self) -> dict[str, Any]:
         """What is read, for `run.json`."""
         read = self.cache.describe()
@@ -78,15 +72,29 @@ def open_targets(config: DistillConfig, device: torch.device) -> TargetSource:
     )
     cache = located(cache, config.data, "--data")
     live = {name: _start_live(config, cache, spec, name, device) for name in live_names}
-    readers = iter(cache.readers)  # of `cached` in its order; a column may be named with its key, its reader never is
-    order = [name if name in live else next(readers) for name in names]
-    known = {name: TeacherLevels(info.width, tuple(info.document["levels"]), info.levels)
-             for name, info in cache.teachers.items()}  # fmt: skip
-    known |= {name: TeacherLevels(one.teacher.width, one.teacher.levels, one.wanted) for name, one in live.items()}
-    teachers = {name: known[name] for name in order}
-    recipes = {name: _recipe(config, cache, spec, name, live.get(name), teachers[name].wanted) for name in order}
+    teachers = _levels_in_order(cache, live, names)
+    recipes = {name: _recipe(config, cache, spec, name, live.get(name), teachers[name].wanted) for name in teachers}
     live_teachers = LiveTeachers(live) if live else None
     return TargetSource(cache, teachers, live_teachers, bool(cached), recipes, config.fresh_views)
+
+
+def _all_teachers(cache: str) -> list[str]:
+    return sorted({column.teacher for column in Cache.open(cache).columns})
+
+
+def _levels_in_order(
+    cache: FeatureCache, live: Mapping[str, LiveTeacher], names: Sequence[str]
+) -> dict[str, TeacherLevels]:
+    """The levels of all teachers, in the order of `names`, which decides that of the student's parts."""
+    readers = iter(cache.teachers.items())  # in that order; their names lack the key that a column is named with
+    levels = {}
+    for name in names:
+        if name in live:
+            levels[name] = TeacherLevels(live[name].teacher.width, live[name].teacher.levels, live[name].wanted)
+        else:
+            teacher, info = next(readers)
+            levels[teacher] = TeacherLevels(info.width, tuple(info.document["levels"]), info.levels)
+    return levels
 
 
 def _live_names(config: DistillConfig, names: Sequence[str]) -> list[str]:
@@ -97,10 +105,6 @@ def _live_names(config: DistillConfig, names: Sequence[str]) -> list[str]:
         if name not in names:
             raise UsageError(f"--teachers-online: no teacher {name!r} here{nearest(name, names)}")
     return [name for name in names if config.online or name in config.teachers_online]
-
-
-def _all_teachers(cache: str) -> list[str]:
-    return sorted({column.teacher for column in Cache.open(cache).columns})
 
 
 def _start_live(
@@ -164,7 +168,7 @@ def _check_same_teacher(path: str, held_out: FeatureCache, cache: FeatureCache, 
     trained, measured = (reader.teachers[name].document["teacher"] for reader in (cache, held_out))
     differing = explain_difference(trained, measured)
     if differing:
-        listed = "; ".join(f"{field}: {here!r} and {there!r}" for field, here, there in differing)
+        listed = "; ".join(f"{field}: {before!r} and {now!r}" for field, before, now in differing)
         raise UsageError(f"{path}: {name} is another teacher than the one trained with: {listed}; extract it again")
 
 

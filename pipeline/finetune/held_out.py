@@ -1,4 +1,4 @@
-"""Fine-tuning's measurements on the validation split: metrics, delta_m over a baseline run, rep_sim to live teachers."""
+"""Fine-tuning's measurements on the validation split: metrics, delta_m over a baseline run, rep_sim with teachers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,62 +32,49 @@ SLOW_METRIC = "odsF"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What stands for a task during training: its metric, or (edges, unless boundaries are matched) its loss."""
-
-    task: Task
-    by_loss: bool
-
-    @property
-    def name(self) -> str:
-        """`metric/<task>` or `loss/<task>`, as in `metrics.jsonl`."""
-        return f"{'loss' if self.by_loss else 'metric'}/{self.task.name}"
-
-    @property
-    def lower_is_better(self) -> bool:
-        """The number's direction."""
-        return self.by_loss or self.task.lower_is_better
-
-
-def measured(rows: Dataset, recipe: EvaluationRecipe) -> tuple[Measured, ...]:
-    """One per task."""
-    return tuple(Measured(task, task.metric == SLOW_METRIC and not recipe.boundary) for task in rows)
-
-
-@dataclass(frozen=True)
-class BestMetric:
-    """The number of a measurement that tells the best checkpoint, and its direction."""
+class Measure:
+    """A number of `metrics.jsonl` that stands for a task, or for all; `by_loss` for one that is the task's loss."""
 
     name: str
     lower_is_better: bool
+    by_loss: bool = False
 
 
-def best_metric(config: FinetuneConfig) -> BestMetric:
-    """delta_m over a baseline run, else that of the recipe's `best`.
+def measures(rows: Dataset, recipe: EvaluationRecipe) -> dict[str, Measure]:
+    """By task: its metric, or (edges, unless boundaries are matched, which takes minutes) its loss."""
+    by_loss = {task.name: task.metric == SLOW_METRIC and not recipe.boundary for task in rows}
+    return {
+        task.name: Measure(f"loss/{task.name}", True, True)
+        if by_loss[task.name]
+        else Measure(f"metric/{task.name}", task.lower_is_better)
+        for task in rows
+    }
+
+
+def best_measure(config: FinetuneConfig) -> Measure:
+    """What tells the best checkpoint: delta_m over a baseline run, else the measure of the recipe's `best`.
 
     It is the first task's where the recipe names none, or one that is left out of this training. UsageError where the
     data set has no such task at all.
     """
     if config.baseline_run is not None:
-        return BestMetric("delta_m", lower_is_better=False)
-    rows, best = config.rows, config.recipe.best
-    by_task = {measure.task.name: measure for measure in measured(rows, config.recipe.evaluation)}
-    known = best is not None and task_table(config.dataset)[best].name in by_task
-    chosen = by_task[best if best is not None and known else rows.names[0]]
-    return BestMetric(chosen.name, chosen.lower_is_better)
+        return Measure("delta_m", lower_is_better=False)
+    best, by_task = config.recipe.best, measures(config.rows, config.recipe.evaluation)
+    named = best is not None and task_table(config.dataset)[best].name in by_task
+    return by_task[best if best is not None and named else config.rows.names[0]]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Called with the network and the step, by all processes together.
+    """Called with the network and the step, by all ranks together.
 
     Attributes:
         dataset: the validation split, with the labels of all tasks.
         rows: its tasks.
         size: (H, W) that the network takes.
         recipe: batch, workers, and whether boundaries are matched.
-        accelerator: processes, device and precision.
-        baseline: the numbers that delta_m is over, by the names of `Measured`; None: no delta_m.
+        accelerator: ranks, device and precision.
+        baseline: the numbers that delta_m is over, by the names of measures; None: no delta_m.
     """
 
     dataset: TaskDataset
@@ -112,15 +99,17 @@ class HeldOut:
                 return network.predict(images)
 
         values = {f"metric/{task}": value for task, value in self._metrics(predict).items()}
-        by_loss = [measure.task for measure in measured(self.rows, self.recipe) if measure.by_loss]
-        values |= {f"loss/{task.name}": self._loss(predict, task) for task in by_loss}
+        values |= {
+            measure.name: self._loss(predict, self.rows[task])
+            for task, measure in measures(self.rows, self.recipe).items()
+            if measure.by_loss
+        }
         values = {name: value for name, value in values.items() if isfinite(value)}
         return values if self.baseline is None else values | gain_over(self.baseline, values, self.rows, self.recipe)
 
     def _metrics(self, predict: Predict) -> dict[str, float]:
-        rows = self.rows.select(
-            measure.task.name for measure in measured(self.rows, self.recipe) if not measure.by_loss
-        )
+        by_task = measures(self.rows, self.recipe)
+        rows = self.rows.select(task for task, measure in by_task.items() if not measure.by_loss)
         if not len(rows):
             return {}
         options = self.recipe.model_dump()
@@ -167,19 +156,17 @@ class Centred(BatchLoader[int, Prepared]):
 def gain_over(
     baseline: Mapping[str, float], values: Mapping[str, float], rows: Dataset, recipe: EvaluationRecipe
 ) -> dict[str, float]:
-    """`delta_m` in percent, each task by its metric or (see `Measured`) its loss; empty where a number is missing."""
-    compared = measured(rows, recipe)
-    if any(measure.name not in values for measure in compared):
+    """`delta_m` in percent, each task by its metric or (see `measures`) its loss; empty where a number is missing."""
+    by_task = measures(rows, recipe)
+    if any(measure.name not in values for measure in by_task.values()):
         return {}
-    table = replace(
-        rows, tasks=tuple(replace(measure.task, lower_is_better=measure.lower_is_better) for measure in compared)
-    )
-    scores, theirs = ({measure.task.name: side[measure.name] for measure in compared} for side in (values, baseline))
-    return {"delta_m": delta_m(table, scores, theirs).value}
+    directed = tuple(replace(task, lower_is_better=by_task[task.name].lower_is_better) for task in rows)
+    ours, theirs = ({task: side[measure.name] for task, measure in by_task.items()} for side in (values, baseline))
+    return {"delta_m": delta_m(replace(rows, tasks=directed), ours, theirs).value}
 
 
 def baseline_scores(run: Path, dataset: str, rows: Dataset, recipe: EvaluationRecipe) -> dict[str, float]:
-    """What a baseline run measured at its best checkpoint, by `Measured.name`.
+    """What a baseline run measured at its best checkpoint, by the names of measures.
 
     UsageError where it is of another data set than `dataset`, or one is missing.
     """
@@ -194,7 +181,7 @@ def baseline_scores(run: Path, dataset: str, rows: Dataset, recipe: EvaluationRe
     scores: dict[str, float] = {}
     for folder in about.get("parts", {"": "."}).values():
         scores |= _at_best(run / folder)
-    for measure in measured(rows, recipe):
+    for measure in measures(rows, recipe).values():
         if measure.name not in scores:
             raise UsageError(
                 f"--baseline-run {run} has not measured {measure.name}; train it on the same tasks, with evaluation "

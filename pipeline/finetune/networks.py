@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.cache.spec import CacheSpec
-from pipeline.finetune.recipe import Baseline, FinetuneRecipe, NetworkRecipe
+from pipeline.cache.spec import load_spec
+from pipeline.finetune.recipe import FinetuneConfig, FinetuneRecipe, Size
 from pipeline.train.distillation import TeacherLevels, student_config
 from pipeline.train.run import ABOUT
 from sak.checkpoints.store import WEIGHTS, load_student, transfer
@@ -23,7 +23,6 @@ from sak.tasks import Dataset
 from sak.teachers.recipe import TeacherRecipe
 from sak.variants.frozen import Amalgam, AmalgamConfig, Probe, ProbeConfig
 
-Size = tuple[int, int]
 TEACHER, TEACHERS, IMAGENET, RANDOM = "teacher:", "teachers:", "imagenet", "random:"
 
 
@@ -42,11 +41,10 @@ class Origin:
     warnings: tuple[str, ...] = ()
 
 
-def find_origin(init: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> Origin:
-    """Read what `--init` names; UsageError where it is nothing that a network can start from.
-
-    `spec` describes teachers that nothing else does, and says where the weights of the others are.
-    """
+def find_origin(config: FinetuneConfig) -> Origin:
+    """Read what `init` names; UsageError where it is nothing that a network can start from."""
+    init, recipe = config.init, config.recipe
+    spec = load_spec(config.spec) if config.spec is not None else None
     in_spec = {name: spec.recipe(name) for name in spec.teachers} if spec is not None else {}
     if init.startswith((TEACHER, TEACHERS)):
         names = init.removeprefix(TEACHERS).split(",") if init.startswith(TEACHERS) else [init.removeprefix(TEACHER)]
@@ -68,63 +66,43 @@ def find_origin(init: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> Or
     return Origin(str(folder), student=student, teachers=teachers)
 
 
-def make_network(
-    origin: Origin, recipe: NetworkRecipe, rows: Dataset, size: Size, *, baseline: Baseline | None, seed: int
-) -> nn.Module:
-    """A network with a head for each of the data set's tasks, on the CPU; what is new in it is drawn from `seed`.
+def make_network(origin: Origin, config: FinetuneConfig) -> nn.Module:
+    """A network with a head for each of the data set's tasks, on the CPU; what is new in it is drawn from the seed.
 
-    With a `baseline` nothing but the stem is taken from the origin. SakError where the origin does not fit.
+    With a baseline nothing but the stem is taken from the origin. SakError where the origin does not fit.
     """
     if origin.frozen:
-        if baseline is not None:
+        if config.baseline is not None:
             raise UsageError("a probe is no baseline: leave --baseline out with --init teacher:...")
-        return _over_frozen(origin, rows, size, seed)
+        return _over_frozen(origin, config)
     if origin.student is not None:
-        return _from_student(origin.student, recipe, rows, size, baseline, seed, origin.location)
-    config = _fresh(origin, recipe, rows, size, baseline)
-    _check_freeze(config, rows.names)
-    return build_student(config, seed=seed)
+        return _from_student(origin.student, config, origin.location)
+    made = _fresh(origin, config)
+    _check_freeze(made, config.rows.names)
+    return build_student(made, seed=config.recipe.training.seed)
 
 
-def _over_frozen(origin: Origin, rows: Dataset, size: Size, seed: int) -> Probe:
+def _over_frozen(origin: Origin, config: FinetuneConfig) -> Probe:
     """A probe of one teacher, or an amalgamation of several."""
     make: Callable[[], Probe]
     if origin.location.startswith(TEACHERS):
-        several = AmalgamConfig(origin.frozen, size, rows.channels)
+        several = AmalgamConfig(origin.frozen, config.size, config.rows.channels)
         make = partial(Amalgam, several, several.build_teachers())
     else:
-        single = ProbeConfig(origin.frozen[0], size, rows.channels)
+        single = ProbeConfig(origin.frozen[0], config.size, config.rows.channels)
         make = partial(Probe, single, single.build_teacher())
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+        torch.manual_seed(config.recipe.training.seed)
         return make()
 
 
-def _from_student(
-    source: Student,
-    recipe: NetworkRecipe,
-    rows: Dataset,
-    size: Size,
-    baseline: Baseline | None,
-    seed: int,
-    location: str,
-) -> Student:
-    start = _stem_alone(source) if baseline is not None else source
-    _check_heads(start.config, rows, location)
-    config = replace(
-        start.config,
-        image_size=size,
-        tasks=rows.channels,
-        freeze=recipe.freeze,
-        gate_noise=recipe.gate_noise,
-        decoder=recipe.decoder or start.config.decoder,
-        fusion=(recipe.fusion if baseline is None else None) or start.config.fusion,
-        lora=recipe.lora_layers() or start.config.lora,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-    )
-    same = config.decoder == start.config.decoder
-    _check_freeze(config, [task for task in rows.names if not same or task not in start.config.tasks])
-    network = new_student(config, seed=seed)
+def _from_student(source: Student, config: FinetuneConfig, location: str) -> Student:
+    start = _stem_alone(source) if config.baseline is not None else source
+    _check_heads(start.config, config.rows, location)
+    made = _tuned(start.config, config)
+    trained = start.config.tasks if made.decoder == start.config.decoder else ()
+    _check_freeze(made, [task for task in config.rows.names if task not in trained])
+    network = new_student(made, seed=config.recipe.training.seed)
     transfer(start, network)
     return network
 
@@ -160,32 +138,36 @@ def _check_heads(config: StudentConfig, rows: Dataset, location: str) -> None:
             )
 
 
-def _fresh(
-    origin: Origin, recipe: NetworkRecipe, rows: Dataset, size: Size, baseline: Baseline | None
-) -> StudentConfig:
+def _fresh(origin: Origin, config: FinetuneConfig) -> StudentConfig:
     """The recipe's own student; with teachers (of the spec) where it is no baseline."""
+    recipe, size = config.recipe.student, config.size
     if origin.location != IMAGENET:
         recipe = recipe.model_copy(update={"weights": origin.location})
-    teachers = origin.teachers if baseline is None else {}
-    if not teachers and baseline is None:
+    if config.baseline is not None:
+        stem = size_from_json(recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
+        return _tuned(StudentConfig(size, stem, recipe.weights, fusion="none"), config)
+    if not origin.teachers:
         raise UsageError(
             f"--init {origin.location} has no adapter paths: name the spec of the teachers that they are for (--spec), "
             "or train a --baseline"
         )
-    if teachers:
-        config = student_config(recipe, {name: _all_levels(teacher, size) for name, teacher in teachers.items()}, size)
-    else:
-        stem = size_from_json(recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
-        checkpointing = recipe.gradient_checkpointing
-        config = StudentConfig(size, stem, recipe.weights, fusion="none", gradient_checkpointing=checkpointing)
+    teachers = {name: _all_levels(teacher, size) for name, teacher in origin.teachers.items()}
+    return _tuned(student_config(recipe, teachers, size), config)
+
+
+def _tuned(student: StudentConfig, config: FinetuneConfig) -> StudentConfig:
+    """With the data set's heads, and what the recipe says of fine-tuning."""
+    recipe = config.recipe.student
     return replace(
-        config,
-        tasks=rows.channels,
-        fusion=(recipe.fusion if teachers else None) or config.fusion,
-        decoder=recipe.decoder or "simple",
-        gate_noise=recipe.gate_noise,
+        student,
+        image_size=config.size,
+        tasks=config.rows.channels,
         freeze=recipe.freeze,
-        lora=recipe.lora_layers(),
+        gate_noise=recipe.gate_noise,
+        decoder=recipe.decoder or student.decoder,
+        fusion=(recipe.fusion if config.baseline is None else None) or student.fusion,
+        lora=recipe.lora_layers() or student.lora,
+        gradient_checkpointing=recipe.gradient_checkpointing,
     )
 
 

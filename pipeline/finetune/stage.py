@@ -2,31 +2,33 @@
 
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from pipeline.cache.spec import load_spec
-from pipeline.dense.task_model import STAGE, restore_task_model, save_task_model
-from pipeline.finetune.held_out import best_metric, draw_live_rep_sim, make_held_out
-from pipeline.finetune.networks import find_origin, make_network, run_of
-from pipeline.finetune.parts import (
-    find_data,
-    find_live_teachers,
-    make_backward,
-    make_batches,
-    make_objective,
-    run_facts,
-    warnings_of,
-    what_is_read,
-)
-from pipeline.finetune.recipe import FinetuneConfig, finetune_config
-from pipeline.finetune.step import finetune_step, without_unused
+from accelerate import Accelerator
+from torch import nn
+
+from pipeline.data.live_teachers import LiveTeachers, live_for_student
+from pipeline.data.task_batches import TaskBatches, gate_noise
+from pipeline.dense.task_data import TaskData, open_task_data
+from pipeline.dense.task_model import STAGE, describe, restore_task_model, save_task_model
+from pipeline.finetune.held_out import Measure, best_measure, draw_live_rep_sim, make_held_out
+from pipeline.finetune.networks import Origin, find_origin, make_network, run_of
+from pipeline.finetune.recipe import FinetuneConfig, FinetuneRecipe, finetune_config
+from pipeline.finetune.step import Balancing, Distillation, Objective, counts_of_all, finetune_step, without_unused
 from pipeline.progress import Update
+from pipeline.train.backward import Backward, GradientSurgery, PlainBackward
 from pipeline.train.devices import check_trackers, finish_trackers, make_accelerator, synchronise
 from pipeline.train.figures import draw_finetuning
 from pipeline.train.loop import Fit
-from pipeline.train.protocols import FitResult, Hooks
+from pipeline.train.protocols import Evaluate, FitResult, Hooks
 from pipeline.train.run import RunOptions, Start, open_run
-from pipeline.train.standardise import load_standardisers, save_standardisers
+from pipeline.train.standardise import Scales, load_standardisers, save_standardisers
+from sak.student.student import Student
+from sak.tasks import Dataset
+from sak.variants.frozen import Probe
+from sak.variants.weighting import Weighting, combination, make_weighting
 
 __all__ = ["FinetuneConfig", "find_live_teachers", "finetune", "finetune_config", "make_batches"]
 
@@ -42,30 +44,18 @@ def finetune_one(config: FinetuneConfig, out: Path, options: RunOptions) -> FitR
     recipe, rows, settings = config.recipe, config.rows, config.model_dump(mode="json")
     accelerator = make_accelerator(recipe.training, device=config.device, trackers=options.trackers, folder=out)
     data = find_data(config)
-    origin = find_origin(config.init, recipe, load_spec(config.spec) if config.spec is not None else None)
-    network = make_network(
-        origin, recipe.student, rows, config.size, baseline=config.baseline, seed=recipe.training.seed
-    )
+    origin = find_origin(config)
+    network = make_network(origin, config)
     live_teachers = find_live_teachers(config, network, origin, accelerator)
     network = synchronise(without_unused(network, live_teachers.teachers if live_teachers else {}), accelerator)
     batches = make_batches(data, config, network, live_teachers, accelerator)
-    evaluate, best = make_held_out(data, config, accelerator), best_metric(config)
+    evaluate, best = make_held_out(data, config, accelerator), best_measure(config)
     reads = what_is_read(data, live_teachers)
     run = open_run(out, settings, reads, accelerator, options.start)
     if options.say is not None and accelerator.is_main_process:
         for line in warnings_of(origin, live_teachers):
             options.say(line)
-    hooks = Hooks(
-        save_model=save_task_model,
-        load_model=restore_task_model,
-        evaluate=evaluate,
-        best=best.name,
-        best_is_lower=best.lower_is_better,
-        evaluate_first=True,
-        progress=options.progress,
-        say=options.say,
-        remedy=batches.remedy,
-    )
+    hooks = make_hooks(best, batches, evaluate, options)
     scales = load_standardisers(run_of(origin.location), accelerator.device) if live_teachers else {}
     objective = make_objective(recipe, rows, batches.steps_per_epoch, scales, accelerator.num_processes)
     fit = Fit(network, batches, finetune_step(objective), config=recipe.training, run=run, hooks=hooks,
@@ -116,3 +106,135 @@ def finetune_each(config: FinetuneConfig, out: Path, options: RunOptions) -> Fit
 def _part_progress(progress: Update, index: int, parts: int, done: int, total: int, note: str = "") -> None:
     """The progress of one of several equal parts as that of the whole."""
     progress(index * total + done, parts * total, note)
+
+
+def find_data(config: FinetuneConfig) -> TaskData:
+    """The images of the tasks, checked to be there."""
+    return open_task_data(
+        config.dataset,
+        config.data,
+        config.rows,
+        fraction=config.fraction,
+        seed=config.recipe.training.seed,
+        persons_only=config.baseline == "single-task",
+        boundaries=config.recipe.evaluation.boundary,
+    )
+
+
+def find_live_teachers(
+    config: FinetuneConfig, network: nn.Module, origin: Origin, accelerator: Accelerator
+) -> LiveTeachers | None:
+    """The teachers to learn from, which run beside the training; None where nothing is distilled."""
+    recipe = config.recipe.distillation
+    distilling = config.distil and config.baseline is None and recipe.gamma > 0
+    if not distilling or not isinstance(network, Student) or not network.config.teachers:
+        return None
+    live_teachers = live_for_student(
+        network.config, origin.teachers, config.teachers, accelerator.device, recipe.precision
+    )
+    recipe.check_teachers(list(live_teachers.teachers))
+    return live_teachers
+
+
+def make_batches(
+    data: TaskData,
+    config: FinetuneConfig,
+    network: nn.Module,
+    live_teachers: LiveTeachers | None,
+    accelerator: Accelerator,
+) -> TaskBatches:
+    """This rank's part of every batch."""
+    training = config.recipe.training
+    batches = TaskBatches(
+        data.training,
+        data.places,
+        describe(network).image_size,
+        training.batch_size,
+        training.seed,
+        accelerator.device,
+        workers=config.recipe.data.workers,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        guides=live_teachers,
+        draw=gate_noise(network, training.seed),
+    )
+    training.check_part(training.batch_size // accelerator.num_processes)
+    return batches
+
+
+def make_hooks(best: Measure, batches: TaskBatches, evaluate: Evaluate | None, options: RunOptions) -> Hooks:
+    """What the loop saves, measures and reports."""
+    return Hooks(
+        save_model=save_task_model,
+        load_model=restore_task_model,
+        evaluate=evaluate,
+        best=best.name,
+        best_is_lower=best.lower_is_better,
+        evaluate_first=True,
+        progress=options.progress,
+        say=options.say,
+        remedy=batches.remedy,
+    )
+
+
+def make_objective(
+    recipe: FinetuneRecipe, rows: Dataset, steps_per_epoch: int, scales: Scales, ranks: int
+) -> Objective:
+    """What the step minimises: weighted losses of the tasks, the distillation's, and a decoder's imbalance."""
+    average, tasks = counts_of_all(ranks), recipe.tasks
+    weighting = make_weighting(
+        tasks.weighting,
+        rows.weights,
+        steps=steps_per_epoch * recipe.training.accumulate,
+        seed=recipe.training.seed,
+        temperature=tasks.temperature,
+        average=average,
+    )
+    terms = (Distillation(recipe.distillation.make(scales), recipe.distillation.gamma), Balancing(tasks.balancing))
+    return Objective(rows, weighting, terms, average)
+
+
+def make_backward(
+    recipe: FinetuneRecipe, network: nn.Module, weighting: Weighting, accelerator: Accelerator
+) -> Backward:
+    """How gradients come about; the weighting trains beside the network."""
+    if recipe.tasks.gradients == "sum":
+        return PlainBackward(accelerator, weighting)
+    combine = combination(recipe.tasks.gradients, c=recipe.tasks.cagrad_c)
+    return GradientSurgery(accelerator, network, weighting, combine, recipe.training.seed)
+
+
+def warnings_of(origin: Origin, live_teachers: LiveTeachers | None) -> list[str]:
+    """What the user must hear before it starts: whatever knows nothing."""
+    random = live_teachers.random if live_teachers is not None else []
+    line = f"warning: live teachers with RANDOM weights: {', '.join(random)}"
+    return [*origin.warnings, *([line] if random else ())]
+
+
+def what_is_read(data: TaskData, live_teachers: LiveTeachers | None) -> dict[str, Any]:
+    """What a run must find again to be the same one: its images and its live teachers."""
+    names = "\n".join(data.training.name(index) for index in data.places)
+    return {
+        "images": len(data.places),
+        "images_sha256": sha256(names.encode()).hexdigest(),
+        "live": live_teachers.describe() if live_teachers is not None else {},
+    }
+
+
+def run_facts(config: FinetuneConfig, network: nn.Module, origin: Origin, best: Measure) -> dict[str, Any]:
+    """What `run.json` says of the run, beside what it reads."""
+    described = describe(network)
+    return {
+        "stage": STAGE,
+        "kind": config.baseline or described.kind,
+        "tasks": list(described.tasks),
+        "image_size": list(described.image_size),
+        "init": origin.location,
+        "dataset": config.dataset,
+        "data": config.data,
+        "best_by": best.name,
+        "edges_measured_by": "odsF" if config.recipe.evaluation.boundary else "loss",
+        "student": network.config.resolved().to_json() if isinstance(network, Student) else None,
+        "probe": network.config.to_json() if isinstance(network, Probe) else None,
+        "teachers": {name: recipe.to_json() for name, recipe in origin.teachers.items()},
+    }

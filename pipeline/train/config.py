@@ -82,7 +82,7 @@ SHARE = "share"
 """In an optimiser's group: its part of the learning rate."""
 
 SEEDS = 2**31
-"""Seeds are below this, so that a process's number can be added to one."""
+"""Seeds are below this, so that a rank can be added to one."""
 
 
 class OptimiserConfig(Frozen):
@@ -110,7 +110,7 @@ class ScheduleConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """The loop. `batch_size` is global: over all processes and accumulated parts.
+    """The loop. `batch_size` is global: over all ranks and accumulated parts.
 
     Give `epochs` or `steps`, not both. `clip_norm`: largest gradient norm. `ema`: decay of an averaged copy of the
     weights. `checkpoint_every`, `evaluate_every` and `log_every` count steps; 0 is only at the end.

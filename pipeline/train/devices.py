@@ -147,11 +147,11 @@ def _average(values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum over processes of theirs."""
+    """The sum over ranks; its gradient is the sum over ranks of theirs, because every rank's loss has every value."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
-        """Every process gets it."""
+        """Every rank gets it."""
         del context
         summed = values.clone()
         dist.all_reduce(summed)
@@ -159,8 +159,5 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        """Every process's loss depends on every process's values."""
-        del context
-        summed = gradients[0].clone()
-        dist.all_reduce(summed)
-        return summed
+        """Every rank gets it."""
+        return _Sum.forward(context, gradients[0])

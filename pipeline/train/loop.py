@@ -1,7 +1,7 @@
 """The one training loop. A stage gives it a model, a source of batches and a step; it knows nothing of their science.
 
 accelerate has the devices, DDP, precision and gradient scaling. Batches and the schedule stay ours: prepared by it,
-batches would be shared out a second time and the schedule stepped once a process.
+batches would be shared out a second time and the schedule stepped once a rank.
 """
 
 import time
@@ -82,17 +82,17 @@ class Fit(Generic[B]):
     def resume(self) -> None:
         """Go on from `checkpoints/last`; CheckpointError where there is none.
 
-        Batches and losses are those of the run that did not stop, bit for bit with as many processes; with others the
-        sums over processes are rounded differently and random draws are new, which is said.
+        Batches and losses are those of the run that did not stop, bit for bit with as many ranks; with another number
+        sums over ranks are rounded differently and random draws are new, which is logged.
         """
-        progress, processes = self.saver.load()
+        progress, ranks = self.saver.load()
         self.step, self.evaluated, self.best = progress.step, progress.evaluated, progress.best
         if self.accelerator.is_main_process:
             self.run.forget_after(self.step, measured=self.evaluated)
         self.accelerator.wait_for_everyone()
-        if processes != self.accelerator.num_processes:
+        if ranks != self.accelerator.num_processes:
             self.log.say(
-                f"processes: {processes} until step {self.step}, {self.accelerator.num_processes} from here on; "
+                f"processes: {ranks} until step {self.step}, {self.accelerator.num_processes} from here on; "
                 "batches are the same, sums are rounded differently, random draws (noise, dropout) are new"
             )
 

@@ -83,7 +83,7 @@ class RunDirectory:
     ) -> "RunDirectory":
         """The directory of a run to go on with; UsageError lists the settings that differ, unless `force`.
 
-        `reads` is what `describe` is going to be told under that name: other columns or samples are another run too.
+        `reads` is what `describe` will write under that name: other columns or samples make another run too.
         """
         run = cls(root)
         try:
@@ -110,7 +110,7 @@ class RunDirectory:
     def held(self) -> Iterator[None]:
         """No other process trains here while the block runs; UsageError where one does.
 
-        The hold ends with the process, however it ends. File systems that know no locks give none.
+        The lock ends with the process, however it ends. File systems that know no locks give none.
         """
         with (self.root / LOCK).open("a") as file:
             try:
@@ -194,14 +194,14 @@ class RunDirectory:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted name, before, now) of every setting that differs."""
-    found = []
+    differing = []
     for name in dict.fromkeys((*before, *now)):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{name}.")
+            differing += differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            found.append((f"{prefix}{name}", old, new))
-    return found
+            differing.append((f"{prefix}{name}", old, new))
+    return differing
 
 
 def random_teachers(about: Mapping[str, Any]) -> tuple[str, ...]:
@@ -210,12 +210,12 @@ def random_teachers(about: Mapping[str, Any]) -> tuple[str, ...]:
     said, live = reads.get("random"), _mapping(reads.get("live"))
     sources = [*_mapping(about.get("teachers")).items(), ("probe", probe.get("teacher"))]
     known = [(str(_mapping(record).get("name", name)), _mapping(record).get("weights")) for name, record in sources]
-    found = [
+    random = [
         *(map(str, said) if isinstance(said, list) else ()),
         *(str(name) for name, record in live.items() if _mapping(record).get("random")),
         *(name for name, weights in known if str(weights).startswith("random")),
     ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(random))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

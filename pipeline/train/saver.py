@@ -50,11 +50,11 @@ class Ema:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the weights as they are now: a = decay * a + (1 - decay) * w."""
-        mine: list[Tensor] = list(self.model.parameters())
-        theirs: list[Tensor] = [parameter.detach() for parameter in model.parameters()]
-        self._average(mine, theirs, 0)
-        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
+        averaged: list[Tensor] = list(self.model.parameters())
+        current: list[Tensor] = [parameter.detach() for parameter in model.parameters()]
+        self._average(averaged, current, 0)
+        for own, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(buffer)
 
 
 @dataclass(frozen=True)

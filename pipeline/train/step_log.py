@@ -51,9 +51,9 @@ class Window:
             self._start += time.perf_counter() - start
 
     def close(self, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
-        """Means over the window and all processes, images a second, and the share of time spent waiting for data.
+        """Means over the window and all ranks, images a second, and the share of time spent waiting for data.
 
-        The share is that of the process that waited longest: the others wait for it in the step.
+        The share is that of the rank that waited longest: the others wait for it in the step.
         """
         if self._sum is None:
             return {}
@@ -76,7 +76,7 @@ class Window:
 
 
 class StepLog:
-    """Measurements, progress and warnings of a run; silent on all processes but the main one."""
+    """Measurements, progress and warnings of a run; silent on all ranks but the main one."""
 
     def __init__(self, run: RunDirectory, hooks: Hooks, accelerator: Accelerator) -> None:
         self._run, self._hooks, self._accelerator = run, hooks, accelerator

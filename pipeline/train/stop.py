@@ -94,23 +94,23 @@ class Agreement:
         return copied is not None and not copied.query()
 
     def read(self) -> bool:
-        """Whether to stop now; TrainingError, on all processes, where a loss was not finite."""
-        while len(self._flags) > self._lag:
-            self._take(self._flags.popleft())
+        """Whether to stop now; TrainingError, on all ranks, where a loss was not finite."""
+        self._read(self._lag)
         return self.stopping
 
     def settle(self) -> None:
         """Read the flags of every step so far, as must be done before its weights are kept."""
-        while self._flags:
-            self._take(self._flags.popleft())
+        self._read(0)
 
-    def _take(self, flags: _Flags) -> None:
-        if flags.copied is not None:
-            flags.copied.synchronize()
-        stop, bad = flags.total.tolist()
-        self.stopping = self.stopping or stop > 0
-        if bad:
-            self._refuse(flags)
+    def _read(self, left: int) -> None:
+        while len(self._flags) > left:
+            flags = self._flags.popleft()
+            if flags.copied is not None:
+                flags.copied.synchronize()
+            stop, bad = flags.total.tolist()
+            self.stopping = self.stopping or stop > 0
+            if bad:
+                self._refuse(flags)
 
     def _refuse(self, flags: _Flags) -> None:
         own = list(flags.keys) if bool(flags.here[1]) else []

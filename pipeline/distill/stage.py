@@ -129,10 +129,7 @@ def distill_step(loss: DistillationLoss) -> Step[DistillBatch]:
 
 
 def held_out_similarity(
-    config: DistillConfig,
-    targets: TargetSource,
-    accelerator: Accelerator,
-    scales: Scales,
+    config: DistillConfig, targets: TargetSource, accelerator: Accelerator, scales: Scales
 ) -> Evaluate | None:
     """rep_sim on the held-out cache; None where none was named."""
     if config.val_cache is None:

@@ -73,7 +73,10 @@ def open_targets(config: DistillConfig, device: torch.device) -> TargetSource:
     cache = located(cache, config.data, "--data")
     live = {name: _start_live(config, cache, spec, name, device) for name in live_names}
     teachers = _levels_in_order(cache, live, names)
-    recipes = {name: _recipe(config, cache, spec, name, live.get(name), teachers[name].wanted) for name in teachers}
+    recipes = {
+        name: replace(_recipe(config, cache, spec, name, live.get(name)), levels=levels.wanted)
+        for name, levels in teachers.items()
+    }
     live_teachers = LiveTeachers(live) if live else None
     return TargetSource(cache, teachers, live_teachers, bool(cached), recipes, config.fresh_views)
 
@@ -86,13 +89,13 @@ def _levels_in_order(
     cache: FeatureCache, live: Mapping[str, LiveTeacher], names: Sequence[str]
 ) -> dict[str, TeacherLevels]:
     """The levels of all teachers, in the order of `names`, which decides that of the student's parts."""
-    readers = iter(cache.teachers.items())  # in that order; their names lack the key that a column is named with
     levels = {}
     for name in names:
         if name in live:
             levels[name] = TeacherLevels(live[name].teacher.width, live[name].teacher.levels, live[name].wanted)
         else:
-            teacher, info = next(readers)
+            teacher = name if name in cache.teachers else name.rpartition("-")[0]  # named with its column's key
+            info = cache.teachers[teacher]
             levels[teacher] = TeacherLevels(info.width, tuple(info.document["levels"]), info.levels)
     return levels
 
@@ -116,21 +119,16 @@ def _start_live(
 
 
 def _recipe(
-    config: DistillConfig,
-    cache: FeatureCache,
-    spec: CacheSpec | None,
-    name: str,
-    live: LiveTeacher | None,
-    wanted: tuple[int, ...],
+    config: DistillConfig, cache: FeatureCache, spec: CacheSpec | None, name: str, live: LiveTeacher | None
 ) -> TeacherRecipe:
-    """The teacher at the wanted levels, as its spec has it where it runs live, or the manifest of its column."""
+    """The teacher as its spec has it where it runs live, or the manifest of its column."""
     if live is not None and spec is not None and name in spec.teachers:
         recipe = spec.recipe(name)
     else:
         reader = cache.readers.get(name)
         manifest = reader.columns[0].manifest if reader is not None else manifest_of(config.cache, name)
         recipe = replace(manifest.recipe, name=name)
-    return replace(recipe if live is None else recipe.identified(live.teacher.recipe), levels=wanted)
+    return recipe if live is None else recipe.identified(live.teacher.recipe)
 
 
 def located(cache: FeatureCache, data: str | None, flag: str) -> FeatureCache:
@@ -178,12 +176,7 @@ BATCH = 32
 
 @torch.no_grad()
 def mean_similarities(
-    cache: FeatureCache,
-    accelerator: Accelerator,
-    workers: int,
-    standardised: Scales,
-    model: nn.Module,
-    step: int,
+    cache: FeatureCache, accelerator: Accelerator, workers: int, standardised: Scales, model: nn.Module, step: int
 ) -> Mapping[str, float]:
     """rep_sim on held-out images (Table 3's row): how like each teacher's maps the student's are.
 

@@ -42,13 +42,12 @@ class Measure:
 
 def measures(rows: Dataset, recipe: EvaluationRecipe) -> dict[str, Measure]:
     """By task: its metric, or (edges, unless boundaries are matched, which takes minutes) its loss."""
-    by_loss = {task.name: task.metric == SLOW_METRIC and not recipe.boundary for task in rows}
-    return {
-        task.name: Measure(f"loss/{task.name}", True, True)
-        if by_loss[task.name]
-        else Measure(f"metric/{task.name}", task.lower_is_better)
-        for task in rows
-    }
+    by_task = {}
+    for task in rows:
+        by_loss = task.metric == SLOW_METRIC and not recipe.boundary
+        name = f"{'loss' if by_loss else 'metric'}/{task.name}"
+        by_task[task.name] = Measure(name, by_loss or task.lower_is_better, by_loss)
+    return by_task
 
 
 def best_measure(config: FinetuneConfig) -> Measure:

@@ -28,14 +28,15 @@ def make_accelerator(
     accelerate keeps one state a process; here each run has its own, but for the process group, which is kept.
     """
     check_trackers(trackers)
-    cpu = device == "cpu"
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     AcceleratorState._reset_state(reset_partial_state=not distributed and PartialState._shared_state != {})
     GradientState._reset_state()
     if distributed:
         atexit.register(_end_process_group)
     precision = _PRECISIONS[config.precision]
-    return Accelerator(mixed_precision=precision, cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
+    return Accelerator(
+        mixed_precision=precision, cpu=device == "cpu", log_with=list(trackers) or None, project_dir=folder
+    )
 
 
 def check_trackers(trackers: Sequence[str]) -> None:

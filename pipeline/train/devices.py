@@ -1,4 +1,4 @@
-"""accelerate's entry: devices, precision, trackers."""
+"""Devices, precision and trackers of a run (accelerate's), and BatchNorm over all ranks' images."""
 
 import atexit
 import os
@@ -81,11 +81,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:
     return flat
 
 
-# BatchNorm over all processes' images, as one process with the whole batch has it.
-
-
 class SummedBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm2d whose training statistics are of all processes' images, which are as many in each."""
+    """A BatchNorm2d whose training statistics are of all ranks' images, as one rank with the whole batch has them.
+
+    Every rank has as many images. PyTorch's own SyncBatchNorm, which does the same, needs CUDA.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to the same; evaluation and running statistics are BatchNorm2d's."""
@@ -111,7 +111,7 @@ class SummedBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model with every BatchNorm2d synchronised, in place; one process is left as it is."""
+    """The model with every BatchNorm2d synchronised, in place; a single rank is left as it is."""
     if accelerator.num_processes == 1:
         return model
     if accelerator.device.type == "cuda":
@@ -134,7 +134,7 @@ def _summed(plain: nn.BatchNorm2d) -> SummedBatchNorm:
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (over n) of each channel over all processes, from sums of each process's own moments."""
+    """Mean and variance (over n) of each channel over all ranks, from sums of each rank's own moments."""
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     own = wide.mean((0, 2, 3))
     spread = wide.var((0, 2, 3), unbiased=False)

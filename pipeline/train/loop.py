@@ -50,7 +50,7 @@ class Fit(Generic[B]):
         self.step = 0
         self.best: float | None = None
         self.evaluated = -1
-        self.begun = False
+        self.fetched = False  # no batch yet
         set_seed(config.seed, device_specific=True)
         self.plain = model.to(accelerator.device)
         self.backward = backward or PlainBackward(accelerator)
@@ -131,8 +131,8 @@ class Fit(Generic[B]):
     def _next(self, batches: Iterator[B]) -> tuple[B, float]:
         """The next batch and the seconds that training waited for it; the first one's are the readers' start."""
         start = time.perf_counter()
-        if not self.begun:
-            self.begun = True
+        if not self.fetched:
+            self.fetched = True
             with self.window.paused():
                 return next(batches), 0.0
         batch = next(batches)

@@ -334,12 +334,11 @@ def distill(
     from pipeline.distill.stage import distill as run_distillation
     from pipeline.distill.stage import distill_config
     from pipeline.progress import progress_bar
-    from pipeline.train.run import Start
+    from pipeline.train.run import RunOptions, Start
 
-    asked = distill_config(**_flags(context, but=RUN))
-    start, tracked = Start(resume, overwrite, force), comma_list(trackers) or ()
+    asked, start = distill_config(**_flags(context, but=RUN)), Start(resume, overwrite, force)
     with progress_bar("steps") as progress:
-        result = run_distillation(asked, out, start=start, trackers=tracked, say=_say, progress=progress)
+        result = run_distillation(asked, out, RunOptions(start, comma_list(trackers) or (), _say, progress))
     _end(result)
 
 
@@ -389,15 +388,14 @@ def finetune(
     Example: [cyan]sak-cli finetune --init ./runs/b --dataset nyud --data /data/NYUDv2 --out ./runs/b-nyud
     --config recipes/finetune/nyud_b.yaml[/cyan]
     """
-    from pipeline.finetune.stage import Session, finetune_config
     from pipeline.finetune.stage import finetune as run_finetuning
+    from pipeline.finetune.stage import finetune_config
     from pipeline.progress import progress_bar
-    from pipeline.train.run import Start
+    from pipeline.train.run import RunOptions, Start
 
-    asked = finetune_config(**_flags(context, but=RUN))
-    start, tracked = Start(resume, overwrite, force), comma_list(trackers) or ()
+    asked, start = finetune_config(**_flags(context, but=RUN)), Start(resume, overwrite, force)
     with progress_bar("steps") as progress:
-        result = run_finetuning(asked, out, Session(start, tracked, _say, progress))
+        result = run_finetuning(asked, out, RunOptions(start, comma_list(trackers) or (), _say, progress))
     _end(result)
 
 

@@ -145,10 +145,10 @@ def make_cache(options: argparse.Namespace, root: Path) -> tuple[str, Path]:
 def bound(spec_file: Path, recipe: DistillRecipe, targets: TargetSource) -> float:
     """A step with live teachers over one without, by operations alone: a training step is three student forwards."""
     spec = load_spec(spec_file)
-    config = student_config(recipe.student, targets.taught_by, targets.cache.view_policy.size)
+    config = student_config(recipe.student, targets.teachers, targets.cache.view_policy.size)
     size = config.size
     student = forward_operations(TeacherFacts(size.width, size.depth, config.grid))
-    paths = (size.depth + 1) * 4 / config.down_ratio / (24 * size.depth) * len(targets.taught_by)
+    paths = (size.depth + 1) * 4 / config.down_ratio / (24 * size.depth) * len(targets.teachers)
     step = 3 * student * (1 + (paths if config.adapters else 0))
     teachers = sum(
         forward_operations(spec.facts(name, name), windowed=is_sam(each.model)) for name, each in spec.teachers.items()
@@ -205,7 +205,7 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
     asked = DistillConfig(cache=cache, recipe=recipe, device=options.device)
     targets = open_targets(asked, accelerator.device)
     live = open_targets(asked.model_copy(update={"online": True}), accelerator.device)
-    config = student_config(recipe.student, targets.taught_by, targets.cache.view_policy.size)
+    config = student_config(recipe.student, targets.teachers, targets.cache.view_policy.size)
     student = build_student(config).to(accelerator.device)
     optimiser = make_optimiser(student, recipe.training.optimiser)
     model, prepared = accelerator.prepare(torch.compile(student) if recipe.training.compile else student, optimiser)

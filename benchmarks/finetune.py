@@ -29,14 +29,13 @@ import torch
 import yaml
 from report import machine, table, versions
 
-from pipeline.cache.spec import load_spec
 from pipeline.data.live_teachers import LiveTeachers
 from pipeline.data.task_batches import TaskBatch
 from pipeline.demo.data.write import write_demo_data
 from pipeline.dense.task_data import open_task_data
 from pipeline.finetune.networks import find_origin, make_network
 from pipeline.finetune.recipe import FinetuneRecipe
-from pipeline.finetune.stage import FinetuneConfig, find_guides, make_batches
+from pipeline.finetune.stage import FinetuneConfig, find_live_teachers, make_batches
 from pipeline.finetune.step import Distillation, Objective, finetune_step
 from pipeline.settings import load_settings
 from pipeline.train.config import make_optimiser
@@ -97,9 +96,9 @@ def clock(options: argparse.Namespace) -> Callable[[], float]:
     return time.process_time if options.device == "cpu" and options.workers == 0 else time.perf_counter
 
 
-def ask(guides: LiveTeachers, batch: TaskBatch) -> None:
+def ask(live_teachers: LiveTeachers, batch: TaskBatch) -> None:
     """The teachers alone, on the batch's images."""
-    guides(batch.images)
+    live_teachers(batch.images)
 
 
 def wait(device: str) -> None:
@@ -132,14 +131,13 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
     accelerator = make_accelerator(recipe.training, device=options.device)
     rows = config.rows
     labelled = open_task_data(options.dataset, data, rows, fraction=1.0, seed=0, persons_only=False, boundaries=False)
-    origin = find_origin(config.init, recipe, load_spec(spec))
-    size = recipe.data.size or rows.input_size
-    network = make_network(origin, recipe, rows, size, baseline=None, seed=0).to(accelerator.device)
-    guides = find_guides(config, network, origin, accelerator)
-    assert guides is not None
+    origin = find_origin(config)
+    network = make_network(origin, config).to(accelerator.device)
+    live_teachers = find_live_teachers(config, network, origin, accelerator)
+    assert live_teachers is not None
     optimiser = make_optimiser(network, recipe.training.optimiser)
     model, prepared = accelerator.prepare(network, optimiser)
-    step = finetune_step(Objective(rows, Fixed(rows.weights), (Distillation(recipe.distillation.loss()),)))
+    step = finetune_step(Objective(rows, Fixed(rows.weights), (Distillation(recipe.distillation.make({})),)))
 
     def train(batch: TaskBatch) -> None:
         with accelerator.autocast():
@@ -149,17 +147,17 @@ def run(options: argparse.Namespace, root: Path, stack: ExitStack) -> None:
         prepared.step()
         prepared.zero_grad(set_to_none=True)
 
-    batches = make_batches(labelled, config, network, guides, accelerator)
+    batches = make_batches(labelled, config, network, live_teachers, accelerator)
     live = stack.enter_context(closing(batches.start_at(0)))  # type: ignore[type-var]
     resident: Iterator[TaskBatch] = itertools.repeat(Resident(next(live)))  # type: ignore[arg-type]
     teachers = [
-        Contender(name, resident, partial(ask, replace(guides, teachers={name: teacher})))
-        for name, teacher in guides.teachers.items()
+        Contender(name, resident, partial(ask, replace(live_teachers, teachers={name: teacher})))
+        for name, teacher in live_teachers.teachers.items()
     ]
     contenders = [
         Contender("student alone, resident", resident, train),
         Contender("with live teachers", live, train),
-        Contender("live teachers alone", resident, partial(ask, guides)),
+        Contender("live teachers alone", resident, partial(ask, live_teachers)),
         *teachers,
     ]
     take_turns(contenders, options)

@@ -1,6 +1,7 @@
-"""The one way to settings, and the one way its errors read: a YAML file, `--set` lines over it, flags over both.
+"""Recipes and settings: how a YAML file, `--set` lines and flags make one, and how its mistakes are worded.
 
-What comes out is a frozen pydantic object; what is wrong is a UsageError of one line.
+Lines go over the file, flags over both. What comes out is a frozen pydantic object; what is wrong is a UsageError of
+one line.
 """
 
 import re
@@ -18,6 +19,8 @@ Config = TypeVar("Config", bound=BaseModel)
 Overrides = Mapping[str, Any] | Sequence[str]
 """Values by dotted names, or `a.b=value` lines whose values are YAML."""
 
+LENGTHS = ("epochs", "steps")
+TRAINING_FLAGS = ("batch_size", "precision", "seed")
 _FLOAT = "tag:yaml.org,2002:float"
 _MERGE = "tag:yaml.org,2002:merge"
 _EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+\Z")
@@ -70,8 +73,8 @@ def parse_yaml(text: str, source: str, invalid: str = "not valid YAML: ") -> Any
 def _reason(error: Exception) -> str:
     """In one line, with the number of the text's line where that is not the first."""
     mark = getattr(error, "problem_mark", None)
-    place = f" (line {mark.line + 1})" if mark is not None and mark.line else ""
-    return " ".join(str(getattr(error, "problem", None) or error).split()) + place
+    line = f" (line {mark.line + 1})" if mark is not None and mark.line else ""
+    return " ".join(str(getattr(error, "problem", None) or error).split()) + line
 
 
 def dump_yaml(document: Mapping[str, Any], *, sort_keys: bool = False) -> str:
@@ -133,10 +136,33 @@ def load_settings(
     return parse_settings(kind, document, str(path) if path is not None else "recipe")
 
 
+def recipe_and_rest(
+    kind: type[Config], flags: Mapping[str, Any], also: Mapping[str, Sequence[str]] | None = None
+) -> tuple[Config, dict[str, Any]]:
+    """A stage's recipe by the flags `config`, `overrides` and those of the training, and all flags that are left.
+
+    `also` names further flags and the recipe's settings, by dotted names, that each stands for. A flag that is None
+    was not given; paths become text, as `config.yaml` has them. UsageError, one line, where anything is wrong.
+    """
+    rest = {
+        name: str(value) if isinstance(value, Path) else value for name, value in flags.items() if value is not None
+    }
+    file, overrides = rest.pop("config", None), rest.pop("overrides", ())
+    length = {name: rest.pop(name) for name in LENGTHS if name in rest}
+    if len(length) > 1:
+        raise UsageError("give --epochs or --steps, one of them")
+    settings = {f"training.{name}": length.get(name) for name in LENGTHS if length}  # the one replaces the other
+    stands_for = {**{name: (f"training.{name}",) for name in TRAINING_FLAGS}, **(also or {})}
+    for flag, names in stands_for.items():
+        if flag in rest:
+            settings |= dict.fromkeys(names, rest.pop(flag))
+    return load_settings(kind, Path(file) if file is not None else None, overrides, settings), rest
+
+
 def parse_settings(kind: type[Config], document: Mapping[str, Any], source: str) -> Config:
     """Checked settings from a document already read; `source` begins every error.
 
-    An unknown key names the nearest that could stand there; of more than three findings the rest is counted.
+    An unknown key names the nearest that could stand there; of more than three mistakes the rest is counted.
     """
     try:
         return kind.model_validate(document)
@@ -145,27 +171,27 @@ def parse_settings(kind: type[Config], document: Mapping[str, Any], source: str)
 
 
 def _worded(error: ValidationError, kind: type[BaseModel]) -> str:
-    found = error.errors(include_url=False)
-    # an unknown key is told in any case: what is missing is most often what it was meant to be
-    first = sorted(found, key=lambda finding: finding["type"] != "extra_forbidden")[:_SHOWN_ERRORS]
-    told = [_finding(dict(finding), kind) for finding in found if finding in first]
-    more = f"; and {len(found) - len(told)} more" if len(found) > len(told) else ""
-    return f"{'; '.join(told)}{more}"
+    mistakes = error.errors(include_url=False)
+    # an unknown key is shown in any case: what is missing is most often what it was meant to be
+    first = sorted(mistakes, key=lambda mistake: mistake["type"] != "extra_forbidden")[:_SHOWN_ERRORS]
+    shown = [_mistake(dict(mistake), kind) for mistake in mistakes if mistake in first]
+    more = f"; and {len(mistakes) - len(shown)} more" if len(mistakes) > len(shown) else ""
+    return f"{'; '.join(shown)}{more}"
 
 
-def _finding(finding: dict[str, Any], kind: type[BaseModel]) -> str:
-    location, given = tuple(finding["loc"]), finding["input"]
+def _mistake(mistake: dict[str, Any], kind: type[BaseModel]) -> str:
+    location, given = tuple(mistake["loc"]), mistake["input"]
     where = ".".join(str(part) for part in location)
-    if finding["type"] == "extra_forbidden":
+    if mistake["type"] == "extra_forbidden":
         return f"unknown key {where}{nearest(str(location[-1]), _known_keys(kind, location[:-1]))}"
-    if finding["type"] == "missing":
+    if mistake["type"] == "missing":
         return f"{where} is missing"
-    if finding["type"] == "value_error":
-        return f"{where}: {finding['ctx']['error']}" if where else str(finding["ctx"]["error"])
-    if finding["type"] == "literal_error":
-        known = finding["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+    if mistake["type"] == "value_error":
+        return f"{where}: {mistake['ctx']['error']}" if where else str(mistake["ctx"]["error"])
+    if mistake["type"] == "literal_error":
+        known = mistake["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         return f"{where} must be one of {known}, got {given!r}"
-    return f"{where}: {finding['msg']}, got {given!r}"
+    return f"{where}: {mistake['msg']}, got {given!r}"
 
 
 def _known_keys(kind: Any, location: Sequence[str | int]) -> list[str]:
@@ -187,4 +213,4 @@ def _not_none(annotation: Any) -> Any:
     """X of `X | None`."""
     if get_origin(annotation) not in (Union, UnionType):
         return annotation
-    return next(get_arg for get_arg in get_args(annotation) if get_arg is not NoneType)
+    return next(kind for kind in get_args(annotation) if kind is not NoneType)

@@ -162,7 +162,7 @@ def test_every_flag_of_distill_reaches_its_configuration(monkeypatch, tmp_path):
     flags += "--val-data w --online --teachers-online a --allow-partial --views 2 --fresh-views --device cpu --seed 3 "
     flags += "--set loss.kind=l2 --set data.workers=1 --resume --force --trackers tensorboard"
     line = ["distill", "--cache", "c", "--out", str(tmp_path / "run"), *flags.split()]
-    config, out, named = asked_by(monkeypatch, "pipeline.distill.stage.distill", line)
+    config, out, options, _ = asked_by(monkeypatch, "pipeline.distill.stage.distill", line)
     assert config.model_dump(exclude={"recipe"}) == {
         "cache": "c", "teachers": ("a", "b"), "levels": (9, 12), "spec": "s.yaml", "data": "d", "val_cache": "v",
         "val_data": "w", "online": True, "teachers_online": ("a",), "allow_partial": True, "views": 2,
@@ -172,7 +172,7 @@ def test_every_flag_of_distill_reaches_its_configuration(monkeypatch, tmp_path):
     assert (training.steps, training.epochs, training.batch_size) == (7, None, 6)
     assert (training.precision, training.seed, config.recipe.loss.kind) == ("bf16", 3, "l2")
     assert out == tmp_path / "run"
-    assert (named["start"].resume, named["start"].force, named["trackers"]) == (True, True, ("tensorboard",))
+    assert (options.start.resume, options.start.force, options.trackers) == (True, True, ("tensorboard",))
 
 
 def test_every_flag_of_finetune_reaches_its_configuration(monkeypatch, tmp_path):
@@ -180,7 +180,7 @@ def test_every_flag_of_finetune_reaches_its_configuration(monkeypatch, tmp_path)
     flags += "multi-task --baseline-run b --fraction 0.5 --eval-boundary --epochs 0.5 --batch-size 6 --precision bf16 "
     flags += "--device cpu --workers 1 --seed 3 --set tasks.weighting=dwa --overwrite --trackers wandb"
     line = ["finetune", "--out", str(tmp_path / "run"), *flags.split()]
-    config, out, session, _ = asked_by(monkeypatch, "pipeline.finetune.stage.finetune", line)
+    config, out, options, _ = asked_by(monkeypatch, "pipeline.finetune.stage.finetune", line)
     assert config.model_dump(exclude={"recipe"}) == {
         "init": "i", "dataset": "nyud", "data": "d", "tasks": ("depth", "edge"), "teachers": ("a",), "spec": "s.yaml",
         "distil": False, "baseline": "multi-task", "baseline_run": "b", "fraction": 0.5, "device": "cpu",
@@ -190,7 +190,7 @@ def test_every_flag_of_finetune_reaches_its_configuration(monkeypatch, tmp_path)
     assert (recipe.training.precision, recipe.training.seed, recipe.tasks.weighting) == ("bf16", 3, "dwa")
     assert (recipe.evaluation.boundary, recipe.evaluation.workers, recipe.data.workers) == (True, 1, 1)
     assert out == tmp_path / "run"
-    assert (session.start.overwrite, session.trackers) == (True, ("wandb",))
+    assert (options.start.overwrite, options.trackers) == (True, ("wandb",))
 
 
 @pytest.mark.parametrize(

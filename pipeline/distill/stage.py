@@ -1,164 +1,52 @@
 """Stage 2: train the student against cached teachers, with no teacher forward."""
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 from accelerate import Accelerator
-from pydantic import Field, model_validator
 from torch import nn
 
 from pipeline.cache.reader.batches import ReadingOrder
-from pipeline.cluster import resolve_device
 from pipeline.data.distillation import CachedBatches, DistillBatch
-from pipeline.data.loading import PhotometricJitter
+from pipeline.distill.recipe import DistillConfig, DistillRecipe, distill_config
 from pipeline.distill.targets import TargetSource, mean_similarities, open_held_out, open_targets
-from pipeline.progress import Update
-from pipeline.settings import Frozen, parse_settings
-from pipeline.train.config import TrainingConfig, recipe_and_rest
-from pipeline.train.devices import check_trackers, finish_trackers, make_accelerator, start_trackers
-from pipeline.train.distillation import LossRecipe, StudentRecipe, save_standardisers, standardisers, student_config
+from pipeline.train.devices import finish_trackers, make_accelerator
+from pipeline.train.distillation import LossRecipe, student_config
 from pipeline.train.figures import draw_distillation
 from pipeline.train.loop import Fit
-from pipeline.train.protocols import FitResult, Hooks, Step, StepResult
-from pipeline.train.run import ANEW, Start, open_run
+from pipeline.train.protocols import Evaluate, FitResult, Hooks, Step, StepResult
+from pipeline.train.run import RunDirectory, RunOptions, open_run
 from pipeline.train.saver import load_weights, save_weights
+from pipeline.train.standardise import Scales, save_standardisers, standardisers
 from sak.errors import UsageError
 from sak.losses.distillation import DistillationLoss
-from sak.losses.standardise import Standardisation
 from sak.student.build import build_student
+from sak.student.student import Student
 
-# The recipe of a distillation: the student, the loss, reading and training; all that is not in the cache.
-
-EPOCHS = 30
-
-
-class DistillLossRecipe(LossRecipe):
-    """The loss of a distillation; its targets may be standardised first, with statistics from the cache.
-
-    `mean-var`: mean 0 and variance 1 for every channel; `phi-s`: PCA-Hadamard isotropic, which projections allow too.
-    """
-
-    standardise: Literal["none", "mean-var", "phi-s"] = "none"
+__all__ = ["DistillConfig", "DistillRecipe", "distill", "distill_config", "distill_step", "make_batches"]
 
 
-class DataRecipe(Frozen):
-    """Reading: `window` blocks are open at once, `workers` processes decode images.
-
-    `brightness`, `contrast` and `saturation` jitter the student's input alone; the targets stay those of the view.
-    """
-
-    window: int = Field(default=16, ge=1)
-    workers: int = Field(default=4, ge=0)
-    brightness: float = Field(default=0.0, ge=0, le=1)
-    contrast: float = Field(default=0.0, ge=0, le=1)
-    saturation: float = Field(default=0.0, ge=0, le=1)
-
-    def jitter(self) -> PhotometricJitter | None:
-        """None where nothing changes."""
-        wanted = (self.brightness, self.contrast, self.saturation)
-        return PhotometricJitter(*wanted) if any(wanted) else None
-
-
-class DistillRecipe(Frozen):
-    """All of a distillation that is not in the cache; by default the paper's, for its B student."""
-
-    student: StudentRecipe = StudentRecipe()
-    loss: DistillLossRecipe = DistillLossRecipe()
-    data: DataRecipe = DataRecipe()
-    training: TrainingConfig = TrainingConfig(epochs=EPOCHS)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _some_length(cls, values: Any) -> Any:
-        """A recipe that says nothing of its length takes the paper's."""
-        training = values.get("training") if isinstance(values, dict) else None
-        if not isinstance(training, dict) or any(training.get(name) is not None for name in ("epochs", "steps")):
-            return values
-        return {**values, "training": {**training, "epochs": EPOCHS}}
-
-
-class DistillConfig(Frozen):
-    """What a run was asked for; written whole into its `config.yaml`.
-
-    `spec` refuses columns made by another cache spec, and describes live teachers that have no column. `online` runs
-    every teacher live, `teachers_online` some of them; the views are the cache's either way, but with `fresh_views`,
-    which draws new ones each epoch where all teachers run live. `views` reads the first so many of the cache's. `data`
-    and `val_data` are where the images of `cache` and `val_cache` are now, if not where they were extracted from.
-    """
-
-    cache: str
-    recipe: DistillRecipe = Field(default_factory=DistillRecipe)
-    teachers: tuple[str, ...] | None = None
-    levels: tuple[int, ...] | None = None
-    spec: str | None = None
-    data: str | None = None
-    val_cache: str | None = None
-    val_data: str | None = None
-    online: bool = False
-    teachers_online: tuple[str, ...] = ()
-    allow_partial: bool = False
-    views: int | None = Field(default=None, ge=1)
-    fresh_views: bool = False
-    device: str = "cuda"
-
-
-def distill_config(**flags: Any) -> DistillConfig:
-    """What the flags of `sak-cli distill` ask for, by their names; those of the recipe go over its file."""
-    recipe, rest = recipe_and_rest(DistillRecipe, flags)
-    device = resolve_device(rest.get("device", "cuda"))
-    return parse_settings(DistillConfig, {**rest, "recipe": recipe, "device": device}, "distill")
-
-
-def distill(
-    config: DistillConfig,
-    out: Path,
-    *,
-    start: Start = ANEW,
-    trackers: Sequence[str] = (),
-    say: Callable[[str], None] | None = None,
-    progress: Update | None = None,
-) -> FitResult:
-    """Train the student against the cache; returns how the run ended. Running it on several processes is torchrun's."""
-    check_trackers(trackers)
-    accelerator = make_accelerator(config.recipe.training, device=config.device, trackers=trackers, folder=out)
+def distill(config: DistillConfig, out: Path, options: RunOptions = RunOptions()) -> FitResult:
+    """Train the student against the cache; returns how the run ended. Running it on several ranks is torchrun's."""
+    recipe, settings = config.recipe, config.model_dump(mode="json")
+    accelerator = make_accelerator(recipe.training, device=config.device, trackers=options.trackers, folder=out)
     targets = open_targets(config, accelerator.device)
-    recipe = config.recipe
-    recipe.loss.check_teachers(list(targets.taught_by))
-    check_token_cosine(recipe.loss, targets)
-    student = build_student(
-        student_config(recipe.student, targets.taught_by, targets.cache.view_policy.size), seed=recipe.training.seed
-    )
+    reads = targets.describe()
+    student = make_student(recipe, targets)
     batches = make_batches(targets, recipe, accelerator)
     recipe.training.learning_rates(batches.steps_per_epoch)  # what does not fit is refused before a directory is made
-    scales = standardisers(recipe.loss.standardise, targets.cache, list(targets.taught_by), accelerator.device)
+    scales = standardisers(recipe.loss.standardise, targets.cache, list(targets.teachers), accelerator.device)
     evaluate = held_out_similarity(config, targets, accelerator, scales)
-    settings, reads = config.model_dump(mode="json"), targets.describe()
-    run = open_run(out, settings, reads, accelerator, start)
-    hooks = Hooks(
-        save_model=save_weights,
-        load_model=load_weights,
-        evaluate=evaluate,
-        best="rep_sim",
-        best_is_lower=False,
-        evaluate_first=True,
-        progress=progress,
-        say=say,
-        remedy=batches.remedy,
-        saved=partial(draw_distillation, run),
-    )
-    loss = DistillationLoss(**recipe.loss.model_dump(exclude={"standardise"}), standardisers=scales)
-    step = distill_step(loss)
+    run = open_run(out, settings, reads, accelerator, options.start)
+    hooks = make_hooks(run, batches, evaluate, options)
+    step = distill_step(recipe.loss.make(scales))
     fit = Fit(student, batches, step, config=recipe.training, run=run, hooks=hooks, accelerator=accelerator)
-    if start.resume:
-        fit.resume()
+    teachers = {name: teacher.to_json() for name, teacher in targets.recipes.items()}
+    fit.begin(
+        options, settings, stage="distill", reads=reads, student=student.config.resolved().to_json(), teachers=teachers
+    )
     if accelerator.is_main_process:
         save_standardisers(scales, run.root)
-        teachers = {name: recipe.to_json() for name, recipe in targets.recipes.items()}
-        student_is = student.config.resolved().to_json()
-        run.describe(stage="distill", reads=reads, student=student_is, teachers=teachers)
-    start_trackers(accelerator, "sak-distill", settings)
     result = fit()
     if accelerator.is_main_process:
         run.conclude(step=result.step, stopped=result.stopped, bytes_read=targets.cache.bytes_read)
@@ -167,17 +55,28 @@ def distill(
     return result
 
 
-def distill_step(loss: DistillationLoss) -> Step[DistillBatch]:
-    """Images through the student, its answer to each teacher compared with that teacher's targets."""
+def make_hooks(run: RunDirectory, batches: CachedBatches, evaluate: Evaluate | None, options: RunOptions) -> Hooks:
+    """What the loop saves, measures and reports; the best checkpoint is the one most like its teachers."""
+    return Hooks(
+        save_model=save_weights,
+        load_model=load_weights,
+        evaluate=evaluate,
+        best="rep_sim",
+        best_is_lower=False,
+        evaluate_first=True,
+        progress=options.progress,
+        say=options.say,
+        remedy=batches.remedy,
+        saved=partial(draw_distillation, run),
+    )
 
-    def step(model: nn.Module, batch: DistillBatch) -> StepResult:
-        # Live teachers run here: their memory is free again before the student's activations fill it.
-        targets = batch.targets
-        output = model(batch.inputs, tasks=())
-        losses = loss(output.teachers, targets)
-        return StepResult(losses.total, losses.by_level())
 
-    return step
+def make_student(recipe: DistillRecipe, targets: TargetSource) -> Student:
+    """The student that answers to these teachers; UsageError where the loss cannot be had of them."""
+    recipe.loss.check_teachers(list(targets.teachers))
+    check_token_cosine(recipe.loss, targets)
+    config = student_config(recipe.student, targets.teachers, targets.cache.view_policy.size)
+    return build_student(config, seed=recipe.training.seed)
 
 
 def check_token_cosine(loss: LossRecipe, targets: TargetSource) -> None:
@@ -194,7 +93,7 @@ def check_token_cosine(loss: LossRecipe, targets: TargetSource) -> None:
 
 
 def make_batches(targets: TargetSource, recipe: DistillRecipe, accelerator: Accelerator) -> CachedBatches:
-    """This process's part of every batch of the cache."""
+    """This rank's part of every batch of the cache."""
     order = ReadingOrder(
         recipe.training.batch_size,
         seed=recipe.training.seed,
@@ -203,10 +102,7 @@ def make_batches(targets: TargetSource, recipe: DistillRecipe, accelerator: Acce
         rank=accelerator.process_index,
         ranks=accelerator.num_processes,
     )
-    if order.part_size % recipe.training.accumulate:
-        raise UsageError(
-            f"{order.part_size} images a process do not divide into {recipe.training.accumulate} accumulated parts"
-        )
+    recipe.training.check_part(order.part_size)
     return CachedBatches(
         targets.cache,
         order,
@@ -219,14 +115,24 @@ def make_batches(targets: TargetSource, recipe: DistillRecipe, accelerator: Acce
     )
 
 
+def distill_step(loss: DistillationLoss) -> Step[DistillBatch]:
+    """Images through the student, its answer to each teacher compared with that teacher's targets."""
+
+    def step(model: nn.Module, batch: DistillBatch) -> StepResult:
+        # Live teachers run here: their memory is free again before the student's activations fill it.
+        targets = batch.targets
+        output = model(batch.inputs, tasks=())
+        losses = loss(output.teachers, targets)
+        return StepResult(losses.total, losses.by_level())
+
+    return step
+
+
 def held_out_similarity(
-    config: DistillConfig,
-    targets: TargetSource,
-    accelerator: Accelerator,
-    scales: Mapping[str, Sequence[Standardisation]],
-) -> Callable[[nn.Module, int], Mapping[str, float]] | None:
+    config: DistillConfig, targets: TargetSource, accelerator: Accelerator, scales: Scales
+) -> Evaluate | None:
     """rep_sim on the held-out cache; None where none was named."""
     if config.val_cache is None:
         return None
     held_out = open_held_out(config.val_cache, config.val_data, targets)
-    return partial(mean_similarities, held_out, accelerator, config.recipe.data.workers, standardised=scales)
+    return partial(mean_similarities, held_out, accelerator, config.recipe.data.workers, scales)

@@ -1,8 +1,8 @@
-"""Where distillation's targets come from: the cache, live teachers, or some of either."""
+"""Where distillation's targets come from: the cache, live teachers, or some of either; rep_sim on held-out images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,45 +16,30 @@ from pipeline.cache.spec import CacheSpec, load_spec
 from pipeline.data.distillation import join
 from pipeline.data.live_teachers import LiveTeacher, LiveTeachers, live_from_manifest, live_from_spec, manifest_of
 from pipeline.data.loading import ViewDataset, WantedViews, load_batches
+from pipeline.distill.recipe import DistillConfig
 from pipeline.storage.location import MissingFileError
-from pipeline.train.distillation import TaughtBy, own_units
+from pipeline.train.distillation import TeacherLevels
+from pipeline.train.standardise import Scales, own_units
 from sak.errors import UsageError, nearest
 from sak.losses.distillation import image_similarities
-from sak.losses.standardise import Standardisation
 from sak.teachers.recipe import TeacherRecipe
 
-Levels = Sequence[int] | None
 LIVE = ("model", "weights_sha256", "levels")  # a resumed run must find the same: more would refuse older runs
-
-
-class Asked(Protocol):
-    """What a distillation's configuration says of its targets."""
-
-    cache: str
-    teachers: tuple[str, ...] | None
-    levels: tuple[int, ...] | None
-    spec: str | None
-    data: str | None
-    online: bool
-    teachers_online: tuple[str, ...]
-    allow_partial: bool
-    views: int | None
-    fresh_views: bool
 
 
 @dataclass(frozen=True)
 class TargetSource:
     """The cache that gives views and (with `read_features`) features, and the teachers that run live, if any do.
 
-    `recipes` say how each teacher is built again, for what comes after distillation.
+    `recipes` say how each of `teachers` is built again, for what comes after distillation.
     """
 
     cache: FeatureCache
-    taught_by: Mapping[str, TaughtBy]
-    live: LiveTeachers | None = None
-    read_features: bool = True
-    recipes: Mapping[str, TeacherRecipe] = field(default_factory=dict)
-    fresh_views: bool = False
+    teachers: Mapping[str, TeacherLevels]
+    live: LiveTeachers | None
+    read_features: bool
+    recipes: Mapping[str, TeacherRecipe]
+    fresh_views: bool
 
     def describe(self) -> dict[str, Any]:
         """What is read, for `run.json`."""
@@ -63,78 +48,87 @@ class TargetSource:
             read["columns"] = []
         if self.fresh_views:
             read["views"] = "fresh each epoch"
-        random = [name for name in (self.live.random if self.live is not None else ()) if name not in read["random"]]
         described = self.live.describe() if self.live is not None else {}
-        told = {name: {each: about[each] for each in LIVE} for name, about in described.items()}
-        return {**read, "random": [*read["random"], *random], "live": told}
+        random = [name for name, facts in described.items() if facts["random"] and name not in read["random"]]
+        live = {name: {key: facts[key] for key in LIVE} for name, facts in described.items()}
+        return {**read, "random": [*read["random"], *random], "live": live}
 
 
-def open_targets(asked: Asked, device: torch.device) -> TargetSource:
-    """The targets as asked; one-line errors where a teacher, a level, a spec or the data is not there."""
+def open_targets(config: DistillConfig, device: torch.device) -> TargetSource:
+    """The targets as asked for; one-line errors where a teacher, a level, a spec or the data is not there."""
     if device.type == "cuda":  # as in extraction: fp32 means it, and a student is the same beside live teachers or none
         torch.backends.cudnn.allow_tf32 = False
-    spec = load_spec(asked.spec) if asked.spec is not None else None
-    names = list(asked.teachers or (spec.teachers if spec is not None else _names(asked.cache)))
-    live = _live(asked, names)
-    if asked.fresh_views and len(live) < len(names):
+    spec = load_spec(config.spec) if config.spec is not None else None
+    names = list(config.teachers or (spec.teachers if spec is not None else _all_teachers(config.cache)))
+    live_names = _live_names(config, names)
+    if config.fresh_views and len(live_names) < len(names):
         raise UsageError(
             "--fresh-views: the cache has features of its own views alone; run every teacher live (--online)"
         )
-    cached = [name for name in names if name not in live]
-    opened = cached or live or None
+    cached = [name for name in names if name not in live_names]
+    opened = cached or live_names or None  # views come from the cache also where no features do
     cache = FeatureCache.open(
-        asked.cache, opened, asked.levels, spec=spec, allow_partial=asked.allow_partial, views=asked.views
+        config.cache, opened, config.levels, spec=spec, allow_partial=config.allow_partial, views=config.views
     )
-    cache = located(cache, asked.data, "--data")
-    stored = {name: _stored(cache, name) for name in cache.readers if name not in live}
-    if not live:
-        return TargetSource(cache, stored, recipes={name: _recipe(asked, cache, None, name, stored) for name in stored})
-    running = {name: _run(asked, cache, spec, name, device) for name in live}
-    told = {name: TaughtBy(each.teacher.width, each.teacher.levels, each.wanted) for name, each in running.items()}
-    known = stored | told
-    order = [name if name in known else name.rpartition("-")[0] for name in names]
-    taught = {name: known[name] for name in order}
-    recipes = {name: _recipe(asked, cache, spec if name in live else None, name, taught) for name in taught}
-    recipes |= {name: recipes[name].identified(each.teacher.recipe) for name, each in running.items()}
-    recipes = {name: replace(recipe, levels=taught[name].wanted) for name, recipe in recipes.items()}
-    return TargetSource(cache, taught, LiveTeachers(running), bool(cached), recipes, asked.fresh_views)
+    cache = located(cache, config.data, "--data")
+    live = {name: _start_live(config, cache, spec, name, device) for name in live_names}
+    teachers = _levels_in_order(cache, live, names)
+    recipes = {
+        name: replace(_recipe(config, cache, spec, name, live.get(name)), levels=levels.wanted)
+        for name, levels in teachers.items()
+    }
+    live_teachers = LiveTeachers(live) if live else None
+    return TargetSource(cache, teachers, live_teachers, bool(cached), recipes, config.fresh_views)
 
 
-def _live(asked: Asked, names: Sequence[str]) -> list[str]:
-    """The teachers that run live, in the order of all."""
-    if asked.online and asked.teachers_online:
-        raise UsageError("--online runs every teacher live, --teachers-online some of them: give one of them")
-    for name in asked.teachers_online:
-        if name not in names:
-            raise UsageError(f"--teachers-online: no teacher {name!r} here{nearest(name, names)}")
-    return [name for name in names if asked.online or name in asked.teachers_online]
-
-
-def _names(cache: str) -> list[str]:
+def _all_teachers(cache: str) -> list[str]:
     return sorted({column.teacher for column in Cache.open(cache).columns})
 
 
-def _run(asked: Asked, cache: FeatureCache, spec: CacheSpec | None, name: str, device: torch.device) -> LiveTeacher:
+def _levels_in_order(
+    cache: FeatureCache, live: Mapping[str, LiveTeacher], names: Sequence[str]
+) -> dict[str, TeacherLevels]:
+    """The levels of all teachers, in the order of `names`, which decides that of the student's parts."""
+    levels = {}
+    for name in names:
+        if name in live:
+            levels[name] = TeacherLevels(live[name].teacher.width, live[name].teacher.levels, live[name].wanted)
+        else:
+            teacher = name if name in cache.teachers else name.rpartition("-")[0]  # named with its column's key
+            info = cache.teachers[teacher]
+            levels[teacher] = TeacherLevels(info.width, tuple(info.document["levels"]), info.levels)
+    return levels
+
+
+def _live_names(config: DistillConfig, names: Sequence[str]) -> list[str]:
+    """The teachers that run live, in the order of all."""
+    if config.online and config.teachers_online:
+        raise UsageError("--online runs every teacher live, --teachers-online some of them: give one of them")
+    for name in config.teachers_online:
+        if name not in names:
+            raise UsageError(f"--teachers-online: no teacher {name!r} here{nearest(name, names)}")
+    return [name for name in names if config.online or name in config.teachers_online]
+
+
+def _start_live(
+    config: DistillConfig, cache: FeatureCache, spec: CacheSpec | None, name: str, device: torch.device
+) -> LiveTeacher:
     if spec is not None and name in spec.teachers:
-        return live_from_spec(spec, name, asked.levels, cache, device)
-    return live_from_manifest(manifest_of(asked.cache, name), asked.levels, device)
+        return live_from_spec(spec, name, config.levels, cache, device)
+    return live_from_manifest(manifest_of(config.cache, name), config.levels, device)
 
 
 def _recipe(
-    asked: Asked, cache: FeatureCache, spec: CacheSpec | None, name: str, taught: Mapping[str, TaughtBy]
+    config: DistillConfig, cache: FeatureCache, spec: CacheSpec | None, name: str, live: LiveTeacher | None
 ) -> TeacherRecipe:
-    """The teacher as its spec has it, or the manifest of its column."""
-    wanted = taught[name].wanted
-    if spec is not None and name in spec.teachers:
-        return replace(spec.recipe(name), levels=wanted)
-    reader = cache.readers.get(name)
-    manifest = reader.columns[0].manifest if reader is not None else manifest_of(asked.cache, name)
-    return replace(manifest.recipe, name=name, levels=wanted)
-
-
-def _stored(cache: FeatureCache, name: str) -> TaughtBy:
-    info = cache.teachers[name]
-    return TaughtBy(info.width, tuple(info.document["levels"]), info.levels)
+    """The teacher as its spec has it where it runs live, or the manifest of its column."""
+    if live is not None and spec is not None and name in spec.teachers:
+        recipe = spec.recipe(name)
+    else:
+        reader = cache.readers.get(name)
+        manifest = reader.columns[0].manifest if reader is not None else manifest_of(config.cache, name)
+        recipe = replace(manifest.recipe, name=name)
+    return recipe if live is None else recipe.identified(live.teacher.recipe)
 
 
 def located(cache: FeatureCache, data: str | None, flag: str) -> FeatureCache:
@@ -152,68 +146,59 @@ def located(cache: FeatureCache, data: str | None, flag: str) -> FeatureCache:
     return cache
 
 
-def open_held_out(place: str, data: str | None, targets: TargetSource) -> FeatureCache:
+def open_held_out(path: str, data: str | None, targets: TargetSource) -> FeatureCache:
     """The cache that rep_sim is measured on; UsageError where its teachers are others than those of the training."""
-    wanted = {name: taught.wanted for name, taught in targets.taught_by.items()}
-    held_out = located(FeatureCache.open(place, list(wanted), wanted), data, "--val-data")
-    policy = held_out.view_policy
-    if policy.kind != "resize" or policy.size != targets.cache.view_policy.size:
-        size = targets.cache.view_policy.size
+    wanted = {name: levels.wanted for name, levels in targets.teachers.items()}
+    held_out = located(FeatureCache.open(path, list(wanted), wanted), data, "--val-data")
+    policy, size = held_out.view_policy, targets.cache.view_policy.size
+    if policy.kind != "resize" or policy.size != size:
         raise UsageError(
-            f"{place}: its views are {policy.kind} of {policy.size}; rep_sim is measured on whole images, extract them "
+            f"{path}: its views are {policy.kind} of {policy.size}; rep_sim is measured on whole images, extract them "
             f"with views {{kind: resize, size: {list(size)}}}"
         )
     for name in wanted:
-        _same_teacher(place, held_out, targets, name)
+        if name in targets.cache.teachers:
+            _check_same_teacher(path, held_out, targets.cache, name)
     return held_out
 
 
-def _same_teacher(place: str, held_out: FeatureCache, targets: TargetSource, name: str) -> None:
-    if name not in targets.cache.teachers:
-        return
-    trained, measured = (each.teachers[name].document["teacher"] for each in (targets.cache, held_out))
+def _check_same_teacher(path: str, held_out: FeatureCache, cache: FeatureCache, name: str) -> None:
+    trained, measured = (reader.teachers[name].document["teacher"] for reader in (cache, held_out))
     differing = explain_difference(trained, measured)
     if differing:
-        told = "; ".join(f"{field}: {here!r} and {there!r}" for field, here, there in differing)
-        raise UsageError(f"{place}: {name} is another teacher than the one trained with: {told}; extract it again")
+        listed = "; ".join(f"{field}: {before!r} and {now!r}" for field, before, now in differing)
+        raise UsageError(f"{path}: {name} is another teacher than the one trained with: {listed}; extract it again")
 
-
-# rep_sim on held-out images: how like each teacher's maps the student's are (Table 3's row).
 
 BATCH = 32
+"""Images of a rank in a forward of the measurement."""
 
 
 @torch.no_grad()
 def mean_similarities(
-    cache: FeatureCache,
-    accelerator: Accelerator,
-    workers: int,
-    model: nn.Module,
-    step: int,
-    *,
-    standardised: Mapping[str, Sequence[Standardisation]] | None = None,
+    cache: FeatureCache, accelerator: Accelerator, workers: int, standardised: Scales, model: nn.Module, step: int
 ) -> Mapping[str, float]:
-    """Map cosine after the loss's own resize, the mean over view 0's images: by teacher and level, and of all.
+    """rep_sim on held-out images (Table 3's row): how like each teacher's maps the student's are.
 
-    Every image counts once, whatever the number of processes. A student of `standardised` targets is measured in its
-    teachers' own units.
+    Map cosine after the loss's own resize, the mean over view 0's images: by teacher and level, and of all. Every image
+    counts once, whatever the number of ranks. A student of `standardised` targets is measured in its teachers' own
+    units.
     """
     del step
-    ranks = accelerator.num_processes
+    ranks, pin = accelerator.num_processes, accelerator.device.type == "cuda"
     order = ReadingOrder(
         BATCH * ranks, block=cache.block, shuffle=False, drop_last=False, rank=accelerator.process_index, ranks=ranks
     )
-    features = FeatureBatches(cache, order, pin=accelerator.device.type == "cuda")
+    features = FeatureBatches(cache, order, pin=pin)
     wanted = (WantedViews(features.part(0, number).samples.tolist(), 0, 0) for number in range(features.batches_in(0)))
-    dataset = ViewDataset(cache.universe, cache.view_policy)
-    images = load_batches(dataset, wanted, workers=workers, pin=accelerator.device.type == "cuda")
+    images = load_batches(ViewDataset(cache.universe, cache.view_policy), wanted, workers=workers, pin=pin)
     totals: dict[str, torch.Tensor] = {}
     for encoded in features:
         batch = join(next(images), encoded, accelerator.device)
-        counted = torch.from_numpy(encoded.mask).to(accelerator.device)
+        counted = torch.from_numpy(encoded.mask).to(accelerator.device)  # not what fills the last batch up
         output = model(batch.inputs, tasks=())
         for teacher, targets in batch.targets.items():
-            answers = own_units(output.teachers[teacher], (standardised or {}).get(teacher))
+            answers = own_units(output.teachers[teacher], standardised.get(teacher))
             similar = image_similarities(answers, targets)[counted].double()
             totals[teacher] = totals.get(teacher, similar.new_zeros(similar.shape[1])) + similar.sum(0)
         batch.release()

@@ -1,17 +1,18 @@
 """The network that fine-tuning trains: from a distilled student, ImageNet weights, or under a frozen teacher."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.cache.spec import CacheSpec
-from pipeline.finetune.recipe import FinetuneRecipe, NetworkRecipe
-from pipeline.train.distillation import TaughtBy, student_config
+from pipeline.cache.spec import load_spec
+from pipeline.finetune.recipe import FinetuneConfig, FinetuneRecipe, Size
+from pipeline.train.distillation import TeacherLevels, student_config
 from pipeline.train.run import ABOUT
 from sak.checkpoints.store import WEIGHTS, load_student, transfer
 from sak.errors import SakError, UsageError
@@ -22,115 +23,86 @@ from sak.tasks import Dataset
 from sak.teachers.recipe import TeacherRecipe
 from sak.variants.frozen import Amalgam, AmalgamConfig, Probe, ProbeConfig
 
-Size = tuple[int, int]
-Baseline = Literal["single-task", "multi-task"]
 TEACHER, TEACHERS, IMAGENET, RANDOM = "teacher:", "teachers:", "imagenet", "random:"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network starts: a distilled student, or (both None) the recipe's stem; and teachers to learn from.
+    """Where a network starts: a distilled student, frozen teachers, or (neither given) the recipe's stem.
 
-    `probed` is the frozen teacher of a probe, `amalgamated` are those of an amalgamation. `told` is what the user must
-    hear.
+    `location` is the checkpoint's folder, or what `--init` names. `frozen` are the teachers of an amalgamation, or the
+    one of a probe; `teachers` are those to learn from. `warnings` are for the user.
     """
 
-    place: str
+    location: str
     student: Student | None = None
-    probed: TeacherRecipe | None = None
+    frozen: tuple[TeacherRecipe, ...] = ()
     teachers: Mapping[str, TeacherRecipe] = field(default_factory=dict)
-    amalgamated: tuple[TeacherRecipe, ...] = ()
-    told: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def find_origin(init: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> Origin:
-    """Read what `--init` names; UsageError where it is nothing that a network can start from.
-
-    `spec` describes teachers that nothing else does, and says where the weights of the others are.
-    """
-    if init.startswith(TEACHERS):
-        frozen = tuple(_probed(name.strip(), recipe, spec) for name in init.removeprefix(TEACHERS).split(","))
-        return Origin(init, amalgamated=frozen, told=_warnings(*frozen))
-    if init.startswith(TEACHER):
-        probed = _probed(init.removeprefix(TEACHER), recipe, spec)
-        return Origin(init, probed=probed, told=_warnings(probed))
+def find_origin(config: FinetuneConfig) -> Origin:
+    """Read what `init` names; UsageError where it is nothing that a network can start from."""
+    init, recipe = config.init, config.recipe
+    spec = load_spec(config.spec) if config.spec is not None else None
+    in_spec = {name: spec.recipe(name) for name in spec.teachers} if spec is not None else {}
+    if init.startswith((TEACHER, TEACHERS)):
+        names = init.removeprefix(TEACHERS).split(",") if init.startswith(TEACHERS) else [init.removeprefix(TEACHER)]
+        frozen = tuple(in_spec.get(name) or _unspecified(name, recipe) for name in map(str.strip, names))
+        random = [teacher.name for teacher in frozen if teacher.is_random]
+        return Origin(
+            init, frozen=frozen, warnings=tuple(f"warning: the teacher {name} has RANDOM weights" for name in random)
+        )
     if init == IMAGENET or init.startswith(RANDOM):
         weights = recipe.student.weights if init == IMAGENET else init
-        told = (f"warning: the stem starts from RANDOM weights ({weights})",) if weights.startswith("random") else ()
-        return Origin(init, teachers=_of_spec(spec), told=told)
+        warning = f"warning: the stem starts from RANDOM weights ({weights})"
+        return Origin(init, teachers=in_spec, warnings=(warning,) if weights.startswith("random") else ())
     folder = _checkpoint(Path(init))
     student = load_student(folder)
-    known = {name: TeacherRecipe.from_json(each) for name, each in _record(folder).items()}
-    described = {name: each for name, each in _of_spec(spec).items() if name in student.config.teachers}
-    moved = {name: replace(each, weights=described[name].weights) for name, each in known.items() if name in described}
-    return Origin(str(folder), student=student, teachers={**described, **known, **moved})
+    teachers = {name: teacher for name, teacher in in_spec.items() if name in student.config.teachers}
+    for name, document in _recorded_teachers(folder).items():
+        recorded = TeacherRecipe.from_json(document)
+        teachers[name] = replace(recorded, weights=teachers[name].weights) if name in teachers else recorded
+    return Origin(str(folder), student=student, teachers=teachers)
 
 
-def _warnings(*teachers: TeacherRecipe) -> tuple[str, ...]:
-    return tuple(f"warning: the teacher {teacher.name} has RANDOM weights" for teacher in teachers if teacher.is_random)
+def make_network(origin: Origin, config: FinetuneConfig) -> nn.Module:
+    """A network with a head for each of the data set's tasks, on the CPU; what is new in it is drawn from the seed.
 
-
-def make_network(
-    origin: Origin, recipe: FinetuneRecipe, rows: Dataset, size: Size, *, baseline: Baseline | None, seed: int
-) -> nn.Module:
-    """A network with a head for each of the data set's tasks, on the CPU; what is new in it is drawn from `seed`.
-
-    With a `baseline` nothing but the stem is taken from the origin. SakError where the origin does not fit.
+    With a baseline nothing but the stem is taken from the origin. SakError where the origin does not fit.
     """
-    if (origin.probed is not None or origin.amalgamated) and baseline is not None:
-        raise UsageError("a probe is no baseline: leave --baseline out with --init teacher:...")
-    if origin.amalgamated:
-        return _amalgam(origin.amalgamated, rows, size, seed)
-    if origin.probed is not None:
-        return _probe(origin.probed, rows, size, seed)
+    if origin.frozen:
+        if config.baseline is not None:
+            raise UsageError("a probe is no baseline: leave --baseline out with --init teacher:...")
+        return _over_frozen(origin, config)
     if origin.student is not None:
-        return _from_student(origin.student, recipe.student, rows, size, baseline, seed, origin.place)
-    config = _fresh(origin, recipe.student, rows, size, baseline)
-    _check_freeze(config, rows.names)
-    return build_student(config, seed=seed)
+        return _from_student(origin.student, config, origin.location)
+    made = _fresh(origin, config)
+    _check_freeze(made, config.rows.names)
+    return build_student(made, seed=config.recipe.training.seed)
 
 
-def _probe(recipe: TeacherRecipe, rows: Dataset, size: Size, seed: int) -> Probe:
-    config = ProbeConfig(recipe, size, rows.channels)
-    teacher = config.build_teacher()
+def _over_frozen(origin: Origin, config: FinetuneConfig) -> Probe:
+    """A probe of one teacher, or an amalgamation of several."""
+    make: Callable[[], Probe]
+    if origin.location.startswith(TEACHERS):
+        several = AmalgamConfig(origin.frozen, config.size, config.rows.channels)
+        make = partial(Amalgam, several, several.build_teachers())
+    else:
+        single = ProbeConfig(origin.frozen[0], config.size, config.rows.channels)
+        make = partial(Probe, single, single.build_teacher())
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        return Probe(config, teacher)
+        torch.manual_seed(config.recipe.training.seed)
+        return make()
 
 
-def _amalgam(recipes: tuple[TeacherRecipe, ...], rows: Dataset, size: Size, seed: int) -> Amalgam:
-    config = AmalgamConfig(recipes, size, rows.channels)
-    teachers = config.build_teachers()
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        return Amalgam(config, teachers)
-
-
-def _from_student(
-    source: Student,
-    recipe: NetworkRecipe,
-    rows: Dataset,
-    size: Size,
-    baseline: Baseline | None,
-    seed: int,
-    place: str,
-) -> Student:
-    start = _stem_alone(source) if baseline is not None else source
-    _check_heads(start.config, rows, place)
-    config = replace(
-        start.config,
-        image_size=size,
-        tasks=rows.channels,
-        freeze=recipe.freeze,
-        gate_noise=recipe.gate_noise,
-        decoder=recipe.decoder or start.config.decoder,
-        fusion=(recipe.fusion if baseline is None else None) or start.config.fusion,
-        lora=recipe.lora_layers() or start.config.lora,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-    )
-    same = config.decoder == start.config.decoder
-    _check_freeze(config, [task for task in rows.names if not same or task not in start.config.tasks])
-    network = new_student(config, seed=seed)
+def _from_student(source: Student, config: FinetuneConfig, location: str) -> Student:
+    start = _stem_alone(source) if config.baseline is not None else source
+    _check_heads(start.config, config.rows, location)
+    made = _tuned(start.config, config)
+    trained = start.config.tasks if made.decoder == start.config.decoder else ()
+    _check_freeze(made, [task for task in config.rows.names if task not in trained])
+    network = new_student(made, seed=config.recipe.training.seed)
     transfer(start, network)
     return network
 
@@ -157,84 +129,80 @@ def _stem_alone(source: Student) -> Student:
     return alone
 
 
-def _check_heads(config: StudentConfig, rows: Dataset, place: str) -> None:
+def _check_heads(config: StudentConfig, rows: Dataset, location: str) -> None:
     for task, channels in config.tasks.items():
         if task in rows.names and rows[task].channels != channels:
             raise UsageError(
-                f"{place} has a head of {task} with {channels} channels already, {rows.name} needs "
+                f"{location} has a head of {task} with {channels} channels already, {rows.name} needs "
                 f"{rows[task].channels}: start from the distilled run"
             )
 
 
-def _fresh(
-    origin: Origin, recipe: NetworkRecipe, rows: Dataset, size: Size, baseline: Baseline | None
-) -> StudentConfig:
+def _fresh(origin: Origin, config: FinetuneConfig) -> StudentConfig:
     """The recipe's own student; with teachers (of the spec) where it is no baseline."""
-    recipe = recipe.model_copy(update={"weights": origin.place} if origin.place != IMAGENET else {})
-    taught = (
-        {} if baseline is not None else {name: _taught_by(teacher, size) for name, teacher in origin.teachers.items()}
-    )
-    if not taught and baseline is None:
+    recipe, size = config.recipe.student, config.size
+    if origin.location != IMAGENET:
+        recipe = recipe.model_copy(update={"weights": origin.location})
+    if config.baseline is not None:
+        stem = size_from_json(recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
+        return _tuned(StudentConfig(size, stem, recipe.weights, fusion="none"), config)
+    if not origin.teachers:
         raise UsageError(
-            f"--init {origin.place} has no adapter paths: name the spec of the teachers that they are for (--spec), or "
-            "train a --baseline"
+            f"--init {origin.location} has no adapter paths: name the spec of the teachers that they are for (--spec), "
+            "or train a --baseline"
         )
-    config = student_config(recipe, taught, size) if taught else _plain(recipe, size)
-    options: dict[str, Any] = {"gate_noise": recipe.gate_noise, "freeze": recipe.freeze, "lora": recipe.lora_layers()}
-    if taught and recipe.fusion is not None:
-        options["fusion"] = recipe.fusion
-    return replace(config, tasks=rows.channels, decoder=recipe.decoder or "simple", **options)
+    teachers = {name: _all_levels(teacher, size) for name, teacher in origin.teachers.items()}
+    return _tuned(student_config(recipe, teachers, size), config)
 
 
-def _plain(recipe: NetworkRecipe, size: Size) -> StudentConfig:
-    stem = size_from_json(recipe.stem) if isinstance(recipe.stem, dict) else recipe.stem
-    again = recipe.gradient_checkpointing
-    return StudentConfig(size, stem, recipe.weights, fusion="none", gradient_checkpointing=again)
+def _tuned(student: StudentConfig, config: FinetuneConfig) -> StudentConfig:
+    """With the data set's heads, and what the recipe says of fine-tuning."""
+    recipe = config.recipe.student
+    return replace(
+        student,
+        image_size=config.size,
+        tasks=config.rows.channels,
+        freeze=recipe.freeze,
+        gate_noise=recipe.gate_noise,
+        decoder=recipe.decoder or student.decoder,
+        fusion=(recipe.fusion if config.baseline is None else None) or student.fusion,
+        lora=recipe.lora_layers() or student.lora,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+    )
 
 
-def _taught_by(recipe: TeacherRecipe, size: Size) -> TaughtBy:
+def _all_levels(recipe: TeacherRecipe, size: Size) -> TeacherLevels:
     from sak.teachers import build_teacher
 
     drawn = build_teacher(recipe, image_size=size, device="meta")
-    return TaughtBy(drawn.width, drawn.levels, drawn.levels)
+    return TeacherLevels(drawn.width, drawn.levels, drawn.levels)
 
 
-def _of_spec(spec: CacheSpec | None) -> dict[str, TeacherRecipe]:
-    if spec is None:
-        return {}
-    return {name: spec.recipe(name) for name in spec.teachers}
-
-
-def _probed(name: str, recipe: FinetuneRecipe, spec: CacheSpec | None) -> TeacherRecipe:
-    """A probe's teacher by its name in the spec, its name in the registry, or its model string."""
-    described = _of_spec(spec)
-    if name in described:
-        return described[name]
+def _unspecified(name: str, recipe: FinetuneRecipe) -> TeacherRecipe:
+    """A frozen teacher that no spec has, by its name in the registry or its model string."""
     if not name:
         raise UsageError(f"--init {TEACHER}: name a teacher, such as {TEACHER}dinov2_b (sak-cli teachers lists them)")
     return TeacherRecipe(name.rpartition("/")[2].rpartition(":")[2], name, **recipe.probe.model_dump())
 
 
-def _checkpoint(place: Path) -> Path:
-    """The folder of a student's checkpoint: the place itself, or a run's best or last one."""
-    if (place / WEIGHTS).is_file():
-        return place
-    for name in ("best", "last"):
-        if (place / "checkpoints" / name / WEIGHTS).is_file():
-            return place / "checkpoints" / name
+def _checkpoint(path: Path) -> Path:
+    """The folder of a student's checkpoint: the path itself, or a run's best or last one."""
+    for folder in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
+        if (folder / WEIGHTS).is_file():
+            return folder
     raise UsageError(
-        f"--init {place}: no run and no checkpoint there; give a distilled run's directory, what sak-cli "
+        f"--init {path}: no run and no checkpoint there; give a distilled run's directory, what sak-cli "
         f"import-checkpoint wrote, {IMAGENET}, random:SEED, or {TEACHER}NAME"
     )
 
 
-def run_of(place: str) -> Path:
-    """The directory of the run whose checkpoint lies at `place`; `place` itself where it is no run's."""
-    folder = Path(place)
+def run_of(location: str) -> Path:
+    """The directory of the run whose checkpoint's folder `location` is; that folder itself where it is no run's."""
+    folder = Path(location)
     return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _recorded_teachers(folder: Path) -> dict[str, Any]:
     """The teachers that the run of this checkpoint was taught by; none for a checkpoint without a run."""
     about = folder.parent.parent / ABOUT
     if folder.parent.name != "checkpoints" or not about.is_file():

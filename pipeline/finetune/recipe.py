@@ -1,18 +1,23 @@
-"""The recipe of a fine-tuning: network, losses, data, evaluation and training; all that is not the data set itself."""
+"""What a fine-tuning is asked for: its recipe (network, losses, evaluation, training) and its configuration of data."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.settings import Frozen
+from pipeline.cluster import resolve_device
+from pipeline.data.datasets import task_table
+from pipeline.settings import Frozen, parse_settings, recipe_and_rest
 from pipeline.train.config import OptimiserConfig, ScheduleConfig, TrainingConfig
 from pipeline.train.distillation import LossRecipe, StudentRecipe
-from sak.losses.distillation import DistillationLoss
+from sak.errors import UsageError, nearest
 from sak.student.config import Fusion, Lora
+from sak.tasks import Dataset
 from sak.variants.decoders import DECODERS
 from sak.variants.weighting import Kind as WeightingKind
 
-STEPS = 40_000
+Baseline = Literal["single-task", "multi-task"]
 TRUNK = ("stem", "paths", "norms", "aligners")
 """What a `Student` has from its distillation; the rest is new to fine-tuning."""
 
@@ -58,7 +63,7 @@ class NetworkRecipe(StudentRecipe):
 
     def lora_layers(self) -> Lora | None:
         """The updates of the stem that are asked for."""
-        return None if self.lora is None else Lora(self.lora.rank, self.lora.alpha, self.lora.targets)
+        return None if self.lora is None else Lora(**self.lora.model_dump())
 
 
 class ProbeRecipe(Frozen):
@@ -80,10 +85,6 @@ class DistillationRecipe(LossRecipe):
 
     gamma: float = Field(default=1.0, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-
-    def loss(self) -> DistillationLoss:
-        """What the recipe says, before `gamma`."""
-        return DistillationLoss(**self.model_dump(exclude={"gamma", "precision"}))
 
 
 class TasksRecipe(Frozen):
@@ -121,18 +122,29 @@ class EvaluationRecipe(Frozen):
     limit: int | None = Field(default=None, ge=1)
 
 
-def _paper() -> TrainingConfig:
-    return TrainingConfig(**_PAPER, steps=STEPS)
+class FinetuneOptimiser(OptimiserConfig):
+    """AdamW with the paper's rates for fine-tuning, which are not its distillation's."""
+
+    rate: float = Field(default=2e-5, gt=0)
+    weight_decay: float = Field(default=1e-6, ge=0)
 
 
-_PAPER: dict[str, Any] = {
-    "batch_size": 4,
-    "optimiser": OptimiserConfig(rate=2e-5, weight_decay=1e-6),
-    "schedule": ScheduleConfig(kind="poly", power=0.9),
-    "clip_norm": 10.0,
-    "evaluate_every": 5000,
-    "checkpoint_every": 1000,
-}
+class FinetuneSchedule(ScheduleConfig):
+    """By default the paper's for fine-tuning."""
+
+    kind: Literal["cosine", "poly", "constant"] = "poly"
+
+
+class FinetuneTraining(TrainingConfig):
+    """The loop of a fine-tuning; what a recipe leaves unsaid is the paper's fine-tuning, not its distillation."""
+
+    default_length: ClassVar[Mapping[str, int]] = {"steps": 40_000}
+
+    batch_size: int = Field(default=4, ge=1)
+    optimiser: FinetuneOptimiser = FinetuneOptimiser()
+    schedule: FinetuneSchedule = FinetuneSchedule()
+    clip_norm: float | None = Field(default=10.0, gt=0)
+    evaluate_every: int = Field(default=5000, ge=0)
 
 
 class FinetuneRecipe(Frozen):
@@ -145,22 +157,7 @@ class FinetuneRecipe(Frozen):
     data: FinetuneData = FinetuneData()
     evaluation: EvaluationRecipe = EvaluationRecipe()
     best: str | None = None
-    training: TrainingConfig = Field(default_factory=_paper)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _papers_training(cls, values: Any) -> Any:
-        """What a recipe leaves unsaid of the training is the paper's fine-tuning, not its distillation."""
-        training = values.get("training") if isinstance(values, dict) else None
-        if not isinstance(training, dict):
-            return values
-        told = {**_PAPER, **training}
-        for part in ("optimiser", "schedule"):
-            if isinstance(training.get(part), dict):
-                told[part] = {**_PAPER[part].model_dump(), **training[part]}
-        if all(told.get(name) is None for name in ("epochs", "steps")):
-            told["steps"] = STEPS
-        return {**values, "training": told}
+    training: FinetuneTraining = FinetuneTraining()
 
     @model_validator(mode="after")
     def _gradients_apart(self) -> "FinetuneRecipe":
@@ -173,3 +170,52 @@ class FinetuneRecipe(Frozen):
         if self.tasks.weighting != "fixed" and self.tasks.weights:
             raise ValueError(f"tasks.weighting {self.tasks.weighting} replaces the weights: leave tasks.weights out")
         return self
+
+
+class FinetuneConfig(Frozen):
+    """What a run was asked for; written whole into its `config.yaml`.
+
+    `init` is where the network starts (see `find_origin`), `spec` describes teachers that nothing else does, and where
+    the weights of the others are. `teachers` are those whose answers are distilled, by default all that the student
+    knows; none with `distil` false. `baseline_run` is what delta_m is over.
+    """
+
+    init: str
+    dataset: str
+    data: str
+    recipe: FinetuneRecipe = Field(default_factory=FinetuneRecipe)
+    tasks: tuple[str, ...] | None = None
+    teachers: tuple[str, ...] | None = None
+    spec: str | None = None
+    distil: bool = True
+    baseline: Baseline | None = None
+    baseline_run: str | None = None
+    fraction: float = 1.0
+    device: str = "cuda"
+
+    @property
+    def rows(self) -> Dataset:
+        """The data set's tasks that are trained, with the recipe's weights; UsageError for an unknown one."""
+        rows = task_table(self.dataset).reweighted(self.recipe.tasks.weights)
+        return rows if self.tasks is None else rows.select(self.tasks)
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the crops and of the network."""
+        return self.recipe.data.size or self.rows.input_size
+
+
+RECIPE_FLAGS = {"workers": ("data.workers", "evaluation.workers"), "eval_boundary": ("evaluation.boundary",)}
+"""Flags that stand for settings of the recipe."""
+
+
+def finetune_config(**flags: Any) -> FinetuneConfig:
+    """What the flags of `sak-cli finetune` ask for, by their names; those of the recipe go over its file."""
+    recipe, rest = recipe_and_rest(FinetuneRecipe, flags, RECIPE_FLAGS)
+    baseline, dataset = rest.get("baseline"), rest.get("dataset", "")
+    if baseline is not None and baseline not in get_args(Baseline):
+        raise UsageError(f"no baseline {baseline!r}{nearest(baseline, get_args(Baseline))}")
+    if dataset.endswith((".yaml", ".yml")):
+        rest["dataset"] = str(Path(dataset).resolve())
+    decided = {"distil": not rest.pop("no_distill", False), "device": resolve_device(rest.get("device", "cuda"))}
+    return parse_settings(FinetuneConfig, {**rest, **decided, "recipe": recipe}, "finetune")

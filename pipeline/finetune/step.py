@@ -1,6 +1,6 @@
 """What fine-tuning minimises: the tasks' weighted losses and terms beside them, and the step that computes it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class Balancing:
 class Objective:
     """The loss of fine-tuning: the tasks' losses as `weighting` has them, plus `terms`.
 
-    `average` is over the processes that share a batch, for the counts of valid pixels.
+    `average` is over the ranks that share a batch, for the counts of valid pixels.
     """
 
     rows: Dataset
@@ -83,7 +83,9 @@ def finetune_step(objective: Objective) -> Step[TaskBatch]:
         targets = batch.targets
         output = model(batch.images, **({} if batch.noise is None else {"noise": batch.noise}))
         tasks = task_losses(objective.rows, output.tasks, batch.labels, average=objective.average)
-        early = preliminary_losses(objective, output, batch.labels)
+        early = {}
+        if output.preliminary:
+            early = task_losses(objective.rows, output.preliminary, batch.labels, average=objective.average)
         both = {name: loss + early[name] if name in early else loss for name, loss in tasks.items()}
         weights = objective.weighting.logged(both)
         weighted: dict[str, Tensor] = objective.weighting(both)
@@ -99,30 +101,23 @@ def finetune_step(objective: Objective) -> Step[TaskBatch]:
     return step
 
 
-def preliminary_losses(objective: Objective, output: Decoded, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Task -> the loss of the decoder's earlier guess; empty where there is none."""
-    if not output.preliminary:
-        return {}
-    return task_losses(objective.rows, output.preliminary, labels, average=objective.average)
-
-
-def without_unused(model: nn.Module, taught_by: Mapping[str, object]) -> nn.Module:
-    """Aligners to teachers whose answers are not wanted learn nothing: frozen, no process waits for their gradients."""
+def without_unused(model: nn.Module, teachers: Collection[str]) -> nn.Module:
+    """Aligners to other teachers than these learn nothing: frozen, no rank waits for their gradients."""
     for level in model.aligners.values() if isinstance(model, Student) else ():
         for name, aligner in level.items():  # type: ignore[operator]  # a ModuleDict holds ModuleDicts here
-            if name not in taught_by:
+            if name not in teachers:
                 aligner.requires_grad_(False)
     return model
 
 
-def counts_of_all(processes: int) -> Average:
-    """The mean of a count over the processes."""
-    if processes == 1:
+def counts_of_all(ranks: int) -> Average:
+    """The mean of a count over the ranks."""
+    if ranks == 1:
         return alone
 
     def average(count: Tensor) -> Tensor:
         total = count.detach().double()
         torch.distributed.all_reduce(total)
-        return total / processes
+        return total / ranks
 
     return average

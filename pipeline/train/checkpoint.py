@@ -1,9 +1,11 @@
-"""Training checkpoints: all that an exact resume needs, as safetensors and JSON; nothing is ever unpickled.
+"""Training checkpoints on disk: written whole, made visible by a rename and a link, read back, removed.
+
+They hold all that an exact resume needs, as safetensors and JSON; nothing is ever unpickled.
 
 checkpoints/step-00000120/   student.safetensors, student.json   the model, usable on its own
                              ema/                                the averaged model, where there is one
                              training.safetensors                optimiser
-                             random-<rank>.safetensors           random generators of every process
+                             random-<rank>.safetensors           random generators of every rank
                              training.json                       step and the rest
 checkpoints/last, best       links to one of them, moved when it is whole
 
@@ -62,13 +64,13 @@ def new_checkpoint(checkpoints: Path, step: int) -> Iterator[Path]:
     not take it.
     """
     final = step_folder(checkpoints, step)
-    scratch = _scratch(final)
+    scratch = final.with_name(f".{final.name}.part")
     try:
         for leftover in checkpoints.glob(".step-*.part"):
             shutil.rmtree(leftover)
         scratch.mkdir(parents=True)
         yield scratch
-        for path in sorted(scratch.rglob("*")):
+        for path in sorted(scratch.rglob("*")):  # on the disk before the rename: a power cut may not reorder the two
             fsync_folder(path) if path.is_dir() else fsync_file(path)
         fsync_folder(scratch)
         if final.exists():
@@ -122,13 +124,13 @@ def _text(step: int, values: Mapping[str, Any]) -> str:
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:
-    others = sorted(other.name for other in folder.parent.glob("step-*") if other != folder)
+    others = sorted(path.name for path in folder.parent.glob("step-*") if path != folder)
     way = f"make {folder.parent}/last a link to {others[-1]}" if others else "there is no other, start anew"
     return CheckpointError(f"{folder} is not a whole checkpoint ({error}); {way}")
 
 
 def point(checkpoints: Path, name: str, folder: Path) -> None:
-    """Make `checkpoints/<name>` lead to `folder`, in one step."""
+    """Make the link `checkpoints/<name>` lead to `folder`, in one step."""
     scratch = checkpoints / f".{name}.link"
     try:
         scratch.unlink(missing_ok=True)
@@ -142,16 +144,13 @@ def point(checkpoints: Path, name: str, folder: Path) -> None:
 def remove_unused(checkpoints: Path) -> None:
     """Remove the checkpoints that no link leads to."""
     kept = {link.resolve() for link in checkpoints.iterdir() if link.is_symlink()}
-    for other in checkpoints.glob("step-*"):
-        if other.resolve() not in kept:
-            _remove(other)
-
-
-def _scratch(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.part")
+    for folder in checkpoints.glob("step-*"):
+        if folder.resolve() not in kept:
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:
+    """Under another name first: a checkpoint that is killed half-way through its removal is none any more."""
     leaving = folder.with_name(f".{folder.name}.old.part")
     folder.replace(leaving)
     shutil.rmtree(leaving)
@@ -186,10 +185,9 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def random_state() -> dict[str, Tensor]:
-    """Python's, numpy's and torch's generators of this process (and its devices) as tensors."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    del kind, version
+    """Python's, numpy's and torch's generators of this rank (and its devices) as tensors."""
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
         "python": torch.tensor(words, dtype=torch.int64),
         "python.gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
@@ -197,10 +195,8 @@ def random_state() -> dict[str, Tensor]:
         "numpy.rest": torch.tensor([float(position), float(has_gauss), float(cached)], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            state[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
-    return state
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return state | {f"cuda.{index}": torch.cuda.get_rng_state(index) for index in devices}
 
 
 def set_random_state(state: Mapping[str, Tensor]) -> None:
@@ -217,7 +213,7 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
             torch.cuda.set_rng_state(value, int(index))
 
 
-def seed_anew(seed: int, step: int, process: int) -> None:
-    """Generators that follow from the run's seed, the step and the process, and repeat none of the earlier steps."""
-    digest = sha256(f"{seed}|{step}|{process}".encode()).digest()
+def seed_anew(seed: int, step: int, rank: int) -> None:
+    """Generators that follow from the run's seed, the step and the rank, and repeat none of the earlier steps."""
+    digest = sha256(f"{seed}|{step}|{rank}".encode()).digest()
     set_seed(int.from_bytes(digest[:4], "little"))

@@ -1,27 +1,19 @@
-"""How a run goes: steps, batch, optimiser, schedule, precision. Not hashed into any cache."""
+"""How a run goes: length, batch, optimiser, learning rate's schedule, precision. Not hashed into any cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import cos, pi
-from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from pipeline.settings import Config, Frozen, load_settings
+from pipeline.settings import LENGTHS, Frozen
 from sak.errors import UsageError
 
-# Learning rates as functions of the iteration: no optimiser inside, nothing to save, so resuming is exact.
-
-
-class Schedule(Protocol):
-    """The learning rate to use at an iteration, counted from 0."""
-
-    def __call__(self, iteration: int) -> float:
-        """The rate at `iteration`."""
-        ...
+Schedule = Callable[[int], float]
+"""The learning rate of an iteration, counted from 0. It holds no state: nothing is saved, so resuming is exact."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,7 @@ SHARE = "share"
 """In an optimiser's group: its part of the learning rate."""
 
 SEEDS = 2**31
-"""Seeds are below this, so that a process's number can be added to one."""
+"""Seeds are below this, so that a rank can be added to one."""
 
 
 class OptimiserConfig(Frozen):
@@ -118,7 +110,7 @@ class ScheduleConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """The loop. `batch_size` is global: over all processes and accumulated parts.
+    """The loop. `batch_size` is global: over all ranks and accumulated parts.
 
     Give `epochs` or `steps`, not both. `clip_norm`: largest gradient norm. `ema`: decay of an averaged copy of the
     weights. `checkpoint_every`, `evaluate_every` and `log_every` count steps; 0 is only at the end.
@@ -139,6 +131,15 @@ class TrainingConfig(Frozen):
     checkpoint_every: int = Field(default=1000, ge=0)
     evaluate_every: int = Field(default=0, ge=0)
 
+    default_length: ClassVar[Mapping[str, int]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _some_length(cls, values: Any) -> Any:
+        """Settings that name no length have the stage's."""
+        named = not isinstance(values, dict) or any(values.get(name) is not None for name in LENGTHS)
+        return values if named else {**values, **cls.default_length}
+
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":
         if (self.epochs is None) == (self.steps is None):
@@ -147,6 +148,11 @@ class TrainingConfig(Frozen):
             raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulate} accumulated parts")
         return self
 
+    def check_part(self, images: int) -> None:
+        """UsageError where a rank's images of a batch do not divide into the accumulated parts."""
+        if images % self.accumulate:
+            raise UsageError(f"{images} images a process do not divide into {self.accumulate} accumulated parts")
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
@@ -154,82 +160,46 @@ class TrainingConfig(Frozen):
     def learning_rates(self, steps_per_epoch: int) -> Schedule:
         """The learning rate by step."""
         total, peak = self.total_steps(steps_per_epoch), self.optimiser.rate
-        chosen = self.schedule
-        if chosen.kind == "poly":
-            return Poly(total, peak, chosen.power)
-        if chosen.kind == "constant":
+        schedule, warmup = self.schedule, self.schedule.warmup_steps
+        if schedule.kind == "poly":
+            return Poly(total, peak, schedule.power)
+        if schedule.kind == "constant":
             return lambda iteration: peak
-        warmup = chosen.warmup_steps
         if warmup is None:
-            warmup = round(chosen.warmup_epochs * steps_per_epoch)
-        return WarmupCosine(total, warmup, peak, chosen.final_rate, chosen.warmup_rate, chosen.delay)
+            warmup = round(schedule.warmup_epochs * steps_per_epoch)
+        return WarmupCosine(total, warmup, peak, schedule.final_rate, schedule.warmup_rate, schedule.delay)
 
 
 def make_optimiser(
     model: nn.Module,
     config: OptimiserConfig,
     *,
-    beside: nn.Module | None = None,
+    companion: nn.Module | None = None,
     shares: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over everything that trains, in one group; fused where there is a CUDA device.
 
-    Parameters of `beside`, if it has any, make a second group without weight decay. Each share other than 1 makes a
+    Parameters of `companion`, if it has any, make a second group without weight decay. Each share other than 1 makes a
     group of those of the model's parts, by their attributes' names, that learn at their share of the rate (`set_rate`).
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    fused = any(parameter.is_cuda for _, parameter in named)
-    others = [] if beside is None else list(beside.parameters())
     by_share: dict[float, list[nn.Parameter]] = {1.0: []}
-    for name, parameter in named:
-        by_share.setdefault((shares or {}).get(name.partition(".")[0], 1.0), []).append(parameter)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            by_share.setdefault((shares or {}).get(name.partition(".")[0], 1.0), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": found} if share == 1 else {"params": found, SHARE: share}
-        for share, found in by_share.items()
-        if found
+        {"params": trained} if share == 1 else {"params": trained, SHARE: share}
+        for share, trained in by_share.items()
+        if trained
     ]
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
-    return torch.optim.AdamW(
-        groups,
-        lr=config.rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=fused or None,
-    )
+    fused = any(parameter.is_cuda for trained in by_share.values() for parameter in trained)
+    beside = [] if companion is None else list(companion.parameters())
+    if beside:
+        groups.append({"params": beside, "weight_decay": 0.0})
+    options = config.model_dump(exclude={"rate"})
+    return torch.optim.AdamW(groups, lr=config.rate, **options, fused=fused or None)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """The rate of the step to come; a group with a share has its own part of it."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group.get(SHARE, 1.0)
-
-
-# From a command's flags to its recipe: the file `config`, `--set` lines over it, the command's own flags over both.
-
-LENGTHS = ("epochs", "steps")
-TRAINING = ("batch_size", "precision", "seed")
-
-
-def recipe_and_rest(
-    kind: type[Config], flags: Mapping[str, Any], also: Mapping[str, Sequence[str]] | None = None
-) -> tuple[Config, dict[str, Any]]:
-    """The recipe that the flags `config`, `overrides` and those of the training ask for, and all flags that are left.
-
-    `also` names further flags and the recipe's settings, by dotted names, that each stands for. A flag that is None
-    was not given; paths become text, as `config.yaml` has them. UsageError, one line, where anything is wrong.
-    """
-    given = {
-        name: str(value) if isinstance(value, Path) else value for name, value in flags.items() if value is not None
-    }
-    file, overrides = given.pop("config", None), given.pop("overrides", ())
-    length = {name: given.pop(name) for name in LENGTHS if name in given}
-    if len(length) > 1:
-        raise UsageError("give --epochs or --steps, one of them")
-    settings = {f"training.{name}": length.get(name) for name in LENGTHS if length}  # the one replaces the other
-    settings |= {f"training.{name}": given.pop(name) for name in TRAINING if name in given}
-    for flag, names in (also or {}).items():
-        if flag in given:
-            settings |= dict.fromkeys(names, given.pop(flag))
-    return load_settings(kind, Path(file) if file is not None else None, overrides, settings), given

@@ -1,4 +1,4 @@
-"""accelerate's entry: devices, precision, trackers."""
+"""Devices, precision and trackers of a run (accelerate's), and BatchNorm over all ranks' images."""
 
 import atexit
 import os
@@ -28,14 +28,15 @@ def make_accelerator(
     accelerate keeps one state a process; here each run has its own, but for the process group, which is kept.
     """
     check_trackers(trackers)
-    cpu = device == "cpu"
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     AcceleratorState._reset_state(reset_partial_state=not distributed and PartialState._shared_state != {})
     GradientState._reset_state()
     if distributed:
         atexit.register(_end_process_group)
     precision = _PRECISIONS[config.precision]
-    return Accelerator(mixed_precision=precision, cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
+    return Accelerator(
+        mixed_precision=precision, cpu=device == "cpu", log_with=list(trackers) or None, project_dir=folder
+    )
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
@@ -80,11 +81,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:
     return flat
 
 
-# BatchNorm over all processes' images, as one process with the whole batch has it.
-
-
 class SummedBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm2d whose training statistics are of all processes' images, which are as many in each."""
+    """A BatchNorm2d whose training statistics are of all ranks' images, as one rank with the whole batch has them.
+
+    Every rank has as many images. PyTorch's own SyncBatchNorm, which does the same, needs CUDA.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to the same; evaluation and running statistics are BatchNorm2d's."""
@@ -110,7 +111,7 @@ class SummedBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model with every BatchNorm2d synchronised, in place; one process is left as it is."""
+    """The model with every BatchNorm2d synchronised, in place; a single rank is left as it is."""
     if accelerator.num_processes == 1:
         return model
     if accelerator.device.type == "cuda":
@@ -133,7 +134,7 @@ def _summed(plain: nn.BatchNorm2d) -> SummedBatchNorm:
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (over n) of each channel over all processes, from sums of each process's own moments."""
+    """Mean and variance (over n) of each channel over all ranks, from sums of each rank's own moments."""
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     own = wide.mean((0, 2, 3))
     spread = wide.var((0, 2, 3), unbiased=False)
@@ -147,11 +148,11 @@ def _average(values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum over processes of theirs."""
+    """The sum over ranks; its gradient is the sum over ranks of theirs, because every rank's loss has every value."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
-        """Every process gets it."""
+        """Every rank gets it."""
         del context
         summed = values.clone()
         dist.all_reduce(summed)
@@ -159,8 +160,5 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        """Every process's loss depends on every process's values."""
-        del context
-        summed = gradients[0].clone()
-        dist.all_reduce(summed)
-        return summed
+        """Every rank gets it."""
+        return _Sum.forward(context, gradients[0])

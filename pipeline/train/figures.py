@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
 from pipeline.storage.location import explain
 from pipeline.train.run import RunDirectory
-from pipeline.train.step_log import WAIT_WORTH_TELLING
+from pipeline.train.step_log import WAIT_WARNING
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -37,12 +37,14 @@ def draw_finetuning(run: RunDirectory) -> list[Path]:
     random = frozenset(name for name, facts in live.items() if facts["random"])
     drawn = []
     if training:
-        drawn.append(_task_losses(training, run.figures / "task_losses.png"))
+        tasks = [name for name in training[0] if name.startswith("task/")]  # before their weights
+        drawn.append(_panels(training, ["loss", *tasks], run.figures / "task_losses.png"))
         drawn.append(_speed(training, run.figures / "speed.png"))
         if live:
             drawn.append(_losses(training, random, run.figures / "losses.png"))
     if measured:
-        drawn.append(_metrics(measured, run.figures / "metrics.png"))
+        metrics = [name for name in measured[-1] if name.startswith(("metric/", "loss/")) or name == "delta_m"]
+        drawn.append(_panels(measured, metrics, run.figures / "metrics.png"))
     return drawn
 
 
@@ -52,32 +54,21 @@ def _recorded(run: RunDirectory) -> tuple[Lines, Lines]:
     return ([line for line in lines if not line.get("evaluation")], [line for line in lines if line.get("evaluation")])
 
 
-def _task_losses(lines: Lines, path: Path) -> Path:
-    """The total, then one panel a task, before its weight."""
-    names = [name for name in lines[0] if name.startswith("task/")]
-    figure, axes = axes_row(1 + len(names))
-    for panel, name in zip(axes, ("loss", *names), strict=True):
-        _curve(panel, lines, name, name, COLOURS[0])
-        panel.set_title(name.removeprefix("task/"))
-    return _save(figure, axes, path, legend=False)
-
-
-def _metrics(lines: Lines, path: Path) -> Path:
-    """One panel a measurement on the validation split."""
-    names = [name for name in lines[-1] if name.startswith(("metric/", "loss/")) or name == "delta_m"]
+def _panels(lines: Lines, names: Sequence[str], path: Path) -> Path:
+    """One panel a number."""
     figure, axes = axes_row(max(len(names), 1))
     for panel, name in zip(axes, names, strict=False):
         _curve(panel, lines, name, name, COLOURS[0])
-        panel.set_title(name.removeprefix("metric/"))
+        panel.set_title(name.removeprefix("task/").removeprefix("metric/"))
     return _save(figure, axes, path, legend=False)
 
 
 def _losses(lines: Lines, random: Collection[str], path: Path) -> Path:
     """The total, then the levels."""
     names = [name for name in lines[-1] if "/level" in name]
-    figure, (whole, *panels) = axes_row(1 + len(_teachers(names)))
-    _curve(whole, lines, "loss", "", COLOURS[0])
-    whole.set(title="all that is summed", ylabel="loss")
+    figure, (total, *panels) = axes_row(1 + len(_teachers(names)))
+    _curve(total, lines, "loss", "", COLOURS[0])
+    total.set(title="all that is summed", ylabel="loss")
     _levels(panels, lines, names, random)
     return _save(figure, panels, path)
 
@@ -86,12 +77,12 @@ def _rep_sim(lines: Lines, random: Collection[str], path: Path) -> Path:
     """One line a teacher, then the levels."""
     names = [name for name in lines[-1] if name.startswith("rep_sim/") and "/level" in name]
     teachers = _teachers(names)
-    figure, (whole, *panels) = axes_row(1 + len(teachers))
+    figure, (means, *panels) = axes_row(1 + len(teachers))
     for colour, teacher in zip(cycle(COLOURS), teachers, strict=False):
-        _curve(whole, lines, f"rep_sim/{teacher}", _titled(teacher, random), colour)
-    whole.set(title="mean of the levels, held-out images", ylabel="rep_sim (map cosine)")
+        _curve(means, lines, f"rep_sim/{teacher}", _titled(teacher, random), colour)
+    means.set(title="mean of the levels, held-out images", ylabel="rep_sim (map cosine)")
     _levels(panels, lines, names, random)
-    return _save(figure, [whole, *panels], path)
+    return _save(figure, [means, *panels], path)
 
 
 def _teachers(names: Sequence[str]) -> list[str]:
@@ -124,8 +115,8 @@ def _speed(lines: Lines, path: Path) -> Path:
     rate.set(title="learning rate", ylabel="rate")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     speed.set(title="speed, all processes", ylabel="images a second", ylim=(0, None))
-    wait.axhline(WAIT_WORTH_TELLING, color=COLOURS[1], linewidth=0.8, linestyle="--")
-    wait.text(1, WAIT_WORTH_TELLING, f"warned of above {WAIT_WORTH_TELLING:.0%} ", transform=wait.get_yaxis_transform(),
+    wait.axhline(WAIT_WARNING, color=COLOURS[1], linewidth=0.8, linestyle="--")
+    wait.text(1, WAIT_WARNING, f"warned of above {WAIT_WARNING:.0%} ", transform=wait.get_yaxis_transform(),
               ha="right", va="bottom", fontsize=8, color=COLOURS[1])  # fmt: skip
     wait.set(title="waiting for data", ylabel="share of the time", ylim=(0, 1))
     wait.yaxis.set_major_formatter(PercentFormatter(1))

@@ -1,13 +1,13 @@
 """The one training loop. A stage gives it a model, a source of batches and a step; it knows nothing of their science.
 
 accelerate has the devices, DDP, precision and gradient scaling. Batches and the schedule stay ours: prepared by it,
-batches would be shared out a second time and the schedule stepped once a process.
+batches would be shared out a second time and the schedule stepped once a rank.
 """
 
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Generic
+from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +16,9 @@ from torch import nn
 
 from pipeline.train.backward import Backward, PlainBackward
 from pipeline.train.config import TrainingConfig, make_optimiser, set_rate
+from pipeline.train.devices import start_trackers
 from pipeline.train.protocols import B, BatchSource, FitResult, Hooks, Step
-from pipeline.train.run import RunDirectory
+from pipeline.train.run import RunDirectory, RunOptions
 from pipeline.train.saver import Ema, Progress, Saver
 from pipeline.train.step_log import StepLog, Window
 from pipeline.train.stop import Agreement, StopRequest
@@ -49,12 +50,12 @@ class Fit(Generic[B]):
         self.step = 0
         self.best: float | None = None
         self.evaluated = -1
-        self.begun = False
+        self.fetched = False  # no batch yet
         set_seed(config.seed, device_specific=True)
         self.plain = model.to(accelerator.device)
         self.backward = backward or PlainBackward(accelerator)
         companion = self.backward.companion
-        self.optimiser = make_optimiser(self.plain, config.optimiser, beside=companion, shares=shares)
+        self.optimiser = make_optimiser(self.plain, config.optimiser, companion=companion, shares=shares)
         self.ema = Ema(self.plain, config.ema) if config.ema is not None else None
         compiled = torch.compile(self.plain) if config.compile else self.plain
         self.model, self.prepared = accelerator.prepare(compiled, self.optimiser)
@@ -62,14 +63,7 @@ class Fit(Generic[B]):
         self.agreement = Agreement(accelerator, run.checkpoints)
         self.log = StepLog(run, hooks, accelerator)
         self.saver = Saver(
-            run.checkpoints,
-            hooks,
-            accelerator,
-            model=self.plain,
-            ema=self.ema,
-            optimiser=self.optimiser,
-            seed=config.seed,
-            companion=companion,
+            run.checkpoints, hooks, accelerator, self.plain, self.ema, self.optimiser, companion, config.seed
         )
 
     @property
@@ -77,34 +71,42 @@ class Fit(Generic[B]):
         """What measurements look at: the averaged weights where there are any."""
         return self.ema.model if self.ema is not None else self.plain
 
+    def begin(self, options: RunOptions, settings: Mapping[str, Any], **facts: Any) -> None:
+        """Resume where asked to; write what the run is into `run.json` (`facts`) and to the trackers (`settings`)."""
+        if options.start.resume:
+            self.resume()
+        if self.accelerator.is_main_process:
+            self.run.describe(**facts)
+        start_trackers(self.accelerator, f"sak-{facts['stage']}", settings)
+
     def resume(self) -> None:
         """Go on from `checkpoints/last`; CheckpointError where there is none.
 
-        Batches and losses are those of the run that did not stop, bit for bit with as many processes; with others the
-        sums over processes are rounded differently and random draws are new, which is said.
+        Batches and losses are those of the run that did not stop, bit for bit with as many ranks; with another number
+        sums over ranks are rounded differently and random draws are new, which is logged.
         """
-        progress, processes = self.saver.load()
+        progress, ranks = self.saver.load()
         self.step, self.evaluated, self.best = progress.step, progress.evaluated, progress.best
         if self.accelerator.is_main_process:
             self.run.forget_after(self.step, measured=self.evaluated)
         self.accelerator.wait_for_everyone()
-        if processes != self.accelerator.num_processes:
+        if ranks != self.accelerator.num_processes:
             self.log.say(
-                f"processes: {processes} until step {self.step}, {self.accelerator.num_processes} from here on; "
+                f"processes: {ranks} until step {self.step}, {self.accelerator.num_processes} from here on; "
                 "batches are the same, sums are rounded differently, random draws (noise, dropout) are new"
             )
 
     def __call__(self) -> FitResult:
         """Train to the end, or until SIGINT or SIGTERM; either way the last step is saved."""
-        alone = self.run.held() if self.accelerator.is_main_process else nullcontext()
-        with alone, StopRequest() as stop:
+        held = self.run.held() if self.accelerator.is_main_process else nullcontext()
+        with held, StopRequest() as stop:
             self.log.begin(self.step, self.total)
             if self._evaluation_due():
                 self._evaluate()
             with _closed(self.source.start_at(self.step)) as batches:
                 while self.step < self.total and not self.agreement.stopping:
                     self._one_step(batches, stop)
-                    self._look_up()
+                    self._after_step()
             stopped = self.agreement.stopping and (self.step < self.total or self._evaluation_due())
             last = self.run.checkpoints / "last"
             return FitResult(self.step, stopped, self.window.last, last, stop.signal if stopped else None)
@@ -129,15 +131,15 @@ class Fit(Generic[B]):
     def _next(self, batches: Iterator[B]) -> tuple[B, float]:
         """The next batch and the seconds that training waited for it; the first one's are the readers' start."""
         start = time.perf_counter()
-        if not self.begun:
-            self.begun = True
-            with self.window.aside():
+        if not self.fetched:
+            self.fetched = True
+            with self.window.paused():
                 return next(batches), 0.0
         batch = next(batches)
         return batch, 0.0 if self.agreement.busy() else time.perf_counter() - start
 
-    def _look_up(self) -> None:
-        """What is due after a step; the measurement last, so that a run that dies in it loses no step."""
+    def _after_step(self) -> None:
+        """Log, save and measure as is due; the measurement last, so that a run that dies in it loses no step."""
         stopping, ending = self.agreement.read(), self.step == self.total
         if self._due(self.config.log_every) or stopping or ending:
             self._log()
@@ -171,7 +173,7 @@ class Fit(Generic[B]):
         model = self.measured_model
         training = model.training
         model.eval()
-        with self.window.aside():
+        with self.window.paused():
             values = dict(self.hooks.evaluate(model, self.step))
         model.train(training)
         self.evaluated = self.step
@@ -181,15 +183,15 @@ class Fit(Generic[B]):
             better = self._is_best(values.get(self.hooks.best))
             self.saver.measured(self._progress(), best=better)
 
-    def _is_best(self, found: float | None) -> bool:
-        if found is None:
+    def _is_best(self, value: float | None) -> bool:
+        if value is None:
             return False
-        better = self.best is None or (found < self.best if self.hooks.best_is_lower else found > self.best)
-        self.best = found if better else self.best
+        better = self.best is None or (value < self.best if self.hooks.best_is_lower else value > self.best)
+        self.best = value if better else self.best
         return better
 
     def _save(self) -> None:
-        with self.window.aside():
+        with self.window.paused():
             self.agreement.settle()
             self.saver.save(self._progress())
             if self.hooks.saved is not None and self.accelerator.is_main_process:
@@ -200,5 +202,5 @@ class Fit(Generic[B]):
 
 
 def _closed(batches: Iterator[B]) -> AbstractContextManager[Iterator[B]]:
-    """Generators are closed at the end, so that their threads and processes end with the loop."""
+    """Generators are closed at the end, so that their threads and worker processes end with the loop."""
     return closing(batches) if isinstance(batches, Generator) else nullcontext(batches)

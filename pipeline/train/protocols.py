@@ -16,7 +16,7 @@ class TrainingError(SakError):
 
 
 class Batch(Protocol):
-    """This process's part of one global batch."""
+    """This rank's part of one global batch."""
 
     keys: Sequence[str]
 
@@ -39,7 +39,7 @@ class BatchSource(Protocol[BOut]):
         """Global batches of an epoch."""
 
     def start_at(self, step: int) -> Iterator[BOut]:
-        """Endless batches of this process from global step `step` on, on its device; closed where it can be."""
+        """Endless batches of this rank from global step `step` on, on its device; closed where it can be."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Hooks:
     `evaluate` measures the model (the averaged one, where there is one); `best` names the number among its
     measurements that makes a checkpoint the best, `evaluate_first` measures before the first step too. `say` takes
     lines for the user, `progress` steps; `remedy` says what to do where the loop waits for data. `saved` is called by
-    the main process after each checkpoint.
+    the main rank after each checkpoint.
     """
 
     save_model: Callable[[nn.Module, Path], object]

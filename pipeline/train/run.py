@@ -15,7 +15,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
+from pipeline.progress import Update
 from pipeline.storage.local import is_scratch, replace_durably
 from pipeline.storage.location import explain
 from sak.errors import UsageError
@@ -64,7 +65,7 @@ class RunDirectory:
         return run
 
     def _holds_something(self) -> bool:
-        """Whether anything is there but what a run leaves that was killed while its directory was made."""
+        """Whether the directory holds more than the leftovers of a run killed while it was made."""
         names = [path.name for path in self.root.iterdir()] if self.root.exists() else []
         return any(name != LOCK and not is_scratch(name) for name in names)
 
@@ -82,7 +83,7 @@ class RunDirectory:
     ) -> "RunDirectory":
         """The directory of a run to go on with; UsageError lists the settings that differ, unless `force`.
 
-        `reads` is what `describe` is going to be told under that name: other columns or samples are another run too.
+        `reads` is what `describe` will write under that name: other columns or samples make another run too.
         """
         run = cls(root)
         try:
@@ -109,7 +110,7 @@ class RunDirectory:
     def held(self) -> Iterator[None]:
         """No other process trains here while the block runs; UsageError where one does.
 
-        The hold ends with the process, however it ends. File systems that know no locks give none.
+        The lock ends with the process, however it ends. File systems that know no locks give none.
         """
         with (self.root / LOCK).open("a") as file:
             try:
@@ -193,14 +194,14 @@ class RunDirectory:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted name, before, now) of every setting that differs."""
-    found = []
+    differing = []
     for name in dict.fromkeys((*before, *now)):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{name}.")
+            differing += differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            found.append((f"{prefix}{name}", old, new))
-    return found
+            differing.append((f"{prefix}{name}", old, new))
+    return differing
 
 
 def random_teachers(about: Mapping[str, Any]) -> tuple[str, ...]:
@@ -209,12 +210,12 @@ def random_teachers(about: Mapping[str, Any]) -> tuple[str, ...]:
     said, live = reads.get("random"), _mapping(reads.get("live"))
     sources = [*_mapping(about.get("teachers")).items(), ("probe", probe.get("teacher"))]
     known = [(str(_mapping(record).get("name", name)), _mapping(record).get("weights")) for name, record in sources]
-    found = [
+    random = [
         *(map(str, said) if isinstance(said, list) else ()),
         *(str(name) for name, record in live.items() if _mapping(record).get("random")),
         *(name for name, weights in known if str(weights).startswith("random")),
     ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(random))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -247,7 +248,17 @@ class Start:
             raise UsageError("--resume goes on with a run, --overwrite replaces it: give one of them")
 
 
-ANEW = Start()
+@dataclass(frozen=True)
+class RunOptions:
+    """What goes with a run and changes nothing of it: how it begins, and who hears of it.
+
+    `say` takes lines for the user, `progress` steps.
+    """
+
+    start: Start = Start()
+    trackers: Sequence[str] = ()
+    say: Callable[[str], None] | None = None
+    progress: Update | None = None
 
 
 def open_run(

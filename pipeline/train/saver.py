@@ -1,10 +1,12 @@
-"""Saving a run and going on with it: all processes call the same methods at the same steps, the main one writes."""
+"""Saving a run and resuming it: when a checkpoint is written, linked and read. How it lies on disk: checkpoint.py.
+
+All ranks call the same methods at the same steps, because generators are gathered; the main one writes.
+"""
 
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,11 +37,11 @@ from sak.checkpoints.store import load_student, save_student
 from sak.errors import UsageError
 from sak.student.student import Student
 
-# An exponential moving average of a model's weights.
+EMA_FOLDER = "ema"
 
 
 class Ema:
-    """`model` is the averaged copy; buffers are copied as they are."""
+    """An exponential moving average of a model's weights: `model` is the averaged copy; buffers are copied."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._average = get_ema_multi_avg_fn(decay)
@@ -48,14 +50,11 @@ class Ema:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the weights as they are now: a = decay * a + (1 - decay) * w."""
-        mine: list[Tensor] = list(self.model.parameters())
-        theirs: list[Tensor] = [parameter.detach() for parameter in model.parameters()]
-        self._average(mine, theirs, 0)
-        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
-
-
-EMA_FOLDER = "ema"
+        averaged: list[Tensor] = list(self.model.parameters())
+        current: list[Tensor] = [parameter.detach() for parameter in model.parameters()]
+        self._average(averaged, current, 0)
+        for own, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(buffer)
 
 
 @dataclass(frozen=True)
@@ -81,124 +80,117 @@ def check_finite(model: nn.Module, step: int) -> None:
         )
 
 
+@dataclass(frozen=True)
 class Saver:
-    """Writes checkpoints of these parts into a folder and fills the parts from the last one."""
+    """Writes checkpoints of these parts into a folder and fills the parts from the last one.
 
-    def __init__(
-        self,
-        checkpoints: Path,
-        hooks: Hooks,
-        accelerator: Accelerator,
-        *,
-        model: nn.Module,
-        ema: Ema | None,
-        optimiser: Any,
-        seed: int,
-        companion: nn.Module,
-    ) -> None:
-        self._checkpoints, self._hooks, self._accelerator = checkpoints, hooks, accelerator
-        self._model, self._ema, self._optimiser, self._seed = model, ema, optimiser, seed
-        self._companion = companion
+    `companion` trains beside the model (a weighting of losses); `seed` is the run's.
+    """
+
+    checkpoints: Path
+    hooks: Hooks
+    accelerator: Accelerator
+    model: nn.Module
+    ema: Ema | None
+    optimiser: torch.optim.Optimizer
+    companion: nn.Module
+    seed: int
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; `last` leads to it, and those that nothing leads to any more go.
 
         TrainingError, and nothing is written, where a weight is not finite: the checkpoint before stays the last.
         """
-        check_finite(self._model, progress.step)
+        check_finite(self.model, progress.step)
         random = gather_object([to_bytes(random_state())])
-        if self._accelerator.is_main_process:
-            with new_checkpoint(self._checkpoints, progress.step) as folder:
+        if self.accelerator.is_main_process:
+            with new_checkpoint(self.checkpoints, progress.step) as folder:
                 self._fill(folder, progress, random)
-            point(self._checkpoints, "last", step_folder(self._checkpoints, progress.step))
-            remove_unused(self._checkpoints)
-        self._accelerator.wait_for_everyone()
+            point(self.checkpoints, "last", step_folder(self.checkpoints, progress.step))
+            remove_unused(self.checkpoints)
+        self.accelerator.wait_for_everyone()
 
     def measured(self, progress: Progress, *, best: bool) -> None:
         """The checkpoint of this step was measured: note it there; `best` leads to it if it is."""
-        if not self._accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
             return
-        folder = step_folder(self._checkpoints, progress.step)
+        folder = step_folder(self.checkpoints, progress.step)
         if best:
-            point(self._checkpoints, "best", folder)
-            remove_unused(self._checkpoints)
+            point(self.checkpoints, "best", folder)
+            remove_unused(self.checkpoints)
         change_values(folder, evaluated=progress.evaluated, best=progress.best)
 
     def load(self) -> tuple[Progress, int]:
-        """Fill the parts from `last`: where the run stands, and how many processes saved it; CheckpointError if none.
+        """Fill the parts from `last`: where the run stands, and how many ranks saved it; CheckpointError if none.
 
-        Generators go on where they were; with another number of processes they start anew from seed, step and process.
+        Generators go on where they were; with another number of ranks they start anew from seed, step and rank.
         """
-        folder = (self._checkpoints / "last").resolve()
+        folder = (self.checkpoints / "last").resolve()
         if not folder.is_dir():
-            raise CheckpointError(f"{self._checkpoints.parent} has no checkpoint yet; start it again with --overwrite")
+            raise CheckpointError(f"{self.checkpoints.parent} has no checkpoint yet; start it again with --overwrite")
         state = read_state(folder)
-        self._hooks.load_model(self._model, folder)
-        load_optimiser(self._optimiser, state.tensors, state.values["optimiser"])
-        load_companion(self._companion, state.tensors)
-        if self._ema is not None:
+        self.hooks.load_model(self.model, folder)
+        load_optimiser(self.optimiser, state.tensors, state.values["optimiser"])
+        _load_companion(self.companion, state.tensors)
+        if self.ema is not None:
             averaged = folder / EMA_FOLDER
-            self._hooks.load_model(self._ema.model, averaged if averaged.is_dir() else folder)
-        if self._accelerator.scaler is not None and state.values.get("scaler"):
-            self._accelerator.scaler.load_state_dict(state.values["scaler"])
-        return Progress(state.step, state.values["evaluated"], state.values["best"]), self._go_on(folder, state.step)
+            self.hooks.load_model(self.ema.model, averaged if averaged.is_dir() else folder)
+        if self.accelerator.scaler is not None and state.values.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state.values["scaler"])
+        ranks = self._load_random(folder, state.step)
+        return Progress(state.step, state.values["evaluated"], state.values["best"]), ranks
 
-    def _go_on(self, folder: Path, step: int) -> int:
-        saved, here = len(list(folder.glob("random-*.safetensors"))), self._accelerator.process_index
-        if saved == self._accelerator.num_processes:
-            set_random_state(read_tensors(folder / f"random-{here}.safetensors"))
+    def _load_random(self, folder: Path, step: int) -> int:
+        ranks, rank = len(list(folder.glob("random-*.safetensors"))), self.accelerator.process_index
+        if ranks == self.accelerator.num_processes:
+            set_random_state(read_tensors(folder / f"random-{rank}.safetensors"))
         else:
-            seed_anew(self._seed, step, here)
-        return saved
+            seed_anew(self.seed, step, rank)
+        return ranks
 
     def _fill(self, folder: Path, progress: Progress, random: list[bytes]) -> None:
-        self._hooks.save_model(self._model, folder)
-        if self._ema is not None:
-            self._hooks.save_model(self._ema.model, folder / EMA_FOLDER)
-        for process, state in enumerate(random):
-            (folder / f"random-{process}.safetensors").write_bytes(state)
-        tensors, values = optimiser_state(self._optimiser)
-        scaler: Any = self._accelerator.scaler
-        rest: Mapping[str, Any] = {
+        self.hooks.save_model(self.model, folder)
+        if self.ema is not None:
+            self.hooks.save_model(self.ema.model, folder / EMA_FOLDER)
+        for rank, state in enumerate(random):
+            (folder / f"random-{rank}.safetensors").write_bytes(state)
+        tensors, values = optimiser_state(self.optimiser)
+        tensors |= {f"weighting.{name}": value for name, value in self.companion.state_dict().items()}
+        scaler = self.accelerator.scaler
+        plain = {
             "optimiser": values,
             "best": progress.best,
             "evaluated": progress.evaluated,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        write_state(folder, TrainingState(progress.step, {**tensors, **companion_state(self._companion)}, rest))
+        write_state(folder, TrainingState(progress.step, tensors, plain))
 
 
-def companion_state(companion: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint keeps of the module that trains beside the model: a weighting of losses, if anything."""
-    return {f"weighting.{name}": value for name, value in companion.state_dict().items()}
-
-
-def load_companion(companion: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `companion_state` took out; one without a state leaves another's alone."""
+def _load_companion(companion: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what a checkpoint kept of it; a companion without a state leaves another's alone."""
     if companion.state_dict():
         kept = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("weighting.")}
         companion.load_state_dict(kept)
 
 
-# A student in a run's checkpoints: the two functions that the loop is given.
-
-
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write a student's checkpoint."""
-    if not isinstance(model, Student):
-        raise TypeError(f"a student, not {type(model).__name__}")
-    save_student(model, folder)
+    """Write a student's checkpoint: a run's `Hooks.save_model`."""
+    save_student(_student(model), folder)
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Put a checkpoint's weights into a student that is there; UsageError where it is another student."""
-    if not isinstance(model, Student):
-        raise TypeError(f"a student, not {type(model).__name__}")
-    saved = load_student(folder)
+    student, saved = _student(model), load_student(folder)
     try:
-        model.load_state_dict(saved.state_dict())
+        student.load_state_dict(saved.state_dict())
     except RuntimeError as error:
         raise UsageError(
             f"{folder} holds another student than the recipe asks for; put the recipe back, or start a new run"
         ) from error
+
+
+def _student(model: nn.Module) -> Student:
+    if not isinstance(model, Student):
+        raise TypeError(f"a student, not {type(model).__name__}")
+    return model

@@ -1,4 +1,4 @@
-"""What a run says: means over the steps since the last line, into its files and trackers, and to the user."""
+"""A run's log: means over the steps since the last line, into its files and trackers, and to the user."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.train.protocols import Hooks, StepResult
 from pipeline.train.run import RunDirectory
 
-WAIT_WORTH_TELLING = 0.05
+WAIT_WARNING = 0.05
+"""A larger share of the time spent waiting for data is warned of."""
 
 
 class Window:
@@ -41,8 +42,8 @@ class Window:
         return step[0]
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """What runs in the block is no training: its time counts for neither rate nor share."""
+    def paused(self) -> Iterator[None]:
+        """What runs in the block is no training: its time counts neither for the rate nor for the share of waiting."""
         start = time.perf_counter()
         try:
             yield
@@ -50,9 +51,9 @@ class Window:
             self._start += time.perf_counter() - start
 
     def close(self, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
-        """Means over the window and all processes, images a second, and the share of time spent waiting for data.
+        """Means over the window and all ranks, images a second, and the share of time spent waiting for data.
 
-        The share is that of the process that waited longest: the others wait for it in the step.
+        The share is that of the rank that waited longest: the others wait for it in the step.
         """
         if self._sum is None:
             return {}
@@ -75,7 +76,7 @@ class Window:
 
 
 class StepLog:
-    """Measurements, progress and warnings of a run; silent on all processes but the main one."""
+    """Measurements, progress and warnings of a run; silent on all ranks but the main one."""
 
     def __init__(self, run: RunDirectory, hooks: Hooks, accelerator: Accelerator) -> None:
         self._run, self._hooks, self._accelerator = run, hooks, accelerator
@@ -122,7 +123,7 @@ class StepLog:
 
     def _warn(self, share: float) -> None:
         """Once a session, and not of its first line, in which threads and processes are still starting."""
-        if self._warned or self._lines < 2 or share <= WAIT_WORTH_TELLING:
+        if self._warned or self._lines < 2 or share <= WAIT_WARNING:
             return
         self._warned = True
         remedy = f": {self._hooks.remedy()}" if self._hooks.remedy is not None else ""

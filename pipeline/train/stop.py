@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -41,9 +41,7 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -53,12 +51,12 @@ class StopRequest:
         self.signal = number
 
 
-_NAMED = 8  # keys of a bad batch that are told
+_NAMED = 8  # keys of a bad batch that its error lists
 
 
 @dataclass(frozen=True)
 class _Flags:
-    """One step's: `here` is this process's own (stop, not finite), `total` their sums on the way to the host."""
+    """Of one step: `here` is this rank's own (stop, not finite), `total` the sums over ranks on the way to the host."""
 
     step: int
     keys: Sequence[str]
@@ -68,7 +66,7 @@ class _Flags:
 
 
 class Agreement:
-    """Every process calls the same methods at the same steps and gets the same answers."""
+    """Whether to stop: every rank calls the same methods at the same steps and gets the same answers."""
 
     def __init__(self, accelerator: Accelerator, checkpoints: Path) -> None:
         self._accelerator, self._checkpoints = accelerator, checkpoints
@@ -94,23 +92,23 @@ class Agreement:
         return copied is not None and not copied.query()
 
     def read(self) -> bool:
-        """Whether to stop now; TrainingError, on all processes, where a loss was not finite."""
-        while len(self._flags) > self._lag:
-            self._take(self._flags.popleft())
+        """Whether to stop now; TrainingError, on all ranks, where a loss was not finite."""
+        self._read(self._lag)
         return self.stopping
 
     def settle(self) -> None:
         """Read the flags of every step so far, as must be done before its weights are kept."""
-        while self._flags:
-            self._take(self._flags.popleft())
+        self._read(0)
 
-    def _take(self, flags: _Flags) -> None:
-        if flags.copied is not None:
-            flags.copied.synchronize()
-        stop, bad = flags.total.tolist()
-        self.stopping = self.stopping or stop > 0
-        if bad:
-            self._refuse(flags)
+    def _read(self, left: int) -> None:
+        while len(self._flags) > left:
+            flags = self._flags.popleft()
+            if flags.copied is not None:
+                flags.copied.synchronize()
+            stop, bad = flags.total.tolist()
+            self.stopping = self.stopping or stop > 0
+            if bad:
+                self._refuse(flags)
 
     def _refuse(self, flags: _Flags) -> None:
         own = list(flags.keys) if bool(flags.here[1]) else []

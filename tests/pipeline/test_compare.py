@@ -12,9 +12,9 @@ from pipeline.dense.evaluation import Evaluation, TaskEvaluation
 from pipeline.dense.task_model import load_task_model
 from pipeline.distill.stage import DistillConfig, distill
 from pipeline.evaluate.results import Evaluated, StoredEvaluation, write_stored
-from pipeline.finetune.stage import FinetuneConfig, Session, finetune
-from pipeline.train.distillation import load_standardisers
+from pipeline.finetune.stage import FinetuneConfig, finetune
 from pipeline.train.run import RunDirectory
+from pipeline.train.standardise import load_standardisers
 from sak.checkpoints.store import load_student
 from sak.errors import UsageError
 
@@ -27,7 +27,7 @@ def run(scenes, finetune_recipe, tmp_path):
         parts = {key: {**finetune_recipe.get(key, {}), **(recipe or {}).get(key, {})}
                  for key in {**finetune_recipe, **(recipe or {})}}  # fmt: skip
         given = {"init": "imagenet", "dataset": "demo-nyud", "data": str(scenes), "device": "cpu", **asked}
-        finetune(FinetuneConfig(**given, recipe=parts), tmp_path / name, Session())
+        finetune(FinetuneConfig(**given, recipe=parts), tmp_path / name)
         directory = RunDirectory(tmp_path / name)
         lines = [line for line in directory.metrics() if "learning_rate" in line]
         return SimpleNamespace(directory=directory, lines=lines, losses=[line["loss"] for line in lines])

@@ -15,8 +15,16 @@ from pipeline.data.datasets import FolderSpec
 from pipeline.demo.teachers.recipe import DemoTeachersRecipe
 from pipeline.distill.stage import DistillRecipe, distill_config
 from pipeline.finetune.stage import finetune_config
-from pipeline.settings import Frozen, dump_yaml, load_settings, overridden, parse_settings, parse_yaml, read_yaml
-from pipeline.train.config import recipe_and_rest
+from pipeline.settings import (
+    Frozen,
+    dump_yaml,
+    load_settings,
+    overridden,
+    parse_settings,
+    parse_yaml,
+    read_yaml,
+    recipe_and_rest,
+)
 from sak.errors import UsageError
 
 TWICE = "training:\n  optimiser: {rate: 1e-3, rate: 2e-3}\n"

@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.data.distillation import CachedBatches
-from pipeline.distill.stage import ANEW, Start, distill, distill_config
+from pipeline.distill.stage import distill, distill_config
 from pipeline.train import saver
+from pipeline.train.run import RunOptions, Start
 
 STEPS = {"steps": 20, "batch_size": 8, "device": "cpu"}
 
 
-def run(cache, out, recipe, start=ANEW, **flags):
+def run(cache, out, recipe, start=Start(), **flags):
     """A run of twenty steps."""
-    return distill(distill_config(cache=cache, config=recipe, **STEPS, **flags), out, start=start)
+    return distill(distill_config(cache=cache, config=recipe, **STEPS, **flags), out, RunOptions(start))
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import yaml
 
 from pipeline.cache.manifest import CacheError
 from pipeline.cache.selection import SpecMismatchError
-from pipeline.distill.stage import DistillConfig, Start, distill, distill_config
-from pipeline.train.run import RunDirectory
+from pipeline.distill.stage import DistillConfig, distill, distill_config
+from pipeline.train.run import RunDirectory, RunOptions, Start
 from sak.checkpoints.store import load_student
 from sak.errors import SakError, UsageError
 
@@ -33,7 +33,7 @@ def run(small_world, tiny_recipe, tmp_path):
         where = asked.pop("data_location", None)
         config = DistillConfig(**{"cache": str(small_world.cache), "device": "cpu", "data": where, **asked},
                                recipe=recipe)  # fmt: skip
-        result = distill(config, tmp_path / name, start=start or Start(), say=say, trackers=trackers)
+        result = distill(config, tmp_path / name, RunOptions(start or Start(), trackers, say))
         directory = RunDirectory(tmp_path / name)
         losses = [line for line in directory.metrics() if "loss" in line]
         return SimpleNamespace(result=result, directory=directory, lines=losses, losses=[x["loss"] for x in losses])
@@ -107,11 +107,11 @@ def test_a_live_run_has_the_losses_of_the_cached_one_within_float16_over_fifty_s
 
 @pytest.mark.slow
 def test_a_projected_cache_has_the_cosine_losses_of_a_live_run_and_a_lower_smooth_l1(run, monkeypatch):
-    from pipeline.distill import stage
+    from pipeline.train import distillation
 
     asked = {"training": {"steps": 50}, "teachers": ("sam",)}
-    plain = stage.DistillationLoss
-    monkeypatch.setattr(stage, "DistillationLoss", lambda **given: plain(**{**given, "kind": "cos"}))
+    plain = distillation.DistillationLoss
+    monkeypatch.setattr(distillation, "DistillationLoss", lambda **given: plain(**{**given, "kind": "cos"}))
     cached, live = run("cached", **asked), run("live", **asked, online=True)
     monkeypatch.undo()
     found = deviation(cached, live)

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.distill.stage import Start, distill, distill_config
-from pipeline.train.run import RunDirectory
+from pipeline.distill.stage import distill, distill_config
+from pipeline.train.run import RunDirectory, RunOptions, Start
 from sak.checkpoints.store import load_student
 
 WORKER = Path(__file__).with_name("distill_worker.py")
@@ -104,7 +104,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(two, st
 def test_a_run_goes_on_with_more_or_fewer_processes_on_the_same_batches_and_says_so(two, straight, small_world, recipe):
     said = []
     asked = distill_config(cache=str(small_world.cache), config=recipe, **STEPS)
-    distill(asked, two / "fewer", start=Start(resume=True), say=said.append)
+    distill(asked, two / "fewer", RunOptions(Start(resume=True), say=said.append))
     assert [line for line in said if line.startswith("processes")] == [
         "processes: 2 until step 7, 1 from here on; batches are the same, sums are rounded differently, random draws "
         "(noise, dropout) are new"
@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint_bit_for_bit(
     assert (out / "checkpoints/last").resolve().name == f"step-{saved:08d}"
     every = ["training.checkpoint_every=3"]
     asked = distill_config(cache=str(small_world.cache), config=recipe, overrides=every, **STEPS)
-    distill(asked, out, start=Start(resume=True))
+    distill(asked, out, RunOptions(Start(resume=True)))
     assert losses(out) == losses(straight)
     assert have_the_same_weights(out, straight)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"last", "step-00000020"}

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from pipeline.data.task_batches import TaskBatches
-from pipeline.finetune.stage import Session, finetune, finetune_config
-from pipeline.train.run import Start
+from pipeline.finetune.stage import finetune, finetune_config
+from pipeline.train.run import RunOptions, Start
 
 
 def main(init: str, data: str, out: Path, recipe: str, stopped: int) -> None:
@@ -26,7 +26,7 @@ def main(init: str, data: str, out: Path, recipe: str, stopped: int) -> None:
     TaskBatches.start_at = stopping
     first = finetune(asked, out / "parts")
     TaskBatches.start_at = plain
-    second = finetune(asked, out / "parts", Session(Start(resume=True)))
+    second = finetune(asked, out / "parts", RunOptions(Start(resume=True)))
     steps = [result.step for result in (straight, first, second)]
     (out / f"steps-{os.environ['RANK']}.txt").write_text(repr(steps))
 

@@ -14,8 +14,8 @@ from pipeline.data.datasets import open_dataset
 from pipeline.data.task_batches import TaskBatches
 from pipeline.dense.task_model import load_task_model
 from pipeline.finetune.held_out import Centred
-from pipeline.finetune.stage import FinetuneConfig, Session, finetune, finetune_config
-from pipeline.train.run import RunDirectory, Start
+from pipeline.finetune.stage import FinetuneConfig, finetune, finetune_config
+from pipeline.train.run import RunDirectory, RunOptions, Start
 from sak.checkpoints.store import load_student
 from sak.errors import SakError, UsageError
 from sak.teachers import TeacherRecipe, build_teacher
@@ -34,7 +34,7 @@ def run(scenes, finetune_recipe, tmp_path):
         given = {"init": "imagenet", "dataset": "demo-nyud", "data": str(scenes), "device": "cpu", **asked}
         config = FinetuneConfig(**given, recipe=parts)
         say = said.append if said is not None else None
-        result = finetune(config, tmp_path / name, Session(start or Start(), trackers, say))
+        result = finetune(config, tmp_path / name, RunOptions(start or Start(), trackers, say))
         directory = RunDirectory(tmp_path / name)
         lines = [line for line in directory.metrics() if "learning_rate" in line]
         evaluated = [line for line in directory.metrics() if line.get("evaluation")]

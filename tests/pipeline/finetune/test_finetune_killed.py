@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.finetune.stage import Session, finetune, finetune_config
-from pipeline.train.run import RunDirectory, Start
+from pipeline.finetune.stage import finetune, finetune_config
+from pipeline.train.run import RunDirectory, RunOptions, Start
 from sak.checkpoints.store import load_student
 
 WORKER = Path(__file__).with_name("finetune_killed_worker.py")
@@ -31,7 +31,7 @@ def test_a_killed_run_is_resumed_bit_for_bit(what, saved, distilled, scenes, fin
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert (killed / "checkpoints/last").resolve().name == f"step-{saved:08d}"
     asked = finetune_config(init=str(distilled), dataset="demo-pascal", data=str(scenes), config=recipe, **STEPS)
-    result = finetune(asked, killed, Session(Start(resume=True)))
+    result = finetune(asked, killed, RunOptions(Start(resume=True)))
     finetune(asked, straight)
     assert (result.step, result.stopped) == (10, False)
     assert losses(killed) == losses(straight)

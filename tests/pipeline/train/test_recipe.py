@@ -7,15 +7,15 @@ import torch
 from pipeline.distill.stage import DistillRecipe
 from pipeline.finetune.recipe import FinetuneRecipe
 from pipeline.settings import load_settings, read_yaml
-from pipeline.train.distillation import StudentRecipe, TaughtBy, student_config
+from pipeline.train.distillation import StudentRecipe, TeacherLevels, student_config
 from sak.errors import UsageError
 from sak.student.build import make_student, parameter_counts
 from sak.student.sizes import stem_size
 
 STUDENTS = {"sak_b_from_b": "base", "sak_s_from_b": "small", "sak_b_from_l": "base", "sak_l_from_l": "large",
             "many_to_one": "base", "swin_s_from_b": "small", "swin_b_from_b": "base"}  # fmt: skip
-B = {name: TaughtBy(768, (3, 6, 9, 12), (3, 6, 9, 12)) for name in ("dinov2", "clip", "sam")}
-L = {name: TaughtBy(1024, (6, 12, 18, 24), (6, 12, 18, 24)) for name in ("dinov2", "clip", "sam")}
+B = {name: TeacherLevels(768, (3, 6, 9, 12), (3, 6, 9, 12)) for name in ("dinov2", "clip", "sam")}
+L = {name: TeacherLevels(1024, (6, 12, 18, 24), (6, 12, 18, 24)) for name in ("dinov2", "clip", "sam")}
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_epochs_and_steps_exclude_each_other_and_parts_must_divide_the_batch():
 
 
 def test_teachers_with_other_levels_are_refused():
-    teachers = {"a": TaughtBy(8, (1, 2, 3, 4), (2, 4)), "b": TaughtBy(8, (1, 2, 3, 4), (1, 4))}
+    teachers = {"a": TeacherLevels(8, (1, 2, 3, 4), (2, 4)), "b": TeacherLevels(8, (1, 2, 3, 4), (1, 4))}
     with pytest.raises(UsageError, match=r"b is wanted at levels \(1, 4\).*paired by position, name --levels"):
         student_config(StudentRecipe(stem={"width": 8, "depth": 4, "heads": 2}), teachers, (32, 32))
 
@@ -165,11 +165,11 @@ def test_teachers_with_other_levels_are_refused():
 )
 def test_aligners_stand_where_widths_differ_and_where_they_are_asked_for(asked, width, aligned):
     recipe = StudentRecipe(stem={"width": 8, "depth": 4, "heads": 2}, **asked)
-    taught = {"a": TaughtBy(width, (1, 2, 3, 4), (1, 2, 3, 4))}
+    taught = {"a": TeacherLevels(width, (1, 2, 3, 4), (1, 2, 3, 4))}
     assert student_config(recipe, taught, (32, 32)).aligned is aligned
 
 
 def test_a_student_without_adapters_and_aligners_is_refused():
     recipe = StudentRecipe(stem={"width": 8, "depth": 4, "heads": 2}, adapters=False, aligners=False)
     with pytest.raises(UsageError, match="a student without adapters has linear aligners alone"):
-        student_config(recipe, {"a": TaughtBy(8, (1, 2, 3, 4), (1, 2, 3, 4))}, (32, 32))
+        student_config(recipe, {"a": TeacherLevels(8, (1, 2, 3, 4), (1, 2, 3, 4))}, (32, 32))

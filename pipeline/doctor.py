@@ -129,7 +129,7 @@ def examine(folders: tuple[str, ...]) -> Report:
     """
     packages, package_findings = _installed_packages()
     torch_is_here = "torch" in packages
-    folders = (*folders, str(Path.cwd()), tempfile.gettempdir(), *(weight_folders() if torch_is_here else ()))
+    folders = (*folders, str(Path.cwd()), tempfile.gettempdir(), *weight_folders())
     disks = tuple(_disk(folder) for folder in dict.fromkeys(folders))
     memory = psutil.virtual_memory()
     threads, cuda, devices = _seen_by_torch() if torch_is_here else (0, "unknown without torch", ())
@@ -144,7 +144,7 @@ def examine(folders: tuple[str, ...]) -> Report:
         cuda=cuda,
         devices=devices,
         disks=disks,
-        weights=_weights_at_hand() if torch_is_here and util.find_spec("huggingface_hub") is not None else {},
+        weights=_weights_at_hand() if util.find_spec("huggingface_hub") is not None else {},
     )
     checks = (_check_devices, _check_disks, _check_shared_memory, _check_open_files, _check_weights)
     return replace(report, findings=(*package_findings, *(finding for check in checks for finding in check(report))))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sak.errors import UsageError
+from sak.features import at_least_float32
 from sak.losses.targets import ProjectedTarget, Target
 
 
@@ -107,7 +108,7 @@ class Standardisation:
 
     def invert(self, map_: Tensor) -> Tensor:
         """Undo it on a map (B, C, H, W): a student trained on standardised targets, in the teacher's own units."""
-        map_ = _wide(map_)
+        map_ = at_least_float32(map_)
         scaled = map_ * _column(self.scale, map_)
         return _rotate(None if self.rotation is None else self.rotation.T, scaled) + _column(self.mean, map_)
 
@@ -117,7 +118,7 @@ class Standardisation:
         return Standardisation(self.mean.to(device), self.scale.to(device), rotation)
 
     def _apply(self, map_: Tensor) -> Tensor:
-        map_ = _wide(map_)
+        map_ = at_least_float32(map_)
         return _rotate(self.rotation, map_ - _column(self.mean, map_)) / _column(self.scale, map_)
 
 
@@ -145,10 +146,6 @@ def phi_s(mean: Tensor, covariance: Tensor) -> Standardisation:
         raise ValueError(f"the covariance of {len(values)} channels is zero: there is nothing to standardise")
     hadamard = orthonormal_hadamard(len(values)).to(vectors.device)
     return Standardisation(mean.double(), mean_variance.sqrt(), hadamard @ vectors.T)
-
-
-def _wide(map_: Tensor) -> Tensor:
-    return map_.to(torch.promote_types(map_.dtype, torch.float32))
 
 
 def _column(statistic: Tensor, map_: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sak.errors import UsageError
+from sak.features import at_least_float32
 
 Gates = Mapping[int, Mapping[str, Tensor]]
 """Level -> task -> one value per expert: (B, E), with noise per pixel (B, E, H, W)."""
@@ -40,7 +41,7 @@ class Router(nn.Module):
         At least float32 from the mean on, also under autocast.
         """
         raw = self.net(tokens)
-        return raw.to(torch.promote_types(raw.dtype, torch.float32)).mean(dim=1)
+        return at_least_float32(raw).mean(dim=1)
 
     def forward(self, tokens: Tensor, noise: Tensor | None = None) -> Tensor:
         """Gates that sum to one over the experts (equation 4); without noise softmax(h), as in evaluation.

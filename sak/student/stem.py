@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sak.errors import SakError, UsageError
+from sak.student.adapter_path import run_block
 from sak.student.sizes import PATCH, Size, StemSize, plain_vit
 from sak.teachers.registry import demo_weights
 from sak.variants.foreign import THEIA, renamed, theia_file
@@ -77,7 +77,7 @@ class Stem(nn.Module):
         """
         tokens = [self._embed(images)]
         for block in self.vit.blocks:
-            tokens.append(self._run(block, tokens[-1]))
+            tokens.append(run_block(self, block, tokens[-1]))
         return tuple(tokens)
 
     def takes(self, size: tuple[int, int]) -> bool:
@@ -104,11 +104,6 @@ class Stem(nn.Module):
         grid = images.shape[-2] // PATCH, images.shape[-1] // PATCH
         prefix = 0 if self.vit.no_embed_class else 1
         return resampled(self.vit.pos_embed, grid, self.vit.patch_embed.grid_size, prefix)
-
-    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
 
 
 DEMO = "demo/"

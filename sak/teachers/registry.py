@@ -1,7 +1,8 @@
-"""The teachers known by name: exact weights, licence, sizes. Importing this imports neither torch nor a library.
+"""The teachers known by name: exact weights, licence, sizes, and where the weights are published.
 
-Numbers are constants, checked by tests against built models. Licences are those of the weights as their publishers
-state them: OpenAI's repository and open_clip's releases are MIT where timm's table says apache-2.0 for its conversions.
+Importing this imports neither torch nor a library. Numbers are constants, checked by tests against built models.
+Licences are those of the weights as their publishers state them: OpenAI's repository and open_clip's releases are MIT
+where timm's table says apache-2.0 for its conversions.
 """
 
 from importlib import import_module
@@ -11,25 +12,6 @@ from typing import Any
 from sak.errors import SakError, UsageError, nearest
 from sak.teachers.hub import OPEN_CLIP_FILES, SAM_URLS, TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.recipe import Size, TeacherFacts, TeacherRecipe, as_size, parse_model
-
-# What comes with `pipeline` and is asked for by name: `sak` imports none of it, and works without it.
-
-
-def module_named(module: str, wanted_by: str) -> Any:
-    """The module of this name; SakError, which begins with `wanted_by`, where its package is not installed."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, what it imports is not
-        package = module.partition(".")[0]
-        raise SakError(f"{wanted_by} comes with the package {package}, which is not installed beside sak") from error
-
-
-def demo_weights(name: str) -> Any:
-    """The file that ships the weights of the demo's model `name`, a `PublishedFile`."""
-    return module_named("pipeline.demo.weights.shipped", f"demo/{name}").shipped_file(name)
-
 
 _VIEW = 384  # the side of the images that grids are given for
 _TABLE = """
@@ -205,3 +187,22 @@ def published_file(teacher: TeacherFacts) -> PublishedFile:
 def weights_available(teacher: TeacherFacts) -> bool:
     """Whether its pretrained weights are on this machine; looks into the local caches alone, never at the network."""
     return published_file(teacher).local() is not None
+
+
+def module_named(module: str, wanted_by: str) -> Any:
+    """The module of this name; SakError, which begins with `wanted_by`, where its package is not installed.
+
+    Libraries' modules and the demo's are asked for by name, when a teacher needs them: `sak` works without `pipeline`.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, what it imports is not
+        package = module.partition(".")[0]
+        raise SakError(f"{wanted_by} comes with the package {package}, which is not installed beside sak") from error
+
+
+def demo_weights(name: str) -> Any:
+    """The file that ships the weights of the demo's model `name`, a `PublishedFile`."""
+    return module_named("pipeline.demo.weights.shipped", f"demo/{name}").shipped_file(name)

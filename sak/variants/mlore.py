@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sak.features import FeatureMaps, bilinear_resize
+from sak.features import FeatureMaps, at_least_float32, bilinear_resize
 from sak.student.heads import Decoded, Decoder, DecoderShape, quarter_size
 
 CHOSEN = 9
@@ -79,7 +79,7 @@ class ExpertRouter(nn.Module):
     def forward(self, map_: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, E), of which `chosen` are not zero; noise is drawn in training alone."""
         raw = self.net(map_.mean((2, 3)))
-        logits, spread = raw.to(torch.promote_types(raw.dtype, torch.float32)).chunk(2, dim=1)
+        logits, spread = at_least_float32(raw).chunk(2, dim=1)
         if self.training:
             logits = logits + torch.randn_like(logits) * F.softplus(spread)
             self.share = logits.softmax(1).mean(0)

@@ -1,4 +1,7 @@
-"""Our own checkpoints: safetensors files whose headers say which student or probe it is, and the same as JSON."""
+"""Our own checkpoints, saved, loaded and carried from one student into another (stage 1 of the paper into stage 2).
+
+A checkpoint is a safetensors file whose header says which student or probe it is, and the same as JSON for people.
+"""
 
 import json
 import os
@@ -26,7 +29,11 @@ from sak.variants.swin import SwinStem
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
 _FORMAT = "sak-student-1"
+PROBE_WEIGHTS = "probe.safetensors"
+PROBE_DESCRIPTION = "probe.json"
+_PROBE_FORMAT = "sak-probe-1"
 POSITION = "stem.vit.pos_embed"
+_TASK_PARTS = ("routers.", "heads.")
 
 
 def save_student(student: Student, folder: Path) -> Path:
@@ -132,11 +139,6 @@ def deployable(student: Student) -> Student:
     return student_from_tensors(stripped, kept, origin="the student to export").eval()
 
 
-PROBE_WEIGHTS = "probe.safetensors"
-PROBE_DESCRIPTION = "probe.json"
-_PROBE_FORMAT = "sak-probe-1"
-
-
 def save_probe(probe: Probe, folder: Path) -> Path:
     """Write `probe.safetensors` (the heads) and `probe.json` into the folder; returns the weights file."""
     facts = {"format": _PROBE_FORMAT, "config": probe.config.to_json(), "weights": PROBE_WEIGHTS}
@@ -145,20 +147,18 @@ def save_probe(probe: Probe, folder: Path) -> Path:
 
 def load_probe(folder: Path, *, image_size: tuple[int, int] | None = None) -> Probe:
     """The probe of a checkpoint folder, on the CPU; SakError where its teacher is missing or has other weights."""
-    probe = _build(_saved_config(folder / PROBE_WEIGHTS, _PROBE_FORMAT), image_size)
-    fill_heads(probe, folder)
-    return probe
-
-
-def _build(value: Mapping[str, Any], image_size: tuple[int, int] | None) -> Probe:
-    """A probe of one teacher, or an amalgamation of several, with fresh heads."""
+    value = _saved_config(folder / PROBE_WEIGHTS, _PROBE_FORMAT)
+    if image_size is not None:
+        value["image_size"] = image_size
+    probe: Probe
     if "teachers" in value:
         several = AmalgamConfig.from_json(value)
-        several = several if image_size is None else several.at(image_size)
-        return Amalgam(several, several.build_teachers())
-    config = ProbeConfig.from_json(value)
-    config = config if image_size is None else config.at(image_size)
-    return Probe(config, config.build_teacher())
+        probe = Amalgam(several, several.build_teachers())
+    else:
+        config = ProbeConfig.from_json(value)
+        probe = Probe(config, config.build_teacher())
+    fill_heads(probe, folder)
+    return probe
 
 
 @torch.no_grad()
@@ -192,11 +192,6 @@ def _saved_config(file: Path, wanted: str, hint: str = "") -> Any:
     if header.get("format") != wanted:
         raise SakError(f"{file}: format {header.get('format')!r}, wanted {wanted!r}{hint}")
     return json.loads(header["config"])
-
-
-# Weights of one student carried into another: stage 1 of the paper into stage 2.
-
-_TASK_PARTS = ("routers.", "heads.")
 
 
 @dataclass(frozen=True)

@@ -41,16 +41,8 @@ class MaxFResult:
     images: int
 
 
-class MaxF(StreamingMetric):
-    """F at 19 thresholds from counts over the whole data set, and their maximum; pixels labelled 255 are left out.
-
-    State: `tp` and `predicted`, int64 (19,); `positives`, `images`, int64 (); `iou`, float64 (19,), summed over images.
-    """
-
-    def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        counts = {name: torch.zeros(len(THRESHOLDS), dtype=torch.int64, device=device) for name in ("tp", "predicted")}
-        single = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("positives", "images")}
-        super().__init__(**counts, **single, iou=torch.zeros(len(THRESHOLDS), dtype=torch.float64, device=device))
+class _Saliency(StreamingMetric):
+    """What both metrics take, image by image."""
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Probabilities that a pixel is salient and labels of 0, 1 and 255, both (H, W) or (B, H, W)."""
@@ -61,6 +53,21 @@ class MaxF(StreamingMetric):
 
     def _add(self, prediction: Tensor, label: Tensor) -> None:
         """One image, its labels 0, 1 and 2 for what is left out."""
+        raise NotImplementedError
+
+
+class MaxF(_Saliency):
+    """F at 19 thresholds from counts over the whole data set, and their maximum; pixels labelled 255 are left out.
+
+    State: `tp` and `predicted`, int64 (19,); `positives`, `images`, int64 (); `iou`, float64 (19,), summed over images.
+    """
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        bins = (len(THRESHOLDS),)
+        counts = {"tp": bins, "predicted": bins, "positives": (), "images": ()}
+        super().__init__(device, counts=counts, sums={"iou": bins})
+
+    def _add(self, prediction: Tensor, label: Tensor) -> None:
         bins = len(THRESHOLDS) + 1
         pairs = torch.bincount(label.flatten() * bins + _levels_above(prediction), minlength=3 * bins)
         negative, positive = pairs.reshape(3, bins)[:2]
@@ -98,7 +105,7 @@ class MaxFmResult:
     images: int
 
 
-class MaxFPerImage(StreamingMetric):
+class MaxFPerImage(_Saliency):
     """F of each image at 256 grey levels, the mean over images, and its maximum: `maxFm` of saliency benchmarks.
 
     As there, a prediction is first stretched to its own least and largest value, then cut to grey levels; an image
@@ -108,21 +115,13 @@ class MaxFPerImage(StreamingMetric):
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        super().__init__(
-            f=torch.zeros(GREY_LEVELS, dtype=torch.float64, device=device),
-            images=torch.zeros((), dtype=torch.int64, device=device),
-        )
+        super().__init__(device, counts={"images": ()}, sums={"f": (GREY_LEVELS,)})
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Probabilities that a pixel is salient and labels of 0, 1 and 255, both (H, W) or (B, H, W)."""
-        prediction, label = self._take(prediction, label)
-        label = class_numbers(label, 2, "a saliency label (255 apart)")
-        for probabilities, truth in zip(images(prediction), images(label), strict=True):
-            valid = truth != 2
-            if bool(valid.any()):
-                self._add(_grey(probabilities[valid]), truth[valid] == 1)
-
-    def _add(self, grey: Tensor, positive: Tensor) -> None:
+    def _add(self, prediction: Tensor, label: Tensor) -> None:
+        valid = label != 2
+        if not bool(valid.any()):
+            return
+        grey, positive = _grey(prediction[valid]), label[valid] == 1
         predicted = torch.bincount(grey, minlength=GREY_LEVELS).flip(0).cumsum(0).flip(0)
         tp = torch.bincount(grey[positive], minlength=GREY_LEVELS).flip(0).cumsum(0).flip(0)
         self.state["f"] += f_measure(ratio(tp, predicted), ratio(tp, positive.sum()))

@@ -1,4 +1,4 @@
-"""Mixture-of-Representations router (MoR, section 3.3): how much of each expert a task takes at a level."""
+"""Mixture-of-Representations routers (MoR, section 3.3): their noise is drawn here, their gates mix the experts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal

@@ -3,8 +3,9 @@
 The names below load what they need when they are first used: recipe and registry import neither torch nor a library.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sak import lazy_names
 
 if TYPE_CHECKING:
     from sak.teachers.build import build_teacher as build_teacher
@@ -18,22 +19,12 @@ if TYPE_CHECKING:
     from sak.teachers.teacher import TEACHER_REVISION as TEACHER_REVISION
     from sak.teachers.teacher import Teacher as Teacher
 
-_HOMES = {
-    "TEACHERS": "registry",
-    "TEACHER_REVISION": "teacher",
-    "Teacher": "teacher",
-    "TeacherFacts": "recipe",
-    "TeacherRecipe": "recipe",
-    "build_teacher": "build",
-    "list_teachers": "registry",
-    "teacher_facts": "build",
-    "teacher_recipe": "registry",
-    "weights_available": "registry",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "sak.teachers.build": ("build_teacher", "teacher_facts"),
+        "sak.teachers.recipe": ("TeacherFacts", "TeacherRecipe"),
+        "sak.teachers.registry": ("TEACHERS", "list_teachers", "teacher_recipe", "weights_available"),
+        "sak.teachers.teacher": ("TEACHER_REVISION", "Teacher"),
+    },
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Any, Literal
 
 import numpy as np
@@ -60,15 +61,11 @@ class BoundaryCounts:
 
     def __add__(self, other: "BoundaryCounts") -> "BoundaryCounts":
         """Counts of both."""
-        pairs = zip(self._arrays(), other._arrays(), strict=True)
-        return BoundaryCounts(*(mine + theirs for mine, theirs in pairs))
-
-    def _arrays(self) -> tuple[NDArray[np.int64], ...]:
-        return (self.matched_truth, self.truth, self.matched_prediction, self.prediction)
+        return BoundaryCounts(*map(add, vars(self).values(), vars(other).values()))
 
     def __getitem__(self, index: int) -> "BoundaryCounts":
         """The counts at one threshold, arrays of length 1."""
-        return BoundaryCounts(*(array[index : index + 1] for array in self._arrays()))
+        return BoundaryCounts(*(array[index : index + 1] for array in vars(self).values()))
 
 
 @dataclass(frozen=True)

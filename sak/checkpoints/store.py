@@ -27,10 +27,8 @@ from sak.variants.lora import LORA_KEYS
 from sak.variants.swin import SwinStem
 
 WEIGHTS = "student.safetensors"
-DESCRIPTION = "student.json"
 _FORMAT = "sak-student-1"
 PROBE_WEIGHTS = "probe.safetensors"
-PROBE_DESCRIPTION = "probe.json"
 _PROBE_FORMAT = "sak-probe-1"
 POSITION = "stem.vit.pos_embed"
 _TASK_PARTS = ("routers.", "heads.")
@@ -42,8 +40,8 @@ def save_student(student: Student, folder: Path) -> Path:
     Each file appears whole or not at all. The weights file alone is the checkpoint: its header holds the
     configuration. The JSON file says the same to people and tools, and is written last.
     """
-    facts = {"format": _FORMAT, "config": student.config.resolved().to_json(), "weights": WEIGHTS}
-    return _save(student, folder, DESCRIPTION, facts | {"parameters": parameter_counts(student)})
+    config = student.config.resolved().to_json()
+    return _save(student, folder / WEIGHTS, _FORMAT, config, parameters=parameter_counts(student))
 
 
 def load_student(path: Path, *, image_size: tuple[int, int] | None = None) -> Student:
@@ -141,8 +139,7 @@ def deployable(student: Student) -> Student:
 
 def save_probe(probe: Probe, folder: Path) -> Path:
     """Write `probe.safetensors` (the heads) and `probe.json` into the folder; returns the weights file."""
-    facts = {"format": _PROBE_FORMAT, "config": probe.config.to_json(), "weights": PROBE_WEIGHTS}
-    return _save(probe.learnt, folder, PROBE_DESCRIPTION, facts)
+    return _save(probe.learnt, folder / PROBE_WEIGHTS, _PROBE_FORMAT, probe.config.to_json())
 
 
 def load_probe(folder: Path, *, image_size: tuple[int, int] | None = None) -> Probe:
@@ -170,15 +167,15 @@ def fill_heads(probe: Probe, folder: Path) -> None:
         raise SakError(f"{folder} holds the heads of another probe; put the recipe back, or start a new run") from error
 
 
-def _save(module: nn.Module, folder: Path, description: str, facts: Mapping[str, Any]) -> Path:
-    """The module's tensors with format and configuration in the header, then all facts as JSON; the weights file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / str(facts["weights"])
+def _save(module: nn.Module, weights: Path, version: str, config: Mapping[str, Any], **more: Any) -> Path:
+    """The module's tensors with format and configuration in the header, then the same as JSON; the weights file."""
+    weights.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-    header = {"format": facts["format"], "config": json.dumps(facts["config"])}
+    header = {"format": version, "config": json.dumps(config)}
     write_whole(weights, lambda scratch: save_file(tensors, scratch, metadata=header))
+    facts = {"format": version, "config": config, "weights": weights.name, **more}
     text = json.dumps(facts, indent=2) + "\n"
-    write_whole(folder / description, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_whole(weights.with_suffix(".json"), lambda scratch: scratch.write_text(text, encoding="utf-8"))
     return weights
 
 

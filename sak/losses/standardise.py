@@ -19,7 +19,9 @@ def hadamard(order: int) -> Tensor | None:
     Sylvester doubling of the smallest of Paley's matrices (order q + 1 or 2 (q + 1), q prime) whose order divides by
     powers of two: 768 = 64 * 12, 384 = 32 * 12, 1280 = 64 * 20, 1152 = 32 * 36; powers of two are Sylvester's own.
     """
-    base = next((matrix for matrix in map(_paley, _bases(order)) if matrix is not None), None)
+    halvings = (order & -order).bit_length() - 1
+    bases = (order >> halving for halving in range(halvings, -1, -1))  # orders that doubling brings to this one
+    base = next((matrix for matrix in map(_paley, bases) if matrix is not None), None)
     while base is not None and base.shape[0] < order:
         base = torch.cat([torch.cat([base, base], 1), torch.cat([base, -base], 1)])
     return base
@@ -34,14 +36,6 @@ def orthonormal_hadamard(order: int) -> Tensor:
     if matrix is None:
         raise ValueError(f"no Hadamard matrix of order {order} by doubling one of Paley's: use another width")
     return matrix / order**0.5
-
-
-def _bases(order: int) -> list[int]:
-    """Orders that doubling brings to `order`, smallest first."""
-    if order < 1:
-        return []
-    halvings = (order & -order).bit_length() - 1
-    return [order >> halving for halving in range(halvings, -1, -1)]
 
 
 def _paley(order: int) -> Tensor | None:

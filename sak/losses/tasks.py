@@ -84,11 +84,7 @@ def l1(prediction: Tensor, label: Tensor, average: Average = alone) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Average], Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "balanced_cross_entropy": balanced_cross_entropy,
-    "balanced_bce": balanced_bce,
-    "normals_l1": normals_l1,
-    "l1": l1,
+    loss.__name__: loss for loss in (cross_entropy, balanced_cross_entropy, balanced_bce, normals_l1, l1)
 }
 """By the names used in the task table."""
 

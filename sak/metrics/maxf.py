@@ -71,7 +71,7 @@ class MaxF(_Saliency):
         bins = len(THRESHOLDS) + 1
         pairs = torch.bincount(label.flatten() * bins + _levels_above(prediction), minlength=3 * bins)
         negative, positive = pairs.reshape(3, bins)[:2]
-        salient, predicted = _at_least(positive), _at_least(negative + positive)
+        salient, predicted = _at_least(positive)[1:], _at_least(negative + positive)[1:]  # all reach no threshold
         self.state["tp"] += salient
         self.state["predicted"] += predicted
         self.state["positives"] += positive.sum()
@@ -122,8 +122,8 @@ class MaxFPerImage(_Saliency):
         if not bool(valid.any()):
             return
         grey, positive = _grey(prediction[valid]), label[valid] == 1
-        predicted = torch.bincount(grey, minlength=GREY_LEVELS).flip(0).cumsum(0).flip(0)
-        tp = torch.bincount(grey[positive], minlength=GREY_LEVELS).flip(0).cumsum(0).flip(0)
+        predicted = _at_least(torch.bincount(grey, minlength=GREY_LEVELS))
+        tp = _at_least(torch.bincount(grey[positive], minlength=GREY_LEVELS))
         self.state["f"] += f_measure(ratio(tp, predicted), ratio(tp, positive.sum()))
         self.state["images"] += 1
 
@@ -153,8 +153,8 @@ def _levels_above(probabilities: Tensor) -> Tensor:
 
 
 def _at_least(histogram: Tensor) -> Tensor:
-    """From how many pixels reach exactly k thresholds to how many reach the k-th, k = 1 .. 19."""
-    return histogram.flip(0).cumsum(0).flip(0)[1:]
+    """From how many pixels are at each level to how many are at it or above."""
+    return histogram.flip(0).cumsum(0).flip(0)
 
 
 def _grey(probabilities: Tensor) -> Tensor:

@@ -74,10 +74,10 @@ def images(map_: Tensor) -> Tensor:
     return map_.reshape(-1, *map_.shape[-2:])
 
 
-def ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """The quotient in float64, 0 where the whole is 0."""
-    whole = whole.double()
-    return torch.where(whole == 0, 0.0, part.double() / whole)
+def ratio(part: Tensor, total: Tensor) -> Tensor:
+    """The quotient in float64, 0 where the total is 0."""
+    total = total.double()
+    return torch.where(total == 0, 0.0, part.double() / total)
 
 
 def is_finite(values: Tensor) -> bool:

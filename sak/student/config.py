@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from inspect import Parameter, signature
 from typing import Any, Literal, TypeVar, get_args
@@ -122,10 +122,9 @@ class StudentConfig:
                     )
                 if not isinstance(channels, int) or channels < 1:
                     raise UsageError(f"{kind} {name!r} needs a positive number of channels, got {channels!r}")
-        _check_choice("fusion", self.fusion, get_args(Fusion))
-        _check_choice("gate_noise", self.gate_noise, get_args(GateNoise))
-        _check_choice("freeze", self.freeze, get_args(Freeze))
-        _check_choice("decoder", self.decoder, DECODERS)
+        words = {"fusion": get_args(Fusion), "gate_noise": get_args(GateNoise), "freeze": get_args(Freeze)}
+        for option, known in (words | {"decoder": tuple(DECODERS)}).items():
+            _check_choice(option, getattr(self, option), known)
 
     def _check_parts(self, size: Size) -> None:
         widths = {size.width_at(level) for level in self.tapped}
@@ -213,7 +212,8 @@ class StudentConfig:
 
 def size_from_json(value: Mapping[str, Any]) -> Size:
     """A stem's size from JSON: a Swin where there are depths, else a ViT; unknown options are errors."""
-    return _construct(SwinSize if "depths" in value else StemSize, value, "stem")
+    kind: type[Size] = SwinSize if "depths" in value else StemSize
+    return _construct(kind, value, "stem")
 
 
 T = TypeVar("T")
@@ -245,7 +245,6 @@ def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    known = tuple(known)
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")

@@ -141,14 +141,14 @@ class Routers(StemAlone):
         generator: torch.Generator | None,
     ) -> dict[int, dict[str, Tensor]]:
         """See StemAlone; in training with the noise given, or drawn level by level and task by task."""
-        found: dict[int, dict[str, Tensor]] = {}
+        gates: dict[int, dict[str, Tensor]] = {}
         for level, tokens in tapped.items() if tasks else ():
             patches = tokens[:, self.prefix :].contiguous()
-            found[level] = {
+            gates[level] = {
                 task: self[str(level)][task](patches, self._noise(patches, level, task, noise, generator))  # type: ignore[index]
                 for task in tasks
             }
-        return found
+        return gates
 
     def fuse(self, gates: Mapping[str, Tensor], task: str, tas: Tensor, paths: Sequence[Tensor]) -> Tensor:
         """See StemAlone: the experts mixed by the task's gates."""

@@ -104,8 +104,8 @@ class SamBlueprint(Blueprint):
 
     def grid_tensors(self, tower: Tower) -> tuple[str, ...]:
         """The absolute embedding and the relative ones of global attention; those of windows have one size always."""
-        whole = [index for index, block in enumerate(tower.model.blocks) if block.window_size == 0]
-        names = ["pos_embed", *(f"blocks.{index}.attn.rel_pos_{axis}" for index in whole for axis in "hw")]
+        global_blocks = [index for index, block in enumerate(tower.model.blocks) if block.window_size == 0]
+        names = ["pos_embed", *(f"blocks.{index}.attn.rel_pos_{axis}" for index in global_blocks for axis in "hw")]
         return tuple(name for name in names if name in tower.shapes())
 
     def resample(self, state: State, tower: Tower) -> State:

@@ -159,16 +159,16 @@ class MLoREDecoder(Decoder):
         """See Decoder; the imbalance is the sum over all modules, of this process's images."""
         predictions = {task: self._predict(task, maps) for task, maps in features.items()}
         stacks: list[Any] = list(self.refine)
-        found = [module.imbalance() for modules in stacks for module in modules] if self.training else []
-        return Decoded(predictions, imbalance=torch.stack(found).sum() if found else None)
+        imbalances = [module.imbalance() for modules in stacks for module in modules] if self.training else []
+        return Decoded(predictions, imbalance=torch.stack(imbalances).sum() if imbalances else None)
 
     def _predict(self, task: str, features: FeatureMaps) -> Tensor:
         entries: list[Any] = list(self.enter)
         stacks: list[Any] = list(self.refine)
         refined = []
         for map_, enter, modules in zip(features, entries, stacks, strict=True):
-            now = enter[task](map_)
+            level = enter[task](map_)
             for module in modules:
-                now = module(task, now)
-            refined.append(now)
+                level = module(task, level)
+            refined.append(level)
         return self.ends[task](refined, quarter_size(features, self.enlarge))

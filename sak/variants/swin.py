@@ -33,9 +33,9 @@ class SwinSize:
         """Refuse sizes that no Swin has."""
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "heads", tuple(self.heads))
-        whole = (self.embed, self.window, *self.depths, *self.heads)
-        if any(not isinstance(number, int) or number < 1 for number in whole) or len(self.depths) != len(self.heads):
-            raise UsageError(f"a Swin's sizes are whole numbers from 1, as many heads as depths, got {self}")
+        numbers = (self.embed, self.window, *self.depths, *self.heads)
+        if any(not isinstance(number, int) or number < 1 for number in numbers) or len(self.depths) != len(self.heads):
+            raise UsageError(f"a Swin's sizes are numbers numbers from 1, as many heads as depths, got {self}")
         if any(self.width_at(stage) % heads for stage, heads in enumerate(self.heads, start=1)):
             raise UsageError(f"a Swin stage's width must be a multiple of its heads, got {self}")
 

@@ -225,7 +225,7 @@ def _minimiser(gram: np.ndarray, mean: np.ndarray, radius: float) -> np.ndarray:
     scale = max(float(np.trace(gram)) / len(mean), _SMALLEST)  # so that the solver's tolerance means the same anywhere
     unit, reach = gram / scale, radius / scale**0.5
     solve: Any = minimize  # its stubs know none of SLSQP's options
-    found = solve(
+    solution = solve(
         lambda weights: cagrad_objective(unit, mean, reach, weights),
         list(mean),
         bounds=[(0.0, 1.0)] * len(mean),
@@ -233,7 +233,7 @@ def _minimiser(gram: np.ndarray, mean: np.ndarray, radius: float) -> np.ndarray:
         method="SLSQP",
         options={"ftol": 1e-12, "maxiter": 200},
     )
-    weights = np.clip(np.asarray(found.x, dtype=np.float64), 0, None)
+    weights = np.clip(np.asarray(solution.x, dtype=np.float64), 0, None)
     total = weights.sum()
     return weights / total if np.isfinite(total) and total > 0 else mean
 

@@ -71,7 +71,10 @@ class MaxF(_Saliency):
         bins = len(THRESHOLDS) + 1
         pairs = torch.bincount(label.flatten() * bins + _levels_above(prediction), minlength=3 * bins)
         negative, positive = pairs.reshape(3, bins)[:2]
-        salient, predicted = _at_least(positive)[1:], _at_least(negative + positive)[1:]  # all reach no threshold
+        salient, predicted = (
+            _at_least(positive)[1:],
+            _at_least(negative + positive)[1:],
+        )  # every pixel reaches at least none
         self.state["tp"] += salient
         self.state["predicted"] += predicted
         self.state["positives"] += positive.sum()

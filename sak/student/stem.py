@@ -57,7 +57,7 @@ class Stem(nn.Module):
     def __init__(self, size: StemSize, image_size: tuple[int, int], *, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.vit = plain_vit(size, image_size)
-        self.image_size = image_size
+        self.size, self.image_size = size, image_size
         self.gradient_checkpointing = gradient_checkpointing
         self.any_size = False
 
@@ -102,8 +102,7 @@ class Stem(nn.Module):
         if not self.any_size:
             return self.vit.pos_embed
         grid = images.shape[-2] // PATCH, images.shape[-1] // PATCH
-        prefix = 0 if self.vit.no_embed_class else 1
-        return resampled(self.vit.pos_embed, grid, self.vit.patch_embed.grid_size, prefix)
+        return resampled(self.vit.pos_embed, grid, self.vit.patch_embed.grid_size, position_prefix(self.size))
 
 
 DEMO = "demo/"
@@ -163,7 +162,7 @@ def _fill(stem: Stem | SwinStem, state: Mapping[str, Tensor], *, source: str) ->
 
 
 def _resampled(pos_embed: Tensor, stem: Stem, source: str) -> Tensor:
-    prefix = 0 if stem.vit.no_embed_class else 1
+    prefix = position_prefix(stem.size)
     count = pos_embed.shape[1] - prefix
     if count == stem.vit.pos_embed.shape[1] - prefix:
         return pos_embed

@@ -224,10 +224,10 @@ class Amalgam(Probe):
     def _gates(self, level: int, experts: list[Tensor], tasks: Sequence[str], noise: Gates | None) -> dict[str, Tensor]:
         tokens = map_to_tokens(torch.stack(experts).mean(0)).contiguous()
         routers: Any = self.routers[str(level)]
-        gates = {}
+        shape, gates = (tokens.shape[0], len(experts)), {}
         for task in tasks:
-            given = noise[level][task] if noise is not None else None
-            if self.training and given is None:
-                given = draw_noise((tokens.shape[0], len(experts)), tokens, None)
-            gates[task] = routers[task](tokens, given if self.training else None)
+            given = None
+            if self.training:
+                given = draw_noise(shape, tokens, None) if noise is None else noise[level][task]
+            gates[task] = routers[task](tokens, given)
         return gates

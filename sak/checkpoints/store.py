@@ -22,6 +22,7 @@ from sak.student.build import make_student, parameter_counts, without_lora
 from sak.student.config import StudentConfig
 from sak.student.stem import position_prefix, resample_position
 from sak.student.student import Student
+from sak.teachers.teacher import fill_buffers
 from sak.variants.frozen import Amalgam, AmalgamConfig, Probe, ProbeConfig
 from sak.variants.lora import LORA_KEYS
 from sak.variants.swin import SwinStem
@@ -93,7 +94,7 @@ def student_from_tensors(
             raise SakError(f"{origin}: {theirs} is {tuple(tensors[theirs].shape)}, the student needs {shape}")
     student.load_state_dict({key: tensors[theirs] for theirs, (key, _) in wanted.items()}, assign=True)
     if isinstance(student.stem, SwinStem):
-        student.stem.fill_buffers()
+        fill_buffers(student.stem.swin)
     return student
 
 

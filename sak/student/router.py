@@ -106,10 +106,7 @@ class SumOfPaths(StemAlone):
     def fuse(self, gates: Mapping[str, Tensor], task: str, tas: Tensor, paths: Sequence[Tensor]) -> Tensor:
         """See StemAlone."""
         del gates, task, tas
-        total = paths[0]
-        for path in paths[1:]:
-            total = total + path
-        return total
+        return sum(paths[1:], start=paths[0])
 
 
 class Routers(StemAlone):

@@ -55,11 +55,11 @@ class Tower(nn.Module):
         """Take `state` as the weights, in place of the meta device's; tensors of dropped blocks are left out."""
         wanted = self.model.state_dict().keys()
         self.model.load_state_dict({name: state[name] for name in wanted}, assign=True)
-        _fill_buffers(self.model)
+        fill_buffers(self.model)
 
 
-def _fill_buffers(model: nn.Module) -> None:
-    """Compute the buffers that no state dict holds (rotary frequencies), drawn on the meta device until now."""
+def fill_buffers(model: nn.Module) -> None:
+    """Compute the buffers, drawn on the meta device, that no state dict holds: rotary frequencies, Swin's indices."""
     for name, module in model.named_modules():
         empty = [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         if not empty:

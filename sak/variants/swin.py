@@ -118,15 +118,6 @@ class SwinStem(nn.Module):
                 tokens.append(map_.flatten(1, 2))
         return tuple(tokens)
 
-    def fill_buffers(self) -> None:
-        """Compute what no checkpoint holds, position indices and masks, after a stem was drawn on the meta device."""
-        for module in self.swin.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_meta:
-                    setattr(module, name, torch.empty_like(buffer, device="cpu"))
-            if hasattr(module, "init_non_persistent_buffers"):
-                module.init_non_persistent_buffers()
-
 
 class SwinPath(nn.Module):
     """One teacher's adapters, one after the embedding and one after each block, and a carry from stage to stage.

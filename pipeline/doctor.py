@@ -190,7 +190,7 @@ def weight_folders() -> tuple[str, ...]:
     """Where downloaded weights lie: the Hugging Face hub's folder, and torch.hub's for segment-anything."""
     from sak.teachers.hub import SAM_URLS, UrlFile
 
-    torch_hub = str(UrlFile(SAM_URLS["vit_b"]).place.parent)
+    torch_hub = str(UrlFile(SAM_URLS["vit_b"]).path.parent)
     if util.find_spec("huggingface_hub") is None:
         return (torch_hub,)
     from huggingface_hub import constants

@@ -6,40 +6,28 @@ Maps are (B, C, H, W), tokens are (B, N, C). Levels are block numbers counted fr
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Map = TypeVar("Map")
+
 
 @dataclass(frozen=True)
-class FeatureMaps:
-    """One model's levels as (B, C, H, W) maps, in the order of the blocks they were tapped from.
-
-    A teacher and a student of different depth are paired by position, not by block number: levels (6, 12, 18, 24) of
-    an L teacher meet levels (3, 6, 9, 12) of a B student.
-    """
+class LevelMaps(Generic[Map]):
+    """One model's levels, by block numbers, and what is held of each."""
 
     levels: tuple[int, ...]
-    maps: tuple[Tensor, ...]
+    maps: tuple[Map, ...]
 
     def __post_init__(self) -> None:
         """Refuse levels and maps that do not belong together."""
         if len(self.levels) != len(self.maps):
             raise ValueError(f"{len(self.levels)} levels {self.levels} but {len(self.maps)} maps")
-        if list(self.levels) != sorted(set(self.levels)) or any(level < 1 for level in self.levels):
-            raise ValueError(f"levels must be increasing block numbers from 1, got {self.levels}")
-        for level, map_ in zip(self.levels, self.maps, strict=True):
-            if map_.ndim != 4:
-                raise ValueError(f"level {level}: a map is (B, C, H, W), got shape {tuple(map_.shape)}")
 
-    def __getitem__(self, level: int) -> Tensor:
-        """The map of block number `level`; KeyError names the levels there are."""
-        if level not in self.levels:
-            raise KeyError(f"no level {level}; levels are {self.levels}")
-        return self.maps[self.levels.index(level)]
-
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Map]:
         """The maps, shallowest first."""
         return iter(self.maps)
 
@@ -51,6 +39,30 @@ class FeatureMaps:
     def names(self) -> tuple[str, ...]:
         """Level names as losses and reports write them: `level3` is block 3."""
         return tuple(f"level{level}" for level in self.levels)
+
+
+@dataclass(frozen=True)
+class FeatureMaps(LevelMaps[Tensor]):
+    """One model's levels as (B, C, H, W) maps, in the order of the blocks they were tapped from.
+
+    A teacher and a student of different depth are paired by position, not by block number: levels (6, 12, 18, 24) of
+    an L teacher meet levels (3, 6, 9, 12) of a B student.
+    """
+
+    def __post_init__(self) -> None:
+        """Refuse levels that are no increasing block numbers, and what is no map."""
+        super().__post_init__()
+        if list(self.levels) != sorted(set(self.levels)) or any(level < 1 for level in self.levels):
+            raise ValueError(f"levels must be increasing block numbers from 1, got {self.levels}")
+        for level, map_ in zip(self.levels, self.maps, strict=True):
+            if map_.ndim != 4:
+                raise ValueError(f"level {level}: a map is (B, C, H, W), got shape {tuple(map_.shape)}")
+
+    def __getitem__(self, level: int) -> Tensor:
+        """The map of block number `level`; KeyError names the levels there are."""
+        if level not in self.levels:
+            raise KeyError(f"no level {level}; levels are {self.levels}")
+        return self.maps[self.levels.index(level)]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -68,6 +80,11 @@ class FeatureMaps:
     def apply(self, function: Callable[[Tensor], Tensor]) -> "FeatureMaps":
         """The same levels with `function` applied to every map."""
         return FeatureMaps(self.levels, tuple(function(map_) for map_ in self.maps))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision widened to float32; float64 stays as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def default_levels(depth: int) -> tuple[int, ...]:

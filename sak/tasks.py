@@ -24,7 +24,7 @@ def voc_palette(count: int) -> tuple[Colour, ...]:
         raise ValueError(f"PASCAL VOC has 256 colours, got {count}")
 
     def component(number: int, first: int) -> int:
-        return sum((number >> (3 * place + first) & 1) << (7 - place) for place in range(3))
+        return sum((number >> (3 * bit + first) & 1) << (7 - bit) for bit in range(3))
 
     return tuple((component(number, 0), component(number, 1), component(number, 2)) for number in range(count))
 
@@ -142,12 +142,9 @@ PASCAL_CONTEXT = Dataset("pascal-context", (512, 512), (_SEMSEG, _HUMAN_PARTS, _
 
 NYUD = Dataset("nyud", (448, 576), (_SEMSEG_40, _DEPTH, _NORMALS, replace(_EDGE, boundary_tolerance=0.011)))
 
-DATASETS: dict[str, Dataset] = {
-    "pascal-context": PASCAL_CONTEXT,
-    "nyud": NYUD,
-    "demo-pascal": replace(PASCAL_CONTEXT, name="demo-pascal"),
-    "demo-nyud": replace(NYUD, name="demo-nyud"),
-}
+_DEMO = (replace(PASCAL_CONTEXT, name="demo-pascal"), replace(NYUD, name="demo-nyud"))
+
+DATASETS: dict[str, Dataset] = {table.name: table for table in (PASCAL_CONTEXT, NYUD, *_DEMO)}
 
 
 def dataset(name: str) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sak.errors import SakError, UsageError
 
@@ -103,3 +103,16 @@ def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state)
+
+
+def fill_buffers(model: nn.Module) -> None:
+    """Compute the buffers, drawn on the meta device, that no state dict holds: rotary frequencies, Swin's indices."""
+    for name, module in model.named_modules():
+        empty = [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        if not empty:
+            continue
+        if not hasattr(module, "init_non_persistent_buffers"):
+            raise SakError(f"{type(model).__name__}: no weights for the buffers {', '.join(empty)} of {name or 'it'}")
+        for key in empty:
+            setattr(module, key, torch.empty_like(getattr(module, key), device="cpu"))
+        module.init_non_persistent_buffers()

@@ -1,4 +1,4 @@
-"""The authors' state-dict layout, in and out: every key of theirs is one of ours under another name."""
+"""The authors' checkpoints, read and written: every key of their state dicts is one of ours under another name."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,8 +85,8 @@ class Layout:
         return {name: self._teacher_width(name) for name in names}
 
     def _teacher_width(self, name: str) -> int:
-        found = self._found(rf"(ts_aligners\.\d+_{re.escape(name)}\.weight)")
-        return self.state[self.prefix + found[0][0]].shape[0] if found else self.width
+        aligners = self._found(rf"(ts_aligners\.\d+_{re.escape(name)}\.weight)")
+        return self.state[self.prefix + aligners[0][0]].shape[0] if aligners else self.width
 
     def tasks(self, names: Sequence[str] | None) -> dict[str, int]:
         """Tasks and their heads' channels; `names`, where given, must be the layout's and give the order."""
@@ -102,11 +102,11 @@ class Layout:
         return "sum" if self.has("tsap") else "none"
 
 
-def _same_names(what: str, given: Iterable[str], found: Iterable[str]) -> None:
-    given, found = list(given), list(found)
-    if sorted(given) != sorted(found):
+def _same_names(what: str, given: Iterable[str], present: Iterable[str]) -> None:
+    given, present = list(given), list(present)
+    if sorted(given) != sorted(present):
         raise UsageError(
-            f"the state dict has the {what} {', '.join(found) or '(none)'}; got {', '.join(given) or '(none)'}"
+            f"the state dict has the {what} {', '.join(present) or '(none)'}; got {', '.join(given) or '(none)'}"
         )
 
 

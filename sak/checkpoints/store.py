@@ -1,4 +1,7 @@
-"""Our own checkpoints: a safetensors file whose header says which student it is, and the same as JSON beside it."""
+"""Our own checkpoints, saved, loaded and carried from one student into another (stage 1 of the paper into stage 2).
+
+A checkpoint is a safetensors file whose header says which student it is, and the same as JSON for people.
+"""
 
 import json
 import os
@@ -21,11 +24,12 @@ from sak.student.stem import position_prefix, resample_position
 from sak.student.student import Student
 from sak.variants.lora import LORA_KEYS
 from sak.variants.swin import SwinStem
+from sak.weight_files import fill_buffers
 
 WEIGHTS = "student.safetensors"
-DESCRIPTION = "student.json"
 _FORMAT = "sak-student-1"
 POSITION = "stem.vit.pos_embed"
+_TASK_PARTS = ("routers.", "heads.")
 
 
 def save_student(student: Student, folder: Path) -> Path:
@@ -34,8 +38,8 @@ def save_student(student: Student, folder: Path) -> Path:
     Each file appears whole or not at all. The weights file alone is the checkpoint: its header holds the
     configuration. The JSON file says the same to people and tools, and is written last.
     """
-    facts = {"format": _FORMAT, "config": student.config.resolved().to_json(), "weights": WEIGHTS}
-    return write_checkpoint(student, folder, DESCRIPTION, facts | {"parameters": parameter_counts(student)})
+    config = student.config.resolved().to_json()
+    return save_checkpoint(student, folder / WEIGHTS, _FORMAT, config, parameters=parameter_counts(student))
 
 
 def load_student(path: Path, *, image_size: tuple[int, int] | None = None) -> Student:
@@ -87,7 +91,7 @@ def student_from_tensors(
             raise SakError(f"{origin}: {theirs} is {tuple(tensors[theirs].shape)}, the student needs {shape}")
     student.load_state_dict({key: tensors[theirs] for theirs, (key, _) in wanted.items()}, assign=True)
     if isinstance(student.stem, SwinStem):
-        student.stem.fill_buffers()
+        fill_buffers(student.stem.swin)
     return student
 
 
@@ -131,15 +135,15 @@ def deployable(student: Student) -> Student:
     return student_from_tensors(stripped, kept, origin="the student to export").eval()
 
 
-def write_checkpoint(module: nn.Module, folder: Path, description: str, facts: Mapping[str, Any]) -> Path:
-    """The module's tensors with format and configuration in the header, then all facts as JSON; the weights file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / str(facts["weights"])
+def save_checkpoint(module: nn.Module, weights: Path, version: str, config: Mapping[str, Any], **more: Any) -> Path:
+    """The module's tensors with format and configuration in the header, then the same as JSON; the weights file."""
+    weights.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-    header = {"format": facts["format"], "config": json.dumps(facts["config"])}
+    header = {"format": version, "config": json.dumps(config)}
     write_whole(weights, lambda scratch: save_file(tensors, scratch, metadata=header))
+    facts = {"format": version, "config": config, "weights": weights.name, **more}
     text = json.dumps(facts, indent=2) + "\n"
-    write_whole(folder / description, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_whole(weights.with_suffix(".json"), lambda scratch: scratch.write_text(text, encoding="utf-8"))
     return weights
 
 
@@ -153,11 +157,6 @@ def saved_config(file: Path, wanted: str, hint: str = "") -> Any:
     if header.get("format") != wanted:
         raise SakError(f"{file}: format {header.get('format')!r}, wanted {wanted!r}{hint}")
     return json.loads(header["config"])
-
-
-# Weights of one student carried into another: stage 1 of the paper into stage 2.
-
-_TASK_PARTS = ("routers.", "heads.")
 
 
 @dataclass(frozen=True)

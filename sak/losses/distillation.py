@@ -1,4 +1,4 @@
-"""The distillation loss (paper, equation 5) and the representation similarity of Table 3.
+"""The distillation loss (paper, equation 5), summed over teachers and levels, and Table 3's representation similarity.
 
 All values are in float32 or better whatever the inputs and autocast; float64 stays float64. Sums run over the grid on
 which the published loss compares, the teacher's where it is taller, also where only its projection is at hand.
@@ -6,7 +6,7 @@ which the published loss compares, the teacher's where it is taller, also where 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -164,9 +164,6 @@ class _Root(torch.autograd.Function):
 Kind = Literal["cos+l1", "cos", "l2"]
 Cosine = Literal["map", "token"]
 
-KINDS: tuple[Kind, ...] = ("cos+l1", "cos", "l2")
-COSINES: tuple[Cosine, ...] = ("map", "token")
-
 
 @dataclass(frozen=True)
 class LevelLoss:
@@ -233,10 +230,10 @@ class DistillationLoss:
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds and cosines."""
-        if self.kind not in KINDS:
-            raise UsageError(f"no distillation loss {self.kind!r}; known: {', '.join(KINDS)}")
-        if self.cosine not in COSINES:
-            raise UsageError(f"no cosine {self.cosine!r}; known: {', '.join(COSINES)}")
+        choices = (("distillation loss", self.kind, get_args(Kind)), ("cosine", self.cosine, get_args(Cosine)))
+        for what, chosen, known in choices:
+            if chosen not in known:
+                raise UsageError(f"no {what} {chosen!r}; known: {', '.join(known)}")
 
     def __call__(self, student: Mapping[str, FeatureMaps], targets: Mapping[str, Targets]) -> DistillationLosses:
         """Compare the student's maps for each teacher with that teacher's; levels are paired in order.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sak.errors import UsageError
+from sak.features import at_least_float32
 from sak.losses.targets import ProjectedTarget, Target
 
 
@@ -18,7 +19,9 @@ def hadamard(order: int) -> Tensor | None:
     Sylvester doubling of the smallest of Paley's matrices (order q + 1 or 2 (q + 1), q prime) whose order divides by
     powers of two: 768 = 64 * 12, 384 = 32 * 12, 1280 = 64 * 20, 1152 = 32 * 36; powers of two are Sylvester's own.
     """
-    base = next((matrix for matrix in map(_paley, _bases(order)) if matrix is not None), None)
+    halvings = (order & -order).bit_length() - 1
+    bases = (order >> halving for halving in range(halvings, -1, -1))  # orders that doubling brings to this one
+    base = next((matrix for matrix in map(_paley, bases) if matrix is not None), None)
     while base is not None and base.shape[0] < order:
         base = torch.cat([torch.cat([base, base], 1), torch.cat([base, -base], 1)])
     return base
@@ -33,14 +36,6 @@ def orthonormal_hadamard(order: int) -> Tensor:
     if matrix is None:
         raise ValueError(f"no Hadamard matrix of order {order} by doubling one of Paley's: use another width")
     return matrix / order**0.5
-
-
-def _bases(order: int) -> list[int]:
-    """Orders that doubling brings to `order`, smallest first."""
-    if order < 1:
-        return []
-    halvings = (order & -order).bit_length() - 1
-    return [order >> halving for halving in range(halvings, -1, -1)]
 
 
 def _paley(order: int) -> Tensor | None:
@@ -107,7 +102,7 @@ class Standardisation:
 
     def invert(self, map_: Tensor) -> Tensor:
         """Undo it on a map (B, C, H, W): a student trained on standardised targets, in the teacher's own units."""
-        map_ = _wide(map_)
+        map_ = at_least_float32(map_)
         scaled = map_ * _column(self.scale, map_)
         return _rotate(None if self.rotation is None else self.rotation.T, scaled) + _column(self.mean, map_)
 
@@ -117,7 +112,7 @@ class Standardisation:
         return Standardisation(self.mean.to(device), self.scale.to(device), rotation)
 
     def _apply(self, map_: Tensor) -> Tensor:
-        map_ = _wide(map_)
+        map_ = at_least_float32(map_)
         return _rotate(self.rotation, map_ - _column(self.mean, map_)) / _column(self.scale, map_)
 
 
@@ -145,10 +140,6 @@ def phi_s(mean: Tensor, covariance: Tensor) -> Standardisation:
         raise ValueError(f"the covariance of {len(values)} channels is zero: there is nothing to standardise")
     hadamard = orthonormal_hadamard(len(values)).to(vectors.device)
     return Standardisation(mean.double(), mean_variance.sqrt(), hadamard @ vectors.T)
-
-
-def _wide(map_: Tensor) -> Tensor:
-    return map_.to(torch.promote_types(map_.dtype, torch.float32))
 
 
 def _column(statistic: Tensor, map_: Tensor) -> Tensor:

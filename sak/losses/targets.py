@@ -1,4 +1,4 @@
-"""What a student is compared with: full maps, projections of them onto its grid, or a mixture, one per level.
+"""What a student is compared with: a teacher's full maps, or a taller grid's (SAM's) projected onto the student's.
 
 A projection gives what the loss needs without the map. U, (H*W) x (h*w), is the loss's own bilinear up-sampling from
 the student's grid to the teacher's; t is a teacher map, p = pinv(U) t its projection, s a student map. As t - Up is
@@ -11,7 +11,7 @@ map. U is the Kronecker product of two small matrices, so <Us, Up> is the sum of
 G = U^T U of its factors, and the teacher's grid is never filled in.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import index
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from sak.errors import UsageError
-from sak.features import FeatureMaps, bilinear_resize, resize_matrix
+from sak.features import FeatureMaps, LevelMaps, bilinear_resize, resize_matrix
 
 Grid = tuple[int, int]
 Made = TypeVar("Made", bound=Callable[..., object])
@@ -192,33 +192,11 @@ def _factors(
 Target = Tensor | ProjectedTarget
 
 
-@dataclass(frozen=True)
-class TargetMaps:
+class TargetMaps(LevelMaps[Target]):
     """One teacher's levels as maps (B, C, H, W) or as their projections, in the order of its blocks.
 
     `FeatureMaps` serves as well where every level is a full map: the losses take either.
     """
-
-    levels: tuple[int, ...]
-    maps: tuple[Target, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse levels and maps that do not belong together."""
-        if len(self.levels) != len(self.maps):
-            raise ValueError(f"{len(self.levels)} levels {self.levels} but {len(self.maps)} maps")
-
-    def __iter__(self) -> Iterator[Target]:
-        """The targets, shallowest first."""
-        return iter(self.maps)
-
-    def __len__(self) -> int:
-        """How many levels."""
-        return len(self.levels)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Level names as losses and reports write them: `level3` is block 3."""
-        return tuple(f"level{level}" for level in self.levels)
 
 
 Targets = FeatureMaps | TargetMaps

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sak.errors import UsageError
+from sak.features import at_least_float32
 from sak.tasks import IGNORE, Dataset, Task
 
 EDGE_POSITIVE_WEIGHT = 0.95
@@ -34,7 +35,7 @@ SHORTEST_NORMAL = 1e-12
 def cross_entropy(prediction: Tensor, label: Tensor, average: Average = alone) -> Tensor:
     """Cross-entropy of logits (B, K, H, W) with classes (B, 1, H, W), the sum over valid pixels / their number."""
     classes = _classes(label)
-    loss = F.cross_entropy(_wide(prediction), classes, ignore_index=IGNORE, reduction="sum")
+    loss = F.cross_entropy(at_least_float32(prediction), classes, ignore_index=IGNORE, reduction="sum")
     return loss / _at_least_one(average((classes != IGNORE).sum())).to(loss)
 
 
@@ -43,7 +44,7 @@ def balanced_cross_entropy(prediction: Tensor, label: Tensor, average: Average =
 
     The weights do not cancel in the quotient: it is divided by pixels, not by weights. Labels are 0, 1 or 255.
     """
-    prediction, classes = _wide(prediction), _classes(label)
+    prediction, classes = at_least_float32(prediction), _classes(label)
     valid = _at_least_one(average((classes != IGNORE).sum())).to(prediction)
     negatives = average((classes == 0).sum()).to(prediction) / valid
     weights = torch.stack([1 - negatives, negatives])
@@ -56,7 +57,7 @@ def balanced_bce(prediction: Tensor, label: Tensor, average: Average = alone) ->
     The two weights come from 0.95 in the prediction's dtype, as in the published code: in float32 the negatives' one is
     larger than 0.05 by 2.4e-7 of it, which its gradients show.
     """
-    prediction, label = _wide(prediction), label.to(_wide(prediction))
+    prediction, label = at_least_float32(prediction), label.to(at_least_float32(prediction))
     valid = label != IGNORE
     positive = torch.full((), EDGE_POSITIVE_WEIGHT, dtype=prediction.dtype, device=prediction.device)
     loss = F.binary_cross_entropy_with_logits(
@@ -74,20 +75,16 @@ def normals_l1(prediction: Tensor, label: Tensor, average: Average = alone) -> T
 
     The label is not normalised. A pixel with 255 in any channel is invalid.
     """
-    return _l1(F.normalize(_wide(prediction), dim=1, eps=SHORTEST_NORMAL), label, average)
+    return _l1(F.normalize(at_least_float32(prediction), dim=1, eps=SHORTEST_NORMAL), label, average)
 
 
 def l1(prediction: Tensor, label: Tensor, average: Average = alone) -> Tensor:
     """L1 between prediction and label, (B, K, H, W); summed over channels / valid pixels."""
-    return _l1(_wide(prediction), label, average)
+    return _l1(at_least_float32(prediction), label, average)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Average], Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "balanced_cross_entropy": balanced_cross_entropy,
-    "balanced_bce": balanced_bce,
-    "normals_l1": normals_l1,
-    "l1": l1,
+    loss.__name__: loss for loss in (cross_entropy, balanced_cross_entropy, balanced_bce, normals_l1, l1)
 }
 """By the names used in the task table."""
 
@@ -137,7 +134,3 @@ def _classes(label: Tensor) -> Tensor:
 def _at_least_one(count: Tensor) -> Tensor:
     """The count itself, or 1 where nothing was counted: a mean of counts may well lie between."""
     return count.where(count > 0, 1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""How much better, over all tasks, than one network a task: delta_m, its spread over tasks, and the best by task."""
+"""delta_m: how much better, over all tasks, than one network a task; its spread over tasks, and the best by task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -38,9 +38,7 @@ class DepthError(StreamingMetric):
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("squares", "relative")}
-        counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("close", "pixels")}
-        super().__init__(**sums, **counts)
+        super().__init__(device, counts={"close": (), "pixels": ()}, sums={"squares": (), "relative": ()})
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Metres, of one shape, whatever it is."""

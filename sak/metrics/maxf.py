@@ -6,6 +6,7 @@ from math import inf, nan
 import torch
 from torch import Tensor
 
+from sak.features import at_least_float32
 from sak.metrics.streaming import StreamingMetric, class_numbers, images, ratio
 
 BETA_SQUARED = 0.3
@@ -40,16 +41,8 @@ class MaxFResult:
     images: int
 
 
-class MaxF(StreamingMetric):
-    """F at 19 thresholds from counts over the whole data set, and their maximum; pixels labelled 255 are left out.
-
-    State: `tp` and `predicted`, int64 (19,); `positives`, `images`, int64 (); `iou`, float64 (19,), summed over images.
-    """
-
-    def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        counts = {name: torch.zeros(len(THRESHOLDS), dtype=torch.int64, device=device) for name in ("tp", "predicted")}
-        single = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("positives", "images")}
-        super().__init__(**counts, **single, iou=torch.zeros(len(THRESHOLDS), dtype=torch.float64, device=device))
+class _Saliency(StreamingMetric):
+    """What both metrics take, image by image."""
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Probabilities that a pixel is salient and labels of 0, 1 and 255, both (H, W) or (B, H, W)."""
@@ -60,10 +53,28 @@ class MaxF(StreamingMetric):
 
     def _add(self, prediction: Tensor, label: Tensor) -> None:
         """One image, its labels 0, 1 and 2 for what is left out."""
+        raise NotImplementedError
+
+
+class MaxF(_Saliency):
+    """F at 19 thresholds from counts over the whole data set, and their maximum; pixels labelled 255 are left out.
+
+    State: `tp` and `predicted`, int64 (19,); `positives`, `images`, int64 (); `iou`, float64 (19,), summed over images.
+    """
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        bins = (len(THRESHOLDS),)
+        counts = {"tp": bins, "predicted": bins, "positives": (), "images": ()}
+        super().__init__(device, counts=counts, sums={"iou": bins})
+
+    def _add(self, prediction: Tensor, label: Tensor) -> None:
         bins = len(THRESHOLDS) + 1
         pairs = torch.bincount(label.flatten() * bins + _levels_above(prediction), minlength=3 * bins)
         negative, positive = pairs.reshape(3, bins)[:2]
-        salient, predicted = _at_least(positive), _at_least(negative + positive)
+        salient, predicted = (
+            _at_least(positive)[1:],
+            _at_least(negative + positive)[1:],
+        )  # every pixel reaches at least none
         self.state["tp"] += salient
         self.state["predicted"] += predicted
         self.state["positives"] += positive.sum()
@@ -97,7 +108,7 @@ class MaxFmResult:
     images: int
 
 
-class MaxFPerImage(StreamingMetric):
+class MaxFPerImage(_Saliency):
     """F of each image at 256 grey levels, the mean over images, and its maximum: `maxFm` of saliency benchmarks.
 
     As there, a prediction is first stretched to its own least and largest value, then cut to grey levels; an image
@@ -107,23 +118,15 @@ class MaxFPerImage(StreamingMetric):
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        super().__init__(
-            f=torch.zeros(GREY_LEVELS, dtype=torch.float64, device=device),
-            images=torch.zeros((), dtype=torch.int64, device=device),
-        )
+        super().__init__(device, counts={"images": ()}, sums={"f": (GREY_LEVELS,)})
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Probabilities that a pixel is salient and labels of 0, 1 and 255, both (H, W) or (B, H, W)."""
-        prediction, label = self._take(prediction, label)
-        label = class_numbers(label, 2, "a saliency label (255 apart)")
-        for probabilities, truth in zip(images(prediction), images(label), strict=True):
-            valid = truth != 2
-            if bool(valid.any()):
-                self._add(_grey(probabilities[valid]), truth[valid] == 1)
-
-    def _add(self, grey: Tensor, positive: Tensor) -> None:
-        predicted = torch.bincount(grey, minlength=GREY_LEVELS).flip(0).cumsum(0).flip(0)
-        tp = torch.bincount(grey[positive], minlength=GREY_LEVELS).flip(0).cumsum(0).flip(0)
+    def _add(self, prediction: Tensor, label: Tensor) -> None:
+        valid = label != 2
+        if not bool(valid.any()):
+            return
+        grey, positive = _grey(prediction[valid]), label[valid] == 1
+        predicted = _at_least(torch.bincount(grey, minlength=GREY_LEVELS))
+        tp = _at_least(torch.bincount(grey[positive], minlength=GREY_LEVELS))
         self.state["f"] += f_measure(ratio(tp, predicted), ratio(tp, positive.sum()))
         self.state["images"] += 1
 
@@ -145,7 +148,7 @@ def _levels_above(probabilities: Tensor) -> Tensor:
     The whole part of 20 p is that number or one beside it, for rounding moves p and the thresholds by far less than
     they are apart; comparing p with the thresholds below and above settles it, in a fifth of the time of a search.
     """
-    wide = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32)).flatten()
+    wide = at_least_float32(probabilities).flatten()
     guess = (20 * wide.clamp(0, 0.99)).int()
     ends = torch.tensor([-inf, *THRESHOLDS.tolist(), inf], dtype=wide.dtype, device=wide.device)
     below, above = ends[:-1].index_select(0, guess), ends[1:].index_select(0, guess)
@@ -153,8 +156,8 @@ def _levels_above(probabilities: Tensor) -> Tensor:
 
 
 def _at_least(histogram: Tensor) -> Tensor:
-    """From how many pixels reach exactly k thresholds to how many reach the k-th, k = 1 .. 19."""
-    return histogram.flip(0).cumsum(0).flip(0)[1:]
+    """From how many pixels are at each level to how many are at it or above."""
+    return histogram.flip(0).cumsum(0).flip(0)
 
 
 def _grey(probabilities: Tensor) -> Tensor:

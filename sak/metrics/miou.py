@@ -49,7 +49,7 @@ class MeanIoU(StreamingMetric):
             raise ValueError(
                 f"labels are bytes and {IGNORE} is ignored, so there are 1 to {IGNORE} classes, not {classes}"
             )
-        super().__init__(confusion=torch.zeros(classes, classes, dtype=torch.int64, device=device))
+        super().__init__(device, counts={"confusion": (classes, classes)}, sums={})
         self.classes = classes
         self.absent: Absent = absent
 

@@ -46,10 +46,8 @@ class MeanAngle(StreamingMetric):
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("sum", "squares")}
-        sizes = {"pixels": (), "under": (len(LIMITS),), "histogram": (round(180 / BIN) + 1,)}
-        counts = {name: torch.zeros(size, dtype=torch.int64, device=device) for name, size in sizes.items()}
-        super().__init__(**sums, **counts)
+        counts = {"pixels": (), "under": (len(LIMITS),), "histogram": (round(180 / BIN) + 1,)}
+        super().__init__(device, counts=counts, sums={"sum": (), "squares": ()})
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Vectors of any length, (3, H, W) or (B, 3, H, W); a label of 255 in any channel leaves its pixel out."""

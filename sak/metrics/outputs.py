@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sak.errors import SakError
+from sak.features import at_least_float32
 from sak.metrics.depth import DepthError
 from sak.metrics.maxf import MaxF
 from sak.metrics.miou import MeanIoU, PartsMeanIoU
@@ -54,7 +55,7 @@ def read_output(task: Task, output: Tensor) -> Tensor:
     Class numbers (B, H, W) for mIoU; probabilities (B, H, W) of salient pixels and of boundaries; unit normals
     (B, 3, H, W); metres (B, H, W), at least 0.
     """
-    return _READ[task.metric](output.to(torch.promote_types(output.dtype, torch.float32)))
+    return _READ[task.metric](at_least_float32(output))
 
 
 def pixel_metric(task: Task, device: Device = "cpu") -> PixelMetric | None:

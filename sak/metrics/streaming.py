@@ -1,12 +1,14 @@
 """What all metrics share: sums over images that any number of processes may take, and add up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from sak.errors import SakError
 from sak.tasks import IGNORE
+
+Shape = tuple[int, ...]
 
 
 class StreamingMetric:
@@ -16,8 +18,14 @@ class StreamingMetric:
     metric on the CPU. Attributes: state: name -> tensor.
     """
 
-    def __init__(self, **state: Tensor) -> None:
-        self.state = state
+    def __init__(self, device: torch.device | str, *, counts: Mapping[str, Shape], sums: Mapping[str, Shape]) -> None:
+        """All zero; `counts` and `sums` are name -> shape."""
+        zeros = [(counts, torch.int64), (sums, torch.float64)]
+        self.state = {
+            name: torch.zeros(shape, dtype=dtype, device=device)
+            for shapes, dtype in zeros
+            for name, shape in shapes.items()
+        }
 
     @property
     def device(self) -> torch.device:
@@ -26,7 +34,7 @@ class StreamingMetric:
 
     def merge(self, other: "StreamingMetric") -> None:
         """Add what another metric of the same kind has seen; ValueError for one of another kind."""
-        if {name: value.shape for name, value in other.state.items()} != self._shapes():
+        if _shapes(other.state) != _shapes(self.state):
             raise ValueError(f"cannot merge {type(other).__name__} into {type(self).__name__}: their states differ")
         for name, value in other.state.items():
             self.state[name] += value.to(self.device)
@@ -38,12 +46,9 @@ class StreamingMetric:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over a state saved elsewhere; ValueError for one of another kind."""
-        if {name: value.shape for name, value in state.items()} != self._shapes():
+        if _shapes(state) != _shapes(self.state):
             raise ValueError(f"not a state of {type(self).__name__}: it has {sorted(state)}")
         self.state = {name: value.to(self.state[name]) for name, value in state.items()}
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: value.shape for name, value in self.state.items()}
 
     def _take(self, prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Both on the metric's device, detached; SakError where their sizes differ or the prediction is not finite."""
@@ -58,6 +63,10 @@ class StreamingMetric:
         return prediction, label
 
 
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
 def images(map_: Tensor) -> Tensor:
     """A single map (H, W) as a batch of one, a batch (B, H, W) as it is; ValueError for anything else."""
     if map_.ndim not in (2, 3):
@@ -65,10 +74,10 @@ def images(map_: Tensor) -> Tensor:
     return map_.reshape(-1, *map_.shape[-2:])
 
 
-def ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """The quotient in float64, 0 where the whole is 0."""
-    whole = whole.double()
-    return torch.where(whole == 0, 0.0, part.double() / whole)
+def ratio(part: Tensor, total: Tensor) -> Tensor:
+    """The quotient in float64, 0 where the total is 0."""
+    total = total.double()
+    return torch.where(total == 0, 0.0, part.double() / total)
 
 
 def is_finite(values: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Teacher-Specific Adapter Paths (TSAP, equations 2 and 3): one per teacher beside the stem, evaluated together."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,47 +26,61 @@ class Adapter(nn.Module):
         return tokens + self.scale * self.up(F.gelu(self.down(tokens)))
 
 
-class AdapterPaths(nn.ModuleDict):
-    """L+1 adapters per teacher: R_l = a_l(R_{l-1} + Z_l), R_0 = a_0(Z_0).
+def run_block(owner: Any, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The function's value; where `owner` trains with `gradient_checkpointing`, recomputed in the backward pass."""
+    if owner.gradient_checkpointing and owner.training:
+        return checkpoint(function, *arguments, use_reentrant=False)
+    return function(*arguments)
 
-    Each teacher keeps adapters of its own, so state dict, optimiser and gradients stay per teacher; `forward` stacks
-    their weights and evaluates all teachers in two batched products per block. `stacked = False` evaluates one adapter
-    after another, to the same numbers.
+
+class StackedPaths(nn.ModuleDict):
+    """One path per teacher, `<teacher>` -> its adapters, run block by block for all teachers together.
+
+    Each teacher keeps adapters of its own, so state dict, optimiser and gradients stay per teacher; `step` stacks their
+    weights and evaluates all teachers in two batched products per block. `stacked = False` evaluates one adapter after
+    another, to the same numbers.
     """
+
+    def __init__(self, paths: Mapping[str, nn.Module], *, gradient_checkpointing: bool) -> None:
+        super().__init__(paths)
+        self.stacked = True
+        self.gradient_checkpointing = gradient_checkpointing
+
+    def adapters(self, block: int) -> list[Adapter]:
+        """The teachers' adapters of a block, in order; here a path is a ModuleList of them."""
+        return [path[block] for path in self.values()]  # type: ignore[index]
+
+    def run(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
+        """As `step`, recomputed in the backward pass where gradients are checkpointed."""
+        return run_block(self, self.step, block, paths, tokens)
+
+    def step(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
+        """R_block of every teacher (N, B, T, C) from R_{block-1} (None before the first) and Z_block (B, T, C)."""
+        entering = tokens.expand(len(self), *tokens.shape) if paths is None else paths + tokens
+        adapters = self.adapters(block)
+        if not self.stacked:
+            return torch.stack([adapter(entering[i]) for i, adapter in enumerate(adapters)])
+        return adapt_all(stack_weights(adapters), entering)
+
+
+class AdapterPaths(StackedPaths):
+    """L+1 adapters per teacher beside a ViT: R_l = a_l(R_{l-1} + Z_l), R_0 = a_0(Z_0)."""
 
     def __init__(
         self, teachers: Sequence[str], *, width: int, depth: int, hidden: int, gradient_checkpointing: bool = False
     ) -> None:
-        super().__init__(
-            {teacher: nn.ModuleList(Adapter(width, hidden) for _ in range(depth + 1)) for teacher in teachers}
-        )
-        self.stacked = True
-        self.gradient_checkpointing = gradient_checkpointing
+        paths = {teacher: nn.ModuleList(Adapter(width, hidden) for _ in range(depth + 1)) for teacher in teachers}
+        super().__init__(paths, gradient_checkpointing=gradient_checkpointing)
 
     def forward(self, stem_tokens: Sequence[Tensor], levels: Sequence[int]) -> tuple[Tensor, ...]:
         """R_l of every teacher at the given levels: L+1 x (B, 1+n, C) -> len(levels) x (N, B, 1+n, C)."""
         paths: Tensor | None = None
         tapped: dict[int, Tensor] = {}
         for block, tokens in enumerate(stem_tokens):
-            paths = self._run(block, paths, tokens)
+            paths = self.run(block, paths, tokens)
             if block in levels:
                 tapped[block] = paths
         return tuple(tapped[level] for level in levels)
-
-    def step(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
-        """R_block of every teacher (N, B, T, C) from R_{block-1} (None before the first) and Z_block (B, T, C)."""
-        entering = tokens.expand(len(self), *tokens.shape) if paths is None else paths + tokens
-        if not self.stacked:
-            return torch.stack([adapter(entering[i]) for i, adapter in enumerate(self._adapters(block))])
-        return adapt_all(stack_weights(self._adapters(block)), entering)
-
-    def _run(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(self.step, block, paths, tokens, use_reentrant=False)
-        return self.step(block, paths, tokens)
-
-    def _adapters(self, block: int) -> list[Adapter]:
-        return [path[block] for path in self.values()]  # type: ignore[index]  # a ModuleList of Adapters
 
 
 class StackedWeights(NamedTuple):

@@ -42,18 +42,17 @@ def make_student(config: StudentConfig) -> Student:
 
 
 def _make_stem(config: StudentConfig) -> Stem | SwinStem:
-    size, again = config.size, config.gradient_checkpointing
-    if isinstance(size, SwinSize):
-        return SwinStem(size, config.image_size, gradient_checkpointing=again)
-    return Stem(size, config.image_size, gradient_checkpointing=again)
+    again = config.gradient_checkpointing
+    if isinstance(config.size, SwinSize):
+        return SwinStem(config.size, config.image_size, gradient_checkpointing=again)
+    return Stem(config.size, config.image_size, gradient_checkpointing=again)
 
 
 def _make_paths(config: StudentConfig, teachers: Sequence[str]) -> AdapterPaths | SwinPaths:
-    size, again = config.size, config.gradient_checkpointing
+    size, ratio, again = config.size, config.down_ratio, config.gradient_checkpointing
     if isinstance(size, SwinSize):
-        ratio = config.down_ratio
         return SwinPaths(teachers, size, config.image_size, down_ratio=ratio, gradient_checkpointing=again)
-    hidden = size.width // config.down_ratio
+    hidden = size.width // ratio
     return AdapterPaths(teachers, width=size.width, depth=size.depth, hidden=hidden, gradient_checkpointing=again)
 
 

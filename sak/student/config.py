@@ -1,8 +1,10 @@
 """What a student is made of: a frozen description that goes into its checkpoint as JSON."""
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from inspect import Parameter, signature
 from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
@@ -120,10 +122,9 @@ class StudentConfig:
                     )
                 if not isinstance(channels, int) or channels < 1:
                     raise UsageError(f"{kind} {name!r} needs a positive number of channels, got {channels!r}")
-        _check_choice("fusion", self.fusion, get_args(Fusion))
-        _check_choice("gate_noise", self.gate_noise, get_args(GateNoise))
-        _check_choice("freeze", self.freeze, get_args(Freeze))
-        _check_choice("decoder", self.decoder, DECODERS)
+        words = {"fusion": get_args(Fusion), "gate_noise": get_args(GateNoise), "freeze": get_args(Freeze)}
+        for option, known in (words | {"decoder": tuple(DECODERS)}).items():
+            _check_choice(option, getattr(self, option), known)
 
     def _check_parts(self, size: Size) -> None:
         widths = {size.width_at(level) for level in self.tapped}
@@ -192,13 +193,8 @@ class StudentConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value; teachers and tasks are lists of pairs, because their order is meant."""
-        plain: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        plain["image_size"] = list(self.image_size)
-        plain["levels"] = None if self.levels is None else list(self.levels)
-        for name in ("teachers", "tasks"):
-            plain[name] = [list(pair) for pair in plain[name].items()]
-        plain["stem"] = self.stem if isinstance(self.stem, str) else size_to_json(self.stem)
-        plain["lora"] = None if self.lora is None else vars(self.lora) | {"targets": list(self.lora.targets)}
+        pairs = {"teachers": list(self.teachers.items()), "tasks": list(self.tasks.items())}
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | pairs))
         return plain
 
     @classmethod
@@ -214,30 +210,24 @@ class StudentConfig:
         return _construct(cls, plain, "student")
 
 
-def size_to_json(size: Size) -> dict[str, Any]:
-    """A stem's size as JSON."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(size).items()}
-
-
 def size_from_json(value: Mapping[str, Any]) -> Size:
-    """The inverse of `size_to_json`: a Swin where there are depths, else a ViT; unknown options are errors."""
-    if "depths" in value:
-        return _construct(SwinSize, value, "stem")
-    return _construct(StemSize, value, "stem")
+    """A stem's size from JSON: a Swin where there are depths, else a ViT; unknown options are errors."""
+    kind: type[Size] = SwinSize if "depths" in value else StemSize
+    return _construct(kind, value, "stem")
 
 
-T = TypeVar("T", StudentConfig, StemSize, SwinSize, Lora)
+T = TypeVar("T")
 
 
 def _construct(kind: type[T], value: Mapping[str, Any], where: str) -> T:
     """The dataclass from a mapping; `UsageError` names options that are unknown or missing."""
-    known = [entry.name for entry in fields(kind)]
+    known = signature(kind).parameters
     for name in value:
         if name not in known:
             raise UsageError(f"{where}: no option {name!r}{nearest(name, known)}")
-    for entry in fields(kind):
-        if entry.default is MISSING and entry.default_factory is MISSING and entry.name not in value:
-            raise UsageError(f"{where}: {entry.name} is missing")
+    for name, parameter in known.items():
+        if parameter.default is Parameter.empty and name not in value:
+            raise UsageError(f"{where}: {name} is missing")
     return kind(**value)
 
 
@@ -255,7 +245,6 @@ def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    known = tuple(known)
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Mixture-of-Representations router (MoR, section 3.3): how much of each expert a task takes at a level."""
+"""Mixture-of-Representations routers (MoR, section 3.3): their noise is drawn here, their gates mix the experts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sak.errors import UsageError
+from sak.features import at_least_float32
 
 Gates = Mapping[int, Mapping[str, Tensor]]
 """Level -> task -> one value per expert: (B, E), with noise per pixel (B, E, H, W)."""
@@ -40,7 +41,7 @@ class Router(nn.Module):
         At least float32 from the mean on, also under autocast.
         """
         raw = self.net(tokens)
-        return raw.to(torch.promote_types(raw.dtype, torch.float32)).mean(dim=1)
+        return at_least_float32(raw).mean(dim=1)
 
     def forward(self, tokens: Tensor, noise: Tensor | None = None) -> Tensor:
         """Gates that sum to one over the experts (equation 4); without noise softmax(h), as in evaluation.
@@ -105,10 +106,7 @@ class SumOfPaths(StemAlone):
     def fuse(self, gates: Mapping[str, Tensor], task: str, tas: Tensor, paths: Sequence[Tensor]) -> Tensor:
         """See StemAlone."""
         del gates, task, tas
-        total = paths[0]
-        for path in paths[1:]:
-            total = total + path
-        return total
+        return sum(paths[1:], start=paths[0])
 
 
 class Routers(StemAlone):
@@ -140,14 +138,14 @@ class Routers(StemAlone):
         generator: torch.Generator | None,
     ) -> dict[int, dict[str, Tensor]]:
         """See StemAlone; in training with the noise given, or drawn level by level and task by task."""
-        found: dict[int, dict[str, Tensor]] = {}
+        gates: dict[int, dict[str, Tensor]] = {}
         for level, tokens in tapped.items() if tasks else ():
             patches = tokens[:, self.prefix :].contiguous()
-            found[level] = {
+            gates[level] = {
                 task: self[str(level)][task](patches, self._noise(patches, level, task, noise, generator))  # type: ignore[index]
                 for task in tasks
             }
-        return found
+        return gates
 
     def fuse(self, gates: Mapping[str, Tensor], task: str, tas: Tensor, paths: Sequence[Tensor]) -> Tensor:
         """See StemAlone: the experts mixed by the task's gates."""

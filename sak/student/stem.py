@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sak.errors import SakError, UsageError, demo_weights
+from sak.student.adapter_path import run_block
 from sak.student.sizes import PATCH, Size, StemSize, plain_vit
 from sak.variants.foreign import THEIA, renamed, theia_file
 from sak.variants.lora import LORA_KEYS
@@ -56,7 +56,7 @@ class Stem(nn.Module):
     def __init__(self, size: StemSize, image_size: tuple[int, int], *, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.vit = plain_vit(size, image_size)
-        self.image_size = image_size
+        self.size, self.image_size = size, image_size
         self.gradient_checkpointing = gradient_checkpointing
         self.any_size = False
 
@@ -76,7 +76,7 @@ class Stem(nn.Module):
         """
         tokens = [self._embed(images)]
         for block in self.vit.blocks:
-            tokens.append(self._run(block, tokens[-1]))
+            tokens.append(run_block(self, block, tokens[-1]))
         return tuple(tokens)
 
     def takes(self, size: tuple[int, int]) -> bool:
@@ -101,13 +101,7 @@ class Stem(nn.Module):
         if not self.any_size:
             return self.vit.pos_embed
         grid = images.shape[-2] // PATCH, images.shape[-1] // PATCH
-        prefix = 0 if self.vit.no_embed_class else 1
-        return resampled(self.vit.pos_embed, grid, self.vit.patch_embed.grid_size, prefix)
-
-    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
+        return resampled(self.vit.pos_embed, grid, self.vit.patch_embed.grid_size, position_prefix(self.size))
 
 
 DEMO = "demo/"
@@ -167,7 +161,7 @@ def _fill(stem: Stem | SwinStem, state: Mapping[str, Tensor], *, source: str) ->
 
 
 def _resampled(pos_embed: Tensor, stem: Stem, source: str) -> Tensor:
-    prefix = 0 if stem.vit.no_embed_class else 1
+    prefix = position_prefix(stem.size)
     count = pos_embed.shape[1] - prefix
     if count == stem.vit.pos_embed.shape[1] - prefix:
         return pos_embed

@@ -1,6 +1,6 @@
 """Build a teacher from its recipe: sizes and levels are checked here, at the edge, once."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -46,8 +46,9 @@ def build_teacher(
         SakError: The weights are not to be had or do not fit.
     """
     recipe = _resolved(teacher, **options)
-    drawn = _draw(recipe, as_size(image_size, "image_size"))
-    tower, blueprint = drawn.tower, drawn.blueprint
+    blueprint = _licensed_blueprint(recipe, as_size(image_size, "image_size"))
+    tower = blueprint.draw(blueprint.input_size)
+    preprocessing = _preprocessing(blueprint, tower)
     levels = _levels(recipe, tower.depth)
     where = torch.get_default_device() if device is None else torch.device(device)
     identity = None
@@ -62,7 +63,7 @@ def build_teacher(
         weights_sha256=identity,
         revision="/".join(part for part in (TEACHER_REVISION, blueprint.revision) if part),
     )
-    built = Teacher(tower, blueprint, made, drawn.preprocessing).to(where)
+    built = Teacher(tower, blueprint, made, preprocessing).to(where)
     if identity is not None:
         recipe.check(built.weights_sha256, made)
     return built
@@ -74,31 +75,22 @@ def teacher_facts(teacher: TeacherRecipe | str, *, image_size: int | Size = 384)
     UsageError for a model that its library does not have or a size that it cannot take.
     """
     recipe, size = _resolved(teacher), as_size(image_size, "image_size")
-    drawn = _draw(recipe, size)
-    tower, known = drawn.tower, find_teacher(recipe.model)
+    blueprint, known = _licensed_blueprint(recipe, size), find_teacher(recipe.model)
+    tower = blueprint.draw(blueprint.input_size)
     return TeacherFacts(
         name=recipe.name,
         model=recipe.model,
-        licence=drawn.blueprint.licence,
+        licence=blueprint.licence,
         size=known.size if known else "",
         width=tower.width,
         depth=tower.depth,
         patch=tower.patch,
-        grid=drawn.preprocessing.grid(size),
+        grid=_preprocessing(blueprint, tower).grid(size),
         parameters=sum(parameter.numel() for parameter in tower.parameters()),
         layer_norm_eps=tower.layer_norm_eps,
         levels=_default_levels(recipe, tower.depth),
-        input_size=drawn.blueprint.input_size,
+        input_size=blueprint.input_size,
     )
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """A tower on the meta device, of one recipe and size of images."""
-
-    blueprint: Blueprint
-    tower: Tower
-    preprocessing: Preprocessing
 
 
 def _resolved(teacher: TeacherRecipe | str, **options: Any) -> TeacherRecipe:
@@ -109,16 +101,15 @@ def _resolved(teacher: TeacherRecipe | str, **options: Any) -> TeacherRecipe:
     return replace(teacher, model=known.model if known else teacher.model, **options)
 
 
-def _draw(recipe: TeacherRecipe, image_size: Size) -> _Drawn:
+def _licensed_blueprint(recipe: TeacherRecipe, image_size: Size) -> Blueprint:
+    """The library's blueprint with the table's licence, where the model is in it."""
     random_seed(recipe.weights)  # refused before anything is drawn
     blueprint, known = _blueprint(recipe, image_size), find_teacher(recipe.model)
-    if known:
-        blueprint = replace(blueprint, licence=known.licence)
-    tower = blueprint.draw(blueprint.input_size)
-    return _Drawn(blueprint, tower, _preprocessing(blueprint, tower))
+    return replace(blueprint, licence=known.licence) if known else blueprint
 
 
 def _blueprint(recipe: TeacherRecipe, image_size: Size) -> Blueprint:
+    """The library's blueprint; UsageError for size overrides that no model takes."""
     module, function = _LIBRARIES[recipe.library]
     library = module_named(module, recipe.model)
     for key, value in recipe.overrides.items():

@@ -21,7 +21,6 @@ from sak.errors import SakError, UsageError
 from sak.teachers.preprocess import IMAGENET, Normalization
 from sak.teachers.recipe import Size, TeacherRecipe
 from sak.teachers.teacher import Blueprint, Tower
-from sak.teachers.weights import State
 
 OVERRIDES: tuple[str, ...] = ()
 _NEEDED = ("width", "depth", "patch_size")
@@ -59,20 +58,6 @@ class CustomBlueprint(Blueprint):
         module = self.module
         eps = float(getattr(module, "layer_norm_eps", 0.0))
         return CustomTower(module, width=module.width, depth=module.depth, patch=module.patch_size, layer_norm_eps=eps)
-
-    def rename(self, state: State) -> State:
-        """See Blueprint; names are the module's own."""
-        return state
-
-    def grid_tensors(self, tower: Tower) -> tuple[str, ...]:
-        """See Blueprint."""
-        del tower
-        return ()
-
-    def resample(self, state: State, tower: Tower) -> State:
-        """See Blueprint."""
-        del tower
-        return state
 
 
 def custom_blueprint(recipe: TeacherRecipe, image_size: Size) -> CustomBlueprint:

@@ -1,4 +1,4 @@
-"""Published weights: which file of which place, whether it is here, and fetching it. Imports no torch."""
+"""Published weights: which file of which repository or URL, whether it is here, and fetching it. Imports no torch."""
 
 import logging
 import os
@@ -53,9 +53,9 @@ class HubFiles:
         from huggingface_hub import try_to_load_from_cache
 
         for filename in self.filenames:
-            found = try_to_load_from_cache(self.repository, filename)
-            if isinstance(found, str):
-                return Path(found)
+            cached = try_to_load_from_cache(self.repository, filename)
+            if isinstance(cached, str):
+                return Path(cached)
         return None
 
     def fetch(self, model: str) -> Path:
@@ -92,7 +92,7 @@ class UrlFile:
     url: str
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
         """Where torch.hub keeps it: $TORCH_HOME/hub/checkpoints."""
         cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
         home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))  # noqa: PTH118 (may hold ~ and variables)
@@ -100,7 +100,7 @@ class UrlFile:
 
     def local(self) -> Path | None:
         """The file in the local cache; never asks the network."""
-        return self.place if self.place.is_file() else None
+        return self.path if self.path.is_file() else None
 
     def fetch(self, model: str) -> Path:
         """The cached file, else the file downloaded (its name holds the start of its SHA-256, which is checked)."""
@@ -111,13 +111,13 @@ class UrlFile:
 
         from torch.hub import HASH_REGEX, download_url_to_file
 
-        match = HASH_REGEX.search(self.place.name)
-        self.place.parent.mkdir(parents=True, exist_ok=True)
+        match = HASH_REGEX.search(self.path.name)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            download_url_to_file(self.url, str(self.place), match.group(1) if match else None, progress=False)
+            download_url_to_file(self.url, str(self.path), match.group(1) if match else None, progress=False)
         except (URLError, RuntimeError, TimeoutError) as error:
             raise SakError(
-                f"{model}: {self.place} is not there and {self.url} could not be fetched ({error}); "
+                f"{model}: {self.path} is not there and {self.url} could not be fetched ({error}); "
                 f"put the file there, {OFFLINE_HINT}"
             ) from error
-        return self.place
+        return self.path

@@ -16,8 +16,8 @@ from sak.teachers.positions import grid_of, resample_tokens
 from sak.teachers.preprocess import Normalization
 from sak.teachers.recipe import Size, TeacherRecipe
 from sak.teachers.teacher import Blueprint, Tower, first_eps
-from sak.teachers.timm_teacher import TimmBlueprint, check_architecture
-from sak.teachers.weights import State, WeightsError
+from sak.teachers.timm_teacher import TimmBlueprint, check_architecture, check_tag
+from sak.teachers.weights import State
 
 OVERRIDES = ("embed_dim", "depth", "num_heads")
 _UNUSED = ("ln_post", "proj", "attn_pool", "attn_pool_contrastive")
@@ -27,13 +27,12 @@ _OPENAI = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 class OpenClipTower(Tower):
     """open_clip's own VisionTransformer; `forward_intermediates` leaves out the class token and the final norm."""
 
-    model: Any
-
     def forward(self, images: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
         """See Tower."""
         indices = [level - 1 for level in levels]
         taps = self.model.forward_intermediates(images, indices=indices, stop_early=True, intermediates_only=True)
-        return taps["image_intermediates"]
+        maps: list[Tensor] = taps["image_intermediates"]
+        return maps
 
     def keep_blocks(self, count: int) -> None:
         """See Tower."""
@@ -46,7 +45,6 @@ class OpenClipBlueprint(Blueprint):
 
     vision: CLIPVisionCfg
     quick_gelu: bool
-    source: PublishedFile | None
 
     def draw(self, size: Size) -> OpenClipTower:
         """See Blueprint."""
@@ -61,12 +59,6 @@ class OpenClipBlueprint(Blueprint):
             layer_norm_eps=first_eps(model.transformer.resblocks[0]),
         )
 
-    def published(self) -> PublishedFile:
-        """See Blueprint."""
-        if self.source is None:
-            raise WeightsError(f"{self.recipe.model} has no published weights; pass weights=FILE")
-        return self.source
-
     def rename(self, state: State) -> State:
         """The `visual.` part of a whole model, or a file that holds the vision tower alone."""
         visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
@@ -79,11 +71,10 @@ class OpenClipBlueprint(Blueprint):
 
     def resample(self, state: State, tower: Tower) -> State:
         """See Blueprint."""
-        model: Any = tower.model
         embedding = state["positional_embedding"]
         native = (self.native_size[0] // tower.patch, self.native_size[1] // tower.patch)
         old = grid_of(embedding.shape[0] - 1, native, self.recipe.model)
-        resampled = resample_tokens(embedding[None], prefix=1, old=old, new=model.grid_size)[0]
+        resampled = resample_tokens(embedding[None], prefix=1, old=old, new=tower.model.grid_size)[0]
         return {**state, "positional_embedding": resampled}
 
 
@@ -121,13 +112,7 @@ def _model_config(recipe: TeacherRecipe) -> dict[str, Any]:
 
 def _pretrained_config(recipe: TeacherRecipe, config: dict[str, Any]) -> dict[str, Any]:
     """What open_clip says of a tag; a tag trained with QuickGELU is refused for an architecture without it."""
-    tags = list_pretrained_tags_by_model(recipe.architecture)
-    if not recipe.tag and tags:
-        raise UsageError(f"{recipe.model}: the weights tag must be spelled out; known: {', '.join(tags)}")
-    if recipe.tag and recipe.tag not in tags:
-        raise UsageError(
-            f"{recipe.model}: {recipe.architecture} has no weights {recipe.tag!r}{nearest(recipe.tag, tags)}"
-        )
+    check_tag(recipe, list_pretrained_tags_by_model(recipe.architecture))
     pretrained = get_pretrained_cfg(recipe.architecture, recipe.tag) if recipe.tag else {}
     if pretrained.get("quick_gelu") and not config.get("quick_gelu"):
         raise UsageError(

@@ -1,5 +1,10 @@
-"""Position embeddings at another grid than the one they were learnt on."""
+"""Position embeddings at another grid than the one they were learnt on, and SAM's attention, which has its own.
 
+SAM adds decomposed relative positions to the attention of every block. What timm and segment_anything share of it is
+here: the resampling of both kinds of embedding, and the attention as one fused call.
+"""
+
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -9,7 +14,7 @@ from torch import Tensor, nn
 
 from sak.errors import SakError
 from sak.teachers.recipe import Size
-from sak.teachers.teacher import Tower
+from sak.teachers.teacher import Blueprint, Tower
 from sak.teachers.weights import State
 
 
@@ -51,9 +56,6 @@ def grid_of(count: int, native: Size, where: str) -> Size:
     return side, side
 
 
-# What timm's and segment_anything's SAM share: attention as one fused call, and position embeddings at any grid.
-
-
 class FusedAttention(nn.Module):
     """Multi-head attention with decomposed relative positions; takes over a library's parameters and their names.
 
@@ -74,20 +76,20 @@ class FusedAttention(nn.Module):
         batch, height, width, channels = tokens.shape
         heads = self.qkv(tokens.flatten(1, 2)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, H*W, C / heads)
-        by_place = query.unflatten(2, (height, width))
-        rows = torch.einsum("bnhwc,hkc->bnhwk", by_place, _pairs(self.rel_pos_h, height))
-        columns = torch.einsum("bnhwc,wkc->bnhwk", by_place, _pairs(self.rel_pos_w, width))
+        on_grid = query.unflatten(2, (height, width))
+        rows = torch.einsum("bnhwc,hkc->bnhwk", on_grid, _pairs(self.rel_pos_h, height))
+        columns = torch.einsum("bnhwc,wkc->bnhwk", on_grid, _pairs(self.rel_pos_w, width))
         bias = rows.contiguous()[..., :, None] + columns.contiguous()[..., None, :]  # contiguous: 0.8 GB, not copied
         bias = bias.view(batch, self.num_heads, height * width, height * width)
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        out: Tensor = self.proj(seen.transpose(1, 2).reshape(batch, height, width, channels))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        out: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, height, width, channels))
         return out
 
 
 def _pairs(table: Tensor, length: int) -> Tensor:
     """The embedding of every (query, key) distance along one axis: (2 * length - 1, C) -> (length, length, C)."""
-    places = torch.arange(length, device=table.device)
-    return table[places[:, None] - places[None, :] + length - 1]
+    positions = torch.arange(length, device=table.device)
+    return table[positions[:, None] - positions[None, :] + length - 1]
 
 
 def fuse_attention(blocks: nn.Module) -> None:
@@ -96,21 +98,23 @@ def fuse_attention(blocks: nn.Module) -> None:
         block.attn = FusedAttention(block.attn)
 
 
-def grid_tensors(tower: Tower) -> tuple[str, ...]:
-    """Names of the tensors whose size follows the grid: not the relative embeddings of windows."""
-    model: Any = tower.model
-    whole = [index for index, block in enumerate(model.blocks) if block.window_size == 0]
-    names = ["pos_embed", *(f"blocks.{index}.attn.rel_pos_{axis}" for index in whole for axis in "hw")]
-    return tuple(name for name in names if name in tower.shapes())
+@dataclass(frozen=True, kw_only=True)
+class SamBlueprint(Blueprint):
+    """What the libraries' SAMs share: the names and the resampling of their position embeddings."""
 
+    def grid_tensors(self, tower: Tower) -> tuple[str, ...]:
+        """The absolute embedding and the relative ones of global attention; those of windows have one size always."""
+        global_blocks = [index for index, block in enumerate(tower.model.blocks) if block.window_size == 0]
+        names = ["pos_embed", *(f"blocks.{index}.attn.rel_pos_{axis}" for index in global_blocks for axis in "hw")]
+        return tuple(name for name in names if name in tower.shapes())
 
-def resample_sam(state: State, tower: Tower) -> State:
-    """Absolute embedding bicubic without antialias, relative ones linear, to `tower`'s grid (published code)."""
-    shapes = tower.shapes()
-    changed = dict(state)
-    for name in grid_tensors(tower):
-        if name == "pos_embed":
-            changed[name] = resample_map(state[name], (shapes[name][1], shapes[name][2]))
-        else:
-            changed[name] = resample_relative(state[name], shapes[name][0])
-    return changed
+    def resample(self, state: State, tower: Tower) -> State:
+        """Absolute embedding bicubic without antialias (timm's own has it), relative ones linear (published code)."""
+        shapes = tower.shapes()
+        changed = dict(state)
+        for name in self.grid_tensors(tower):
+            if name == "pos_embed":
+                changed[name] = resample_map(state[name], (shapes[name][1], shapes[name][2]))
+            else:
+                changed[name] = resample_relative(state[name], shapes[name][0])
+        return changed

@@ -1,11 +1,11 @@
 """From images in [0, 1] to what a tower sees: normalisation, and resizing where a teacher has a size of its own.
 
-Two ways, one interface: `prepare` makes the tower's input from normalised images, `grid` says which part of the
-tower's map belongs to an image.
+Two ways, one interface: `prepare` makes the tower's input from normalised images (B, 3, H, W), `grid` says which part
+of the tower's map belongs to an image: (rows, columns) for its (height, width).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +23,6 @@ class Normalization(NamedTuple):
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-class Preprocessing(Protocol):
-    """How a teacher's input is made from normalised images."""
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> what the tower takes."""
-
-    def grid(self, size: Size) -> Size:
-        """(rows, columns) of the map that an image of `size` (height, width) gets."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +81,15 @@ class PaddedSquare:
 
     def grid(self, size: Size) -> Size:
         """The whole square, or with `crop` the patches that hold some of the image: 50 of 64 rows for 448x576."""
-        whole = self.side // self.patch
+        patches = self.side // self.patch
         if not self.crop:
-            return whole, whole
+            return patches, patches
         height, width = self.resized(size)
-        return min(-(-height // self.patch), whole), min(-(-width // self.patch), whole)
+        return min(-(-height // self.patch), patches), min(-(-width // self.patch), patches)
+
+
+Preprocessing = FixedSize | PaddedSquare
+"""How a teacher's input is made from normalised images."""
 
 
 def check_images(images: Tensor) -> None:

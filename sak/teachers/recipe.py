@@ -92,22 +92,9 @@ class TeacherFacts:
         return parse_model(self.model).library
 
     def as_dict(self) -> dict[str, object]:
-        """The row as JSON."""
-        return {
-            "name": self.name,
-            "library": self.library,
-            "model": self.model,
-            "licence": self.licence,
-            "size": self.size,
-            "width": self.width,
-            "depth": self.depth,
-            "patch": self.patch,
-            "levels": list(self.levels),
-            "input_size": self.input_size[0],
-            "grid": list(self.grid),
-            "parameters": self.parameters,
-            "layer_norm_eps": self.layer_norm_eps,
-        }
+        """The row for JSON; `input_size` is a square's side, as in the table."""
+        lists = {"grid": list(self.grid), "levels": list(self.levels), "input_size": self.input_size[0]}
+        return {"name": self.name, "library": self.library, **vars(self), **lists}
 
 
 class OtherTeacherError(SakError):

@@ -1,7 +1,8 @@
-"""The teachers known by name: exact weights, licence, sizes. Importing this imports neither torch nor a library.
+"""The teachers known by name: exact weights, licence, sizes, and where the weights are published.
 
-Numbers are constants, checked by tests against built models. Licences are those of the weights as their publishers
-state them: OpenAI's repository and open_clip's releases are MIT where timm's table says apache-2.0 for its conversions.
+Importing this imports neither torch nor a library. Numbers are constants, checked by tests against built models.
+Licences are those of the weights as their publishers state them: OpenAI's repository and open_clip's releases are MIT
+where timm's table says apache-2.0 for its conversions.
 """
 
 from pathlib import Path
@@ -110,22 +111,13 @@ _OPEN_CLIP_REPOSITORIES = {
 
 def _row(line: str) -> TeacherFacts:
     """A line of the table; the levels are the blocks nearest to the quarters of the depth."""
-    name, model, size, width, depth, patch, parameters, eps, licence, *side = line.split()
-    seen = int(side[0]) if side else _VIEW
-    return TeacherFacts(
-        name=name,
-        model=model,
-        licence=licence,
-        size=size,
-        width=int(width),
-        depth=int(depth),
-        patch=int(patch),
-        grid=(seen // int(patch), seen // int(patch)),
-        parameters=int(parameters),
-        layer_norm_eps=float(eps),
-        levels=tuple(round(int(depth) * quarter / 4) for quarter in (1, 2, 3, 4)),
-        input_size=(seen, seen),
-    )
+    cells = line.split()
+    name, model, size, *numbers, eps, licence = cells[:9]
+    width, depth, patch, parameters = map(int, numbers)
+    side = int(cells[9]) if len(cells) > 9 else _VIEW
+    levels = tuple(round(depth * quarter / 4) for quarter in (1, 2, 3, 4))
+    grid, seen = (side // patch, side // patch), (side, side)
+    return TeacherFacts(width, depth, grid, name, model, licence, size, patch, parameters, float(eps), levels, seen)
 
 
 _ROWS = [_row(line) for line in _TABLE.strip().splitlines() if not line.startswith("#")]

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from sak.teachers.hub import PublishedFile
 from sak.teachers.preprocess import IMAGENET, Normalization, Preprocessing, check_images, check_range
 from sak.teachers.recipe import Size, TeacherRecipe
 from sak.teachers.weights import State, canonical, check_state, random_state, state_sha256
-from sak.weight_files import random_seed, read_tensors
+from sak.weight_files import WeightsError, fill_buffers, random_seed, read_tensors
 
 TEACHER_REVISION = "1"
 """Goes into every cache key: raise it when a change here changes features, and only then."""
@@ -29,6 +29,8 @@ class Tower(nn.Module):
     `patch` is the side of a patch in pixels, `layer_norm_eps` the epsilon of the blocks' LayerNorms.
     """
 
+    model: Any
+
     def __init__(self, model: nn.Module, *, width: int, depth: int, patch: int, layer_norm_eps: float) -> None:
         super().__init__()
         self.model = model
@@ -41,9 +43,9 @@ class Tower(nn.Module):
     def forward(self, images: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
         """The blocks' raw outputs: (B, 3, H, W) -> per level (B, width, H / patch, W / patch), patch tokens only."""
 
-    @abstractmethod
     def keep_blocks(self, count: int) -> None:
         """Drop the blocks after number `count`: no level needs them."""
+        self.model.blocks = self.model.blocks[:count]
 
     def shapes(self) -> dict[str, torch.Size]:
         """Name and shape of every tensor a state dict must hold."""
@@ -53,20 +55,7 @@ class Tower(nn.Module):
         """Take `state` as the weights, in place of the meta device's; tensors of dropped blocks are left out."""
         wanted = self.model.state_dict().keys()
         self.model.load_state_dict({name: state[name] for name in wanted}, assign=True)
-        _fill_buffers(self.model)
-
-
-def _fill_buffers(model: nn.Module) -> None:
-    """Compute the buffers that no state dict holds (rotary frequencies), drawn on the meta device until now."""
-    for name, module in model.named_modules():
-        empty = [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        if not empty:
-            continue
-        if not hasattr(module, "init_non_persistent_buffers"):
-            raise SakError(f"{type(model).__name__}: no weights for the buffers {', '.join(empty)} of {name or 'it'}")
-        for key in empty:
-            setattr(module, key, torch.empty_like(getattr(module, key), device="cpu"))
-        module.init_non_persistent_buffers()
+        fill_buffers(self.model)
 
 
 def first_eps(block: nn.Module) -> float:
@@ -81,8 +70,8 @@ class Blueprint:
 
     `recipe` and `image_size` are what was asked for. `native_size` is the size whose grid the published position
     embeddings have, `input_size` what the tower will see.
-    `square` asks for SAM's padded input, `brings_weights` says that drawn towers hold their pretrained weights;
-    `revision` goes into cache keys beside the teachers' own.
+    `square` asks for SAM's padded input, `source` is where the pretrained weights are, `brings_weights` says that drawn
+    towers hold them; `revision` goes into cache keys beside the teachers' own.
     """
 
     recipe: TeacherRecipe
@@ -92,6 +81,7 @@ class Blueprint:
     normalization: Normalization
     licence: str
     square: bool = False
+    source: PublishedFile | None = None
     brings_weights: bool = False
     revision: str = ""
 
@@ -100,20 +90,24 @@ class Blueprint:
         raise NotImplementedError
 
     def published(self) -> PublishedFile:
-        """Where the pretrained weights are; SakError where none are published."""
-        raise NotImplementedError
+        """Where the pretrained weights are; WeightsError where none are published."""
+        if self.source is None:
+            raise WeightsError(f"{self.recipe.model} has no published weights; pass weights=FILE")
+        return self.source
 
     def rename(self, state: State) -> State:
         """From the names in the library's files to the tower's; parts that no tower needs are left out."""
-        raise NotImplementedError
+        return state
 
     def grid_tensors(self, tower: Tower) -> tuple[str, ...]:
         """Names of the tensors whose size follows the grid, so that a file may hold another one."""
-        raise NotImplementedError
+        del tower
+        return ()
 
     def resample(self, state: State, tower: Tower) -> State:
         """Position embeddings brought to `tower`'s grid; all else as it is."""
-        raise NotImplementedError
+        del tower
+        return state
 
 
 def realise(blueprint: Blueprint, tower: Tower, *, last_level: int) -> str:

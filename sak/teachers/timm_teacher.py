@@ -1,6 +1,7 @@
 """Teachers from timm: plain ViTs (DINOv2, CLIP, SigLIP, DeiT III, supervised), EVA (DINOv3) and SAM's."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
 from sak.teachers.hub import TIMM_FILES, HubFiles, PublishedFile, UrlFile
-from sak.teachers.positions import fuse_attention, grid_of, grid_tensors, resample_sam, resample_tokens
+from sak.teachers.positions import SamBlueprint, fuse_attention, grid_of, resample_tokens
 from sak.teachers.preprocess import Normalization
 from sak.teachers.recipe import Size, TeacherRecipe
 from sak.teachers.teacher import Blueprint, Tower, first_eps
@@ -28,16 +29,13 @@ _QUICKGELU = {"vit_base_patch16_clip_224.dfn2b": "open_clip/ViT-B-16-quickgelu/d
 class TimmTower(Tower):
     """A timm ViT; `forward_intermediates` leaves out class, register and distillation tokens and the final norm."""
 
-    model: Any
-
     def forward(self, images: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
         """See Tower."""
         indices = [level - 1 for level in levels]
-        return self.model.forward_intermediates(images, indices=indices, stop_early=True, intermediates_only=True)
-
-    def keep_blocks(self, count: int) -> None:
-        """See Tower."""
-        self.model.blocks = self.model.blocks[:count]
+        maps: list[Tensor] = self.model.forward_intermediates(
+            images, indices=indices, stop_early=True, intermediates_only=True
+        )
+        return maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,6 @@ class TimmBlueprint(Blueprint):
     """A model of timm; `architecture` is its name there, without a tag."""
 
     architecture: str
-    source: PublishedFile | None
 
     def draw(self, size: Size) -> TimmTower:
         """See Blueprint."""
@@ -68,15 +65,9 @@ class TimmBlueprint(Blueprint):
             layer_norm_eps=first_eps(model.blocks[0]),
         )
 
-    def published(self) -> PublishedFile:
-        """See Blueprint."""
-        if self.source is None:
-            raise WeightsError(f"{self.recipe.model} has no published weights; pass weights=FILE")
-        return self.source
-
     def rename(self, state: State) -> State:
         """By timm's own filter, which knows the original files too; it is kept from resampling anything."""
-        model: Any = self.draw(self.native_size).model
+        model = self.draw(self.native_size).model
         self._check_patches(state, model.patch_embed.patch_size)
         model.pos_embed = None
         module = sys.modules[model_entrypoint(self.architecture).__module__]
@@ -116,7 +107,7 @@ class TimmBlueprint(Blueprint):
         """See Blueprint."""
         if "pos_embed" not in state:  # rotary positions alone: DINOv3
             return state
-        model: Any = tower.model
+        model = tower.model
         embedding = state["pos_embed"]
         prefix = 0 if model.no_embed_class else model.num_prefix_tokens
         native = (self.native_size[0] // tower.patch, self.native_size[1] // tower.patch)
@@ -126,7 +117,7 @@ class TimmBlueprint(Blueprint):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmSamBlueprint(TimmBlueprint):
+class TimmSamBlueprint(SamBlueprint, TimmBlueprint):
     """timm's SamViT."""
 
     def draw(self, size: Size) -> TimmTower:
@@ -134,14 +125,6 @@ class TimmSamBlueprint(TimmBlueprint):
         tower = super().draw(size)
         fuse_attention(tower.model.blocks)
         return tower
-
-    def grid_tensors(self, tower: Tower) -> tuple[str, ...]:
-        """See Blueprint."""
-        return grid_tensors(tower)
-
-    def resample(self, state: State, tower: Tower) -> State:
-        """See Blueprint; timm itself would resample the absolute embedding with antialias."""
-        return resample_sam(state, tower)
 
 
 def timm_blueprint(recipe: TeacherRecipe, image_size: Size) -> TimmBlueprint:
@@ -182,16 +165,19 @@ def check_architecture(architecture: str, text: str) -> None:
         )
 
 
+def check_tag(recipe: TeacherRecipe, tags: Sequence[str]) -> None:
+    """UsageError unless the recipe has one of these weights tags, or none where there are none."""
+    if not recipe.tag and tags:
+        raise UsageError(f"{recipe.model}: the weights tag must be spelled out; known: {', '.join(tags)}")
+    if recipe.tag and recipe.tag not in tags:
+        known = nearest(recipe.tag, tags)
+        raise UsageError(f"{recipe.model}: {recipe.architecture} has no weights {recipe.tag!r}{known}")
+
+
 def _pretrained_config(recipe: TeacherRecipe) -> Any:
     architecture, tag = recipe.architecture, recipe.tag
-    tags = [full.partition(".")[2] for full in list_pretrained(f"{architecture}.*")]
-    if tag in tags:
-        return get_pretrained_cfg(f"{architecture}.{tag}")
-    if not tag and not tags:
-        return get_pretrained_cfg(architecture)
-    if not tag:
-        raise UsageError(f"{recipe.model}: the weights tag must be spelled out; known: {', '.join(tags)}")
-    raise UsageError(f"{recipe.model}: {architecture} has no weights {tag!r}{nearest(tag, tags)}")
+    check_tag(recipe, [full.partition(".")[2] for full in list_pretrained(f"{architecture}.*")])
+    return get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
 
 
 def _refuse_wrong_activation(recipe: TeacherRecipe, config: Any) -> None:

@@ -70,11 +70,11 @@ def check_state(
         parts = [f"{word} {_few(names)}" for word, names in (("misses", missing), ("has", unexpected)) if names]
         raise WeightsError(f"{where}: these weights are of another model: the file {' and '.join(parts)}")
     for name, shape in wanted.items():
-        found = state[name].shape
-        fits = name in loose and len(found) == len(shape) and found[-1] == shape[-1]
-        if found != shape and not fits:
+        given = state[name].shape
+        fits = name in loose and len(given) == len(shape) and given[-1] == shape[-1]
+        if given != shape and not fits:
             raise WeightsError(
-                f"{where}: these weights are of another model: {name} is {tuple(found)}, wanted {tuple(shape)}"
+                f"{where}: these weights are of another model: {name} is {tuple(given)}, wanted {tuple(shape)}"
             )
 
 

@@ -61,21 +61,21 @@ def theia_file(name: str) -> Path:
 
 
 def _from_theia(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    renamed_state: dict[str, Tensor] = {}
     projections: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         match = None if "translator." in key else _THEIA.fullmatch(key)
         if match is None:
             if not any(unused in key for unused in _THEIA_UNUSED):
-                found[key] = tensor  # the caller names it as unknown
+                renamed_state[key] = tensor  # the caller names it as unknown
             continue
         embedding, number, module, leaf = match.groups()
         if embedding is not None:
-            found[_THEIA_EMBEDDINGS.get(embedding, key)] = tensor
+            renamed_state[_THEIA_EMBEDDINGS.get(embedding, key)] = tensor
         elif module.startswith("attention.attention."):
             part = module.rpartition(".")[2]
             projections.setdefault(f"blocks.{number}.attn.qkv.{leaf}", {})[part] = tensor
         else:
-            found[f"blocks.{number}.{_THEIA_BLOCK.get(module, module)}.{leaf}"] = tensor
+            renamed_state[f"blocks.{number}.{_THEIA_BLOCK.get(module, module)}.{leaf}"] = tensor
     joined = {key: torch.cat([parts[name] for name in ("query", "key", "value")]) for key, parts in projections.items()}
-    return found | joined
+    return renamed_state | joined

@@ -1,4 +1,8 @@
-"""Frozen teachers amalgamated: routers over their live features under heads, an upper bound for a student."""
+"""Frozen teachers under heads: a probe of one (Figure 1, Table 2), or several amalgamated, a student's upper bound.
+
+A probe has the paper's heads on its teacher's raw levels. An amalgamation has routers over its teachers' live features
+below the heads, as a student has over its adapter paths.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +19,17 @@ from sak.student.router import Gates, Router, draw_noise, mix
 from sak.student.sizes import PATCH
 from sak.teachers import Teacher, TeacherRecipe, build_teacher
 
-# Probes: a frozen teacher as the backbone under the paper's heads (Figure 1 and Table 2).
-
 Size = tuple[int, int]
+
+
+def _sizes_to_json(image_size: Size, tasks: Mapping[str, int]) -> dict[str, Any]:
+    """As JSON; tasks are pairs, because their order is meant."""
+    return {"image_size": list(image_size), "tasks": [list(pair) for pair in tasks.items()]}
+
+
+def _sizes_from_json(value: Mapping[str, Any]) -> tuple[Size, dict[str, int]]:
+    height, width = value["image_size"]
+    return (height, width), dict(value["tasks"])
 
 
 @dataclass(frozen=True)
@@ -36,22 +48,13 @@ class ProbeConfig:
         return build_teacher(self.teacher, image_size=self.image_size, sam_padding="crop")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value; tasks are pairs, because their order is meant."""
-        return {
-            "teacher": self.teacher.to_json(),
-            "image_size": list(self.image_size),
-            "tasks": [list(pair) for pair in self.tasks.items()],
-        }
+        """A JSON value."""
+        return {"teacher": self.teacher.to_json(), **_sizes_to_json(self.image_size, self.tasks)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ProbeConfig":
         """The inverse of `to_json`."""
-        height, width = value["image_size"]
-        return cls(TeacherRecipe.from_json(value["teacher"]), (height, width), dict(value["tasks"]))
-
-    def at(self, image_size: Size) -> "ProbeConfig":
-        """The same probe for images of another size."""
-        return replace(self, image_size=image_size)
+        return cls(TeacherRecipe.from_json(value["teacher"]), *_sizes_from_json(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,22 +116,13 @@ class AmalgamConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value."""
-        return {
-            "teachers": [recipe.to_json() for recipe in self.recipes],
-            "image_size": list(self.image_size),
-            "tasks": [list(pair) for pair in self.tasks.items()],
-        }
+        recipes = [recipe.to_json() for recipe in self.recipes]
+        return {"teachers": recipes, **_sizes_to_json(self.image_size, self.tasks)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "AmalgamConfig":
         """The inverse of `to_json`."""
-        height, width = value["image_size"]
-        recipes = tuple(TeacherRecipe.from_json(each) for each in value["teachers"])
-        return cls(recipes, (height, width), dict(value["tasks"]))
-
-    def at(self, image_size: Size) -> "AmalgamConfig":
-        """The same for images of another size."""
-        return replace(self, image_size=image_size)
+        return cls(tuple(map(TeacherRecipe.from_json, value["teachers"])), *_sizes_from_json(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,21 +144,25 @@ class Amalgam(Probe):
         counts = {len(teacher.levels) for teacher in teachers}
         if len(counts) != 1:
             raise UsageError("teachers of an amalgamation are paired by level: name as many levels for each")
-        found = tuple(r.identified(t.recipe) for r, t in zip(config.recipes, teachers, strict=True))
-        self.config = replace(config, recipes=found)  # type: ignore[assignment]  # a probe of several teachers
-        self.teachers = nn.ModuleDict({r.name: t for r, t in zip(found, teachers, strict=True)})
-        width, (count,) = max(teacher.width for teacher in teachers), counts
-        names, levels = tuple(self.teachers), dict.fromkeys(range(1, count + 1), width)
-        widths = {recipe.name: teacher.width for recipe, teacher in zip(found, teachers, strict=True)}
+        pairs = list(zip(config.recipes, teachers, strict=True))
+        recipes = tuple(recipe.identified(teacher.recipe) for recipe, teacher in pairs)
+        self.config = replace(config, recipes=recipes)  # type: ignore[assignment]  # a probe of several teachers
+        self.teachers = nn.ModuleDict({recipe.name: teacher for recipe, teacher in pairs})
+        widths = {recipe.name: teacher.width for recipe, teacher in pairs}
+        width, (count,) = max(widths.values()), counts
+        levels = dict.fromkeys(range(1, count + 1), width)
         self.norms = nn.ModuleDict(
             {name: output_norms((name,), dict.fromkeys(levels, own)) for name, own in widths.items()}
         )
-        other = {name: own for name, own in widths.items() if own != width}
         self.aligners = nn.ModuleDict(
-            {name: linear_aligners({name: width}, dict.fromkeys(levels, own)) for name, own in other.items()}
+            {
+                name: linear_aligners({name: width}, dict.fromkeys(levels, own))
+                for name, own in widths.items()
+                if own != width
+            }
         )
         self.routers = nn.ModuleDict(
-            {str(level): nn.ModuleDict({task: Router(width, len(names)) for task in config.tasks}) for level in levels}
+            {str(level): nn.ModuleDict({task: Router(width, len(pairs)) for task in config.tasks}) for level in levels}
         )
         self.heads = nn.ModuleDict(
             {task: SimpleHead(width, count, channels) for task, channels in config.tasks.items()}
@@ -177,7 +175,7 @@ class Amalgam(Probe):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The levels by place, from 1: teachers of different depths are paired by it."""
+        """The levels by position, from 1: teachers of different depths are paired by it."""
         return tuple(int(level) for level in self.routers)
 
     @property
@@ -209,11 +207,10 @@ class Amalgam(Probe):
     def _experts(self, images: Tensor) -> list[list[Tensor]]:
         """By level, every teacher's map on the common grid, normalised and of one width."""
         grid = images.shape[-2] // PATCH, images.shape[-1] // PATCH
-        seen = {name: teacher.from_imagenet(images) for name, teacher in self.teachers.items()}  # type: ignore[operator]
-        levels = range(1, len(self.routers) + 1)
+        features = {name: teacher.from_imagenet(images) for name, teacher in self.teachers.items()}  # type: ignore[operator]
         return [
-            [self._expert(name, level, bilinear_resize(maps.maps[level - 1], grid)) for name, maps in seen.items()]
-            for level in levels
+            [self._expert(name, level, bilinear_resize(maps.maps[level - 1], grid)) for name, maps in features.items()]
+            for level in self.levels
         ]
 
     def _expert(self, name: str, level: int, map_: Tensor) -> Tensor:
@@ -227,10 +224,10 @@ class Amalgam(Probe):
     def _gates(self, level: int, experts: list[Tensor], tasks: Sequence[str], noise: Gates | None) -> dict[str, Tensor]:
         tokens = map_to_tokens(torch.stack(experts).mean(0)).contiguous()
         routers: Any = self.routers[str(level)]
-        gates = {}
+        shape, gates = (tokens.shape[0], len(experts)), {}
         for task in tasks:
-            given = noise[level][task] if noise is not None else None
-            if self.training and given is None:
-                given = draw_noise((tokens.shape[0], len(experts)), tokens, None)
-            gates[task] = routers[task](tokens, given if self.training else None)
+            given = None
+            if self.training:
+                given = draw_noise(shape, tokens, None) if noise is None else noise[level][task]
+            gates[task] = routers[task](tokens, given)
         return gates

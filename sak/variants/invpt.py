@@ -98,8 +98,8 @@ class UpTransformer(nn.Module):
         if passed is not None and self.passed_weight is not None:
             logits = logits + self.passed_weight * _enlarge_queries(passed, grid)
         weights = logits.flatten(2, 4).softmax(-1).to(value.dtype)
-        found = self.project((weights @ value).transpose(1, 2).flatten(2))
-        change = tokens_to_map(found.reshape(batch * count, -1, width), prefix=0, grid=grid)
+        attended = self.project((weights @ value).transpose(1, 2).flatten(2))
+        change = tokens_to_map(attended.reshape(batch * count, -1, width), prefix=0, grid=grid)
         return bilinear_resize(change, (height, columns)).unflatten(0, (batch, count)), logits
 
     def _heads(self, tokens: Tensor, batch: int) -> Tensor:
@@ -130,13 +130,13 @@ class InvPTDecoder(Decoder):
     def forward(self, features: Mapping[str, FeatureMaps]) -> Decoded:
         """See Decoder; all tasks must be given."""
         begun = {task: self.preliminary[task](maps.maps[-1]) for task, maps in features.items()}
-        now: dict[str, Tensor] = {task: joined for task, (joined, _) in begun.items()}
+        current: dict[str, Tensor] = {task: joined for task, (joined, _) in begun.items()}
         size = quarter_size(next(iter(features.values())), self.enlarge)
-        gathered = dict.fromkeys(features, torch.zeros((), device=next(iter(now.values())).device))
+        gathered = dict.fromkeys(features, torch.zeros((), device=next(iter(current.values())).device))
         logits: Tensor | None = None
         for stage, level, gather in zip(self.stages, self._levels, self.gather, strict=True):
-            now, logits = stage(now, {task: maps.maps[level] for task, maps in features.items()}, logits)
-            gathered = {task: gathered[task] + bilinear_resize(gather(map_), size) for task, map_ in now.items()}
+            current, logits = stage(current, {task: maps.maps[level] for task, maps in features.items()}, logits)
+            gathered = {task: gathered[task] + bilinear_resize(gather(map_), size) for task, map_ in current.items()}
         return Decoded(
             {task: self.out[task](self.fuse[task](map_)) for task, map_ in gathered.items()},
             preliminary={task: guess for task, (_, guess) in begun.items()} if self.training else {},

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sak.features import FeatureMaps, bilinear_resize
+from sak.features import FeatureMaps, at_least_float32, bilinear_resize
 from sak.student.heads import Decoded, Decoder, DecoderShape, quarter_size
 
 CHOSEN = 9
@@ -79,7 +79,7 @@ class ExpertRouter(nn.Module):
     def forward(self, map_: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, E), of which `chosen` are not zero; noise is drawn in training alone."""
         raw = self.net(map_.mean((2, 3)))
-        logits, spread = raw.to(torch.promote_types(raw.dtype, torch.float32)).chunk(2, dim=1)
+        logits, spread = at_least_float32(raw).chunk(2, dim=1)
         if self.training:
             logits = logits + torch.randn_like(logits) * F.softplus(spread)
             self.share = logits.softmax(1).mean(0)
@@ -159,16 +159,16 @@ class MLoREDecoder(Decoder):
         """See Decoder; the imbalance is the sum over all modules, of this process's images."""
         predictions = {task: self._predict(task, maps) for task, maps in features.items()}
         stacks: list[Any] = list(self.refine)
-        found = [module.imbalance() for modules in stacks for module in modules] if self.training else []
-        return Decoded(predictions, imbalance=torch.stack(found).sum() if found else None)
+        imbalances = [module.imbalance() for modules in stacks for module in modules] if self.training else []
+        return Decoded(predictions, imbalance=torch.stack(imbalances).sum() if imbalances else None)
 
     def _predict(self, task: str, features: FeatureMaps) -> Tensor:
         entries: list[Any] = list(self.enter)
         stacks: list[Any] = list(self.refine)
         refined = []
         for map_, enter, modules in zip(features, entries, stacks, strict=True):
-            now = enter[task](map_)
+            level = enter[task](map_)
             for module in modules:
-                now = module(task, now)
-            refined.append(now)
+                level = module(task, level)
+            refined.append(level)
         return self.ends[task](refined, quarter_size(features, self.enlarge))

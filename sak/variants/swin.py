@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sak.errors import UsageError
 from sak.features import map_to_tokens, tokens_to_map
-from sak.student.adapter_path import Adapter, adapt_all, stack_weights
+from sak.student.adapter_path import Adapter, StackedPaths, run_block
 
 SWIN_PATCH = 4
 
@@ -34,9 +33,9 @@ class SwinSize:
         """Refuse sizes that no Swin has."""
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "heads", tuple(self.heads))
-        whole = (self.embed, self.window, *self.depths, *self.heads)
-        if any(not isinstance(number, int) or number < 1 for number in whole) or len(self.depths) != len(self.heads):
-            raise UsageError(f"a Swin's sizes are whole numbers from 1, as many heads as depths, got {self}")
+        numbers = (self.embed, self.window, *self.depths, *self.heads)
+        if any(not isinstance(number, int) or number < 1 for number in numbers) or len(self.depths) != len(self.heads):
+            raise UsageError(f"a Swin's sizes are numbers numbers from 1, as many heads as depths, got {self}")
         if any(self.width_at(stage) % heads for stage, heads in enumerate(self.heads, start=1)):
             raise UsageError(f"a Swin stage's width must be a multiple of its heads, got {self}")
 
@@ -110,28 +109,14 @@ class SwinStem(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Z_0 (patch embedding) and the tokens after each block: (B, 3, H, W) -> D+1 x (B, n, C), n and C by stage."""
-        now = self.swin.patch_embed(images)
-        tokens = [now.flatten(1, 2)]
+        map_ = self.swin.patch_embed(images)
+        tokens = [map_.flatten(1, 2)]
         for stage in self.swin.layers:
-            now = stage.downsample(now)
+            map_ = stage.downsample(map_)
             for block in stage.blocks:
-                now = self._run(block, now)
-                tokens.append(now.flatten(1, 2))
+                map_ = run_block(self, block, map_)
+                tokens.append(map_.flatten(1, 2))
         return tuple(tokens)
-
-    def fill_buffers(self) -> None:
-        """Compute what no checkpoint holds, position indices and masks, after a stem was drawn on the meta device."""
-        for module in self.swin.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_meta:
-                    setattr(module, name, torch.empty_like(buffer, device="cpu"))
-            if hasattr(module, "init_non_persistent_buffers"):
-                module.init_non_persistent_buffers()
-
-    def _run(self, block: nn.Module, map_: Tensor) -> Tensor:
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(block, map_, use_reentrant=False)
-        return block(map_)
 
 
 class SwinPath(nn.Module):
@@ -149,7 +134,7 @@ class SwinPath(nn.Module):
         )
 
 
-class SwinPaths(nn.ModuleDict):
+class SwinPaths(StackedPaths):
     """Equation 2 beside a Swin: R_0 = a_0(Z_0), R_b = a_b(R_{b-1} + Z_b), with R carried down where a stage begins."""
 
     def __init__(
@@ -161,31 +146,26 @@ class SwinPaths(nn.ModuleDict):
         down_ratio: int,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__({teacher: SwinPath(size, down_ratio) for teacher in teachers})
-        self.gradient_checkpointing = gradient_checkpointing
+        paths = {teacher: SwinPath(size, down_ratio) for teacher in teachers}
+        super().__init__(paths, gradient_checkpointing=gradient_checkpointing)
         self._ends = tuple(accumulate(size.depths))
         self._image_size = image_size
 
     def forward(self, stem_tokens: Sequence[Tensor], levels: Sequence[int]) -> tuple[Tensor, ...]:
         """R after the last block of the given stages: D+1 x (B, n, C) -> len(levels) x (N, B, n, C), by stage."""
-        paths = self._step(0, None, stem_tokens[0])
+        paths = self.step(0, None, stem_tokens[0])
         tapped: dict[int, Tensor] = {}
         for block in range(1, len(stem_tokens)):
             if block - 1 in self._ends:
                 paths = self._carry(self._ends.index(block - 1), paths)
-            paths = self._run(block, paths, stem_tokens[block])
+            paths = self.run(block, paths, stem_tokens[block])
             if block in self._ends:
                 tapped[self._ends.index(block) + 1] = paths
         return tuple(tapped[level] for level in levels)
 
-    def _run(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(self._step, block, paths, tokens, use_reentrant=False)
-        return self._step(block, paths, tokens)
-
-    def _step(self, block: int, paths: Tensor | None, tokens: Tensor) -> Tensor:
-        entering = tokens.expand(len(self), *tokens.shape) if paths is None else paths + tokens
-        return adapt_all(stack_weights([path.adapters[block] for path in self._paths()]), entering)
+    def adapters(self, block: int) -> list[Adapter]:
+        """See StackedPaths."""
+        return [path.adapters[block] for path in self._paths()]
 
     def _carry(self, stage: int, paths: Tensor) -> Tensor:
         """(N, B, n, C) of stage number `stage`, from 0 -> (N, B, n/4, 2C)."""

@@ -1,6 +1,8 @@
-"""How the tasks' losses are weighted: fixed (the paper), by uncertainty, by their pace (DWA), or at random (RLW).
+"""How the tasks' losses are weighted, and what becomes of task gradients that disagree (PCGrad, CAGrad).
 
-All but `fixed` replace the table's weights. Each is a module: what it learns or remembers is in its state dict.
+Losses: fixed weights (the paper), by uncertainty, by their pace (DWA), or at random (RLW); all but `fixed` replace the
+table's weights. Each is a module: what it learns or remembers is in its state dict. Gradients: a weight per task from
+the Gram matrix of their gradients alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,9 @@ from sak.errors import UsageError
 from sak.losses.tasks import Average, alone
 
 Kind = Literal["fixed", "uncertainty", "dwa", "rlw"]
+Combine = Callable[[Tensor, torch.Generator], Tensor]
+
+_SMALLEST = 1e-30  # a squared gradient below it counts as this, so that nothing is divided by zero
 
 
 class Weighting(nn.Module):
@@ -172,11 +177,6 @@ def make_weighting(
     return makers[kind]()
 
 
-# What becomes of tasks' gradients that disagree: PCGrad and CAGrad, from their Gram matrix alone.
-
-_SMALLEST = 1e-30
-
-
 def pcgrad(gram: Tensor, generator: torch.Generator) -> Tensor:
     """Weights (T,) of the sum of gradients, each projected onto the normal planes of those it conflicts with.
 
@@ -210,9 +210,9 @@ def cagrad(gram: Tensor, c: float) -> Tensor:
     inner = gram.double().numpy()
     mean = np.full(count, 1 / count)
     radius = c * float(np.sqrt(max(mean @ inner @ mean, 0.0)))
-    found = _minimiser(inner, mean, radius)
-    length = float(np.sqrt(max(found @ inner @ found, 0.0)))
-    weights = mean + (radius / length * found if length > _SMALLEST**0.5 else 0)
+    chosen = _minimiser(inner, mean, radius)
+    length = float(np.sqrt(max(chosen @ inner @ chosen, 0.0)))
+    weights = mean + (radius / length * chosen if length > _SMALLEST**0.5 else 0)
     return torch.from_numpy(count * weights)
 
 
@@ -225,7 +225,7 @@ def _minimiser(gram: np.ndarray, mean: np.ndarray, radius: float) -> np.ndarray:
     scale = max(float(np.trace(gram)) / len(mean), _SMALLEST)  # so that the solver's tolerance means the same anywhere
     unit, reach = gram / scale, radius / scale**0.5
     solve: Any = minimize  # its stubs know none of SLSQP's options
-    found = solve(
+    solution = solve(
         lambda weights: cagrad_objective(unit, mean, reach, weights),
         list(mean),
         bounds=[(0.0, 1.0)] * len(mean),
@@ -233,12 +233,9 @@ def _minimiser(gram: np.ndarray, mean: np.ndarray, radius: float) -> np.ndarray:
         method="SLSQP",
         options={"ftol": 1e-12, "maxiter": 200},
     )
-    weights = np.clip(np.asarray(found.x, dtype=np.float64), 0, None)
+    weights = np.clip(np.asarray(solution.x, dtype=np.float64), 0, None)
     total = weights.sum()
     return weights / total if np.isfinite(total) and total > 0 else mean
-
-
-Combine = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def combination(method: str, *, c: float = 0.4) -> Combine:

@@ -1,4 +1,4 @@
-"""How many boundary pixels of two thin maps can be paired within a distance: maximum-cardinality matching.
+"""Boundary pixels of two thin maps are matched within a distance: maximum-cardinality matching (Hopcroft and Karp).
 
 The published matcher solves a min-cost assignment with random outlier edges, which is maximum cardinality less a random
 shortfall of 0.03-0.18 % on average. The maximum itself is unique and the same on every machine.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Any, Literal
 
 import numpy as np
@@ -60,15 +61,11 @@ class BoundaryCounts:
 
     def __add__(self, other: "BoundaryCounts") -> "BoundaryCounts":
         """Counts of both."""
-        pairs = zip(self._arrays(), other._arrays(), strict=True)
-        return BoundaryCounts(*(mine + theirs for mine, theirs in pairs))
-
-    def _arrays(self) -> tuple[NDArray[np.int64], ...]:
-        return (self.matched_truth, self.truth, self.matched_prediction, self.prediction)
+        return BoundaryCounts(*map(add, vars(self).values(), vars(other).values()))
 
     def __getitem__(self, index: int) -> "BoundaryCounts":
         """The counts at one threshold, arrays of length 1."""
-        return BoundaryCounts(*(array[index : index + 1] for array in self._arrays()))
+        return BoundaryCounts(*(array[index : index + 1] for array in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -190,41 +187,41 @@ def score(
     total = sum(images[1:], start=images[0])
     own_best = [image[int(np.argmax(curve(image, protocol=protocol).f_measure))] for image in images]
     ois = curve(sum(own_best[1:], start=own_best[0]), protocol=protocol)
-    whole = curve(total, protocol=protocol)
-    best, threshold = _best(whole, thresholds, between=protocol == "bsds")
+    over_all = curve(total, protocol=protocol)
+    best, threshold = _best(over_all, thresholds, between=protocol == "bsds")
     return BoundaryScore(
         ods=float(best.f_measure[0]),
         ods_precision=float(best.precision[0]),
         ods_recall=float(best.recall[0]),
         ods_threshold=threshold,
         ois=float(ois.f_measure[0]),
-        ap=average_precision(whole),
+        ap=average_precision(over_all),
         images=len(images),
     )
 
 
-def _best(whole: Curve, thresholds: NDArray[np.float64], *, between: bool) -> tuple[Curve, float]:
+def _best(points: Curve, thresholds: NDArray[np.float64], *, between: bool) -> tuple[Curve, float]:
     """The point of largest F as a curve of length 1, and its threshold; `between` takes 100 steps a threshold."""
     if between:
         knots = np.arange(len(thresholds))
         steps = np.linspace(0, len(thresholds) - 1, 100 * (len(thresholds) - 1) + 1)
-        whole = Curve(np.interp(steps, knots, whole.precision), np.interp(steps, knots, whole.recall))
+        points = Curve(np.interp(steps, knots, points.precision), np.interp(steps, knots, points.recall))
         thresholds = np.interp(steps, knots, thresholds)
-    best = int(np.argmax(whole.f_measure))
-    return Curve(whole.precision[best : best + 1], whole.recall[best : best + 1]), float(thresholds[best])
+    best = int(np.argmax(points.f_measure))
+    return Curve(points.precision[best : best + 1], points.recall[best : best + 1]), float(thresholds[best])
 
 
-def average_precision(whole: Curve) -> float:
+def average_precision(points: Curve) -> float:
     """P at R = 0, 0.01 .. 1, interpolated over unique R (first threshold of equal R; 0 outside), summed / 100.
 
     A curve of one recall value has no area.
     """
-    recall, first = np.unique(whole.recall, return_index=True)
+    recall, first = np.unique(points.recall, return_index=True)
     if recall.size < 2:
         return 0.0
     grid = np.arange(101) / 100
-    return float(np.interp(grid, recall, whole.precision[first], left=0.0, right=0.0).sum() / 100)
+    return float(np.interp(grid, recall, points.precision[first], left=0.0, right=0.0).sum() / 100)
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64], where_empty: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(whole > 0, part / np.maximum(whole, 1), where_empty)
+def _ratio(part: NDArray[np.int64], total: NDArray[np.int64], where_empty: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(total > 0, part / np.maximum(total, 1), where_empty)

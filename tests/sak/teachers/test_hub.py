@@ -63,7 +63,7 @@ def test_an_unreachable_url_is_named_with_the_place_for_the_file(offline_hub, tm
     file = UrlFile(f"file://{tmp_path}/sam_vit_b_01ec64.pth")
     with pytest.raises(SakError) as error:
         file.fetch("segment_anything/vit_b")
-    assert str(error.value).startswith(f"segment_anything/vit_b: {file.place} is not there and {file.url}")
+    assert str(error.value).startswith(f"segment_anything/vit_b: {file.path} is not there and {file.url}")
     assert "put the file there" in str(error.value)
 
 
@@ -80,4 +80,4 @@ def test_a_url_is_fetched_once(offline_hub, tmp_path):
     file = UrlFile(f"file://{tmp_path}/weights.pth")
     assert file.fetch("m").read_bytes() == b"bytes"
     (tmp_path / "weights.pth").unlink()
-    assert file.fetch("m") == file.local() == file.place
+    assert file.fetch("m") == file.local() == file.path

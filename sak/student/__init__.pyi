@@ -1,0 +1,17 @@
+from sak.student.build import build_student as build_student
+from sak.student.build import many_to_one as many_to_one
+from sak.student.build import multi_task_baseline as multi_task_baseline
+from sak.student.build import new_student as new_student
+from sak.student.build import parameter_counts as parameter_counts
+from sak.student.build import single_task_baseline as single_task_baseline
+from sak.student.build import without_lora as without_lora
+from sak.student.config import Lora as Lora
+from sak.student.config import StudentConfig as StudentConfig
+from sak.student.router import Gates as Gates
+from sak.student.sizes import PATCH as PATCH
+from sak.student.sizes import STEMS as STEMS
+from sak.student.sizes import Size as Size
+from sak.student.sizes import StemSize as StemSize
+from sak.student.student import Student as Student
+from sak.student.student import StudentOutput as StudentOutput
+from sak.variants.swin import SwinSize as SwinSize

@@ -1,0 +1,10 @@
+from sak.teachers.build import build_teacher as build_teacher
+from sak.teachers.build import teacher_facts as teacher_facts
+from sak.teachers.recipe import TeacherFacts as TeacherFacts
+from sak.teachers.recipe import TeacherRecipe as TeacherRecipe
+from sak.teachers.registry import TEACHERS as TEACHERS
+from sak.teachers.registry import list_teachers as list_teachers
+from sak.teachers.registry import teacher_recipe as teacher_recipe
+from sak.teachers.registry import weights_available as weights_available
+from sak.teachers.teacher import TEACHER_REVISION as TEACHER_REVISION
+from sak.teachers.teacher import Teacher as Teacher

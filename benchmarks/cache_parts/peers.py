@@ -62,7 +62,7 @@ class OtherProcess:
     def ask(self, samples: Samples) -> None:
         """Begin to read the next batch."""
         memory = self._memory[self._asked % len(self._memory)]
-        self._reader.submit(0, {"": [Piece(0, samples, None)]}, memory.contents, memory)
+        self._reader.submit(0, {"": [Piece(0, samples, None)]}, memory)
         self._asked += 1
 
     def wait(self) -> None:

@@ -214,7 +214,7 @@ def test_who_has_lost_the_lease_does_not_publish(writer, stored_as, made):
     slow = maker.open("dino", owner=elsewhere("slow"))
     lease = slow.leases.acquire("v000-b000000")
     with slow.write(lease, 0, 0) as job:
-        lease._leases.location.delete(lease.file)  # as if it had expired and been taken over
+        lease.leases.location.delete(lease.file)  # as if it had expired and been taken over
         fast = maker.open("dino", owner=elsewhere("fast"))
         written = maker.write_block(fast, 0, 0)
         with pytest.raises(LeaseLostError):

@@ -19,6 +19,7 @@ from torch import Tensor
 from sak.errors import SakError
 from sak.features import FeatureMaps, map_to_tokens
 
+NOT_FINITE = "features are not finite; run this teacher in another precision, or leave the image out"
 _LEAST_SHARE = 1e-6
 
 
@@ -92,6 +93,11 @@ def _level(tensors: dict[str, Tensor], level: int) -> LevelStatistics:
     return LevelStatistics(tensors[f"l{level}.mean"], tensors[f"l{level}.std"], *(tensors.get(name) for name in names))
 
 
+def batch_sample(samples: Sequence[str], number: int) -> str:
+    """What errors call a sample of a batch: by its key where `samples` has it."""
+    return f"sample {samples[number]!r}" if len(samples) > number else f"number {number} of the batch"
+
+
 def calibration_samples(keys: Iterable[str], count: int, seed: int) -> tuple[int, ...]:
     """The positions, increasing, of the `count` keys with the smallest SHA-256 of (seed, key); all if there are fewer.
 
@@ -120,7 +126,8 @@ class Calibrator:
         for level, moments in self._moments.items():
             finite = features[level].flatten(1).isfinite().all(1)
             if not bool(finite.all()):
-                self._refuse(level, int((~finite).nonzero()[0]), samples)
+                where = f"{self._teacher}level {level}, {batch_sample(samples, int((~finite).nonzero()[0]))}"
+                raise CalibrationError(f"{where}: {NOT_FINITE}")
             moments.update(map_to_tokens(features[level]))
         self._samples += features.maps[0].shape[0]
 
@@ -130,13 +137,6 @@ class Calibrator:
             raise CalibrationError("calibration saw no sample; give data that holds at least one readable image")
         return Calibration(
             {level: moments.statistics(self._pca) for level, moments in self._moments.items()}, self._samples
-        )
-
-    def _refuse(self, level: int, number: int, samples: Sequence[str]) -> None:
-        sample = f"sample {samples[number]!r}" if len(samples) > number else f"number {number} of the batch"
-        raise CalibrationError(
-            f"{self._teacher}level {level}, {sample}: features are not finite; "
-            "run this teacher in another precision, or leave the image out"
         )
 
 

@@ -68,12 +68,14 @@ def seen_pixels(cache: FeatureCache, wanted: WantedViews) -> SeenPixels:
     samples = np.asarray(wanted.samples, np.int64)
     reader = next(iter(cache.readers.values()))
     rows = reader.stored_views(wanted.view, samples, reader.parts(wanted.view)[samples].astype(np.int64))
-    return SeenPixels(cache.universe.keys(samples), wanted.view, StoredViews(rows, wanted.view, cache.view_policy.size))
+    return SeenPixels(
+        cache.sample_table.keys(samples), wanted.view, StoredViews(rows, wanted.view, cache.view_policy.size)
+    )
 
 
 def unseen_pixels(cache: FeatureCache, wanted: WantedViews) -> SeenPixels:
     """Views that no teacher saw before: there is nothing to compare their pixels with."""
-    return SeenPixels(cache.universe.keys(np.asarray(wanted.samples, np.int64)), wanted.view, None)
+    return SeenPixels(cache.sample_table.keys(np.asarray(wanted.samples, np.int64)), wanted.view, None)
 
 
 class DistillBatch:
@@ -199,7 +201,7 @@ class CachedBatches:
     def start_at(self, step: int) -> Iterator[DistillBatch]:
         """Batches from global step `step` on; ReplayError where an image is not the one that the teachers saw."""
         state = self.state_at(step)
-        dataset = ViewDataset(self.cache.universe, self.cache.view_policy, self.jitter, self.order.seed)
+        dataset = ViewDataset(self.cache.sample_table, self.cache.view_policy, self.jitter, self.order.seed)
         images = load_batches(dataset, self._wanted(state), workers=self.workers, pin=self.device.type == "cuda")
         with closing(self._encoded(state)) as encoded:
             yield join(next(images), next(encoded), self.device, self.live)  # the first waits for readers to start

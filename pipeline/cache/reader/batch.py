@@ -1,4 +1,4 @@
-"""A batch of encoded features as it was read, and its way to the device."""
+"""A batch of encoded features as it was read, its way to the device, and the buffers that batches are read into."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.column_codec import ColumnCodec
-from pipeline.cache.reader.process import ArraySizes, SharedMemory
+from pipeline.cache.reader.process import ArraySizes, Contents, SharedMemory
 from pipeline.cache.reader.teacher_reader import TeacherReader
 from pipeline.cache.selection import Numbers
 from pipeline.cache.stores.base import StoredViews
-from pipeline.cache.stores.indexed import Contents
 from pipeline.cache.stores.ranges import Bytes
 from sak.errors import SakError
 from sak.features import FeatureMaps
@@ -92,7 +91,7 @@ def _joined(pieces: Sequence[Target], order: Tensor) -> Target:
 class EncodedBatch:
     """Some samples' encoded features, in the order asked.
 
-    `samples` (b,) are the universe's numbers, `keys` their sample keys, `mask` (b,) false where a row is padding.
+    `samples` (b,) are numbers of the cache's `SampleTable`, `keys` their keys, `mask` (b,) is false in padding.
     `views` hold box, flip and CRC of the pixels, the same for every teacher. `contents` is teacher -> array name -> (b,
     *shape), read through `arrays`; `parts` teacher -> (b,) the part of the column each row came from. `epoch` and
     `number` say where in the reading order it stands. `on_release` takes its buffers back.

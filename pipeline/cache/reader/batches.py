@@ -22,9 +22,8 @@ from torch.utils.data import get_worker_info
 
 from pipeline.cache.reader.batch import BufferPool, EncodedBatch, Filled, make_buffers
 from pipeline.cache.reader.feature_cache import FeatureCache, Request
-from pipeline.cache.reader.process import ArraySizes, ProcessReader
+from pipeline.cache.reader.process import ArraySizes, ProcessReader, read_pieces
 from pipeline.cache.selection import Numbers
-from pipeline.cache.stores.indexed import read_pieces
 from pipeline.processes import usable_cores
 from sak.errors import SakError, UsageError
 

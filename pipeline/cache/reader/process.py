@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -27,12 +27,51 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.indexed import Contents, Parts, Pieces, read_pieces
-from pipeline.cache.stores.ranges import Bytes, result_memory
+from pipeline.cache.stores.base import Arrays, DamageError
+from pipeline.cache.stores.blocks import ColumnStore
+from pipeline.cache.stores.ranges import PAGE, Bytes, result_memory
 from sak.errors import SakError
 
-_PAGE = 4096
 _PATIENCE = 10  # seconds for the batch at hand when reading ends early
+
+Contents = Mapping[str, Arrays]  # by teacher
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """The wanted arrays of one part of a teacher's column, which lies at `path`."""
+
+    path: str
+    store: ColumnStore
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples of a batch that one part holds, by its own numbers, and their rows of the batch; None is all rows."""
+
+    part: int
+    samples: NDArray[np.int64]
+    rows: NDArray[np.bool_] | None
+
+
+Parts = Mapping[str, Sequence[StoredPart]]  # by teacher
+Pieces = Mapping[str, Sequence[Piece]]
+
+
+def read_pieces(parts: Parts, view: int, pieces: Pieces, out: Contents) -> None:
+    """Read a batch; DamageError names column, file and sample."""
+    for teacher, of_teacher in pieces.items():
+        for piece in of_teacher:
+            part = parts[teacher][piece.part]
+            into = out[teacher] if piece.rows is None else None
+            try:
+                arrays = part.store.read(view, piece.samples, part.names, into)
+            except DamageError as error:
+                raise DamageError(f"{part.path}: {error}") from error
+            if piece.rows is not None:
+                for name, array in arrays.items():
+                    out[teacher][name][piece.rows] = array
 
 
 @dataclass(frozen=True)
@@ -73,7 +112,7 @@ class ArraySizes:
 
 
 def _paged(shape: tuple[int, ...], dtype: str) -> int:
-    return -(-prod(shape) * np.dtype(dtype).itemsize // _PAGE) * _PAGE
+    return -(-prod(shape) * np.dtype(dtype).itemsize // PAGE) * PAGE
 
 
 class SharedMemory:

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from pipeline.cache.folder import CacheFolder
 from pipeline.cache.manifest import CacheError, Manifest
-from pipeline.cache.stores.base import ColumnStore
+from pipeline.cache.stores.blocks import ColumnStore
 from pipeline.images.index import ShardIndex
 from pipeline.storage import Location
 

@@ -74,9 +74,9 @@ class Calibration:
     @classmethod
     def from_bytes(cls, data: bytes, *, digest: str | None = None, source: str = "calibration") -> "Calibration":
         """Read what `to_bytes` made; CalibrationError where `data` is damaged or does not have `digest`."""
-        if digest is not None and (found := sha256(data).hexdigest()) != digest:
+        if digest is not None and (actual := sha256(data).hexdigest()) != digest:
             raise CalibrationError(
-                f"{source}: digest {found[:12]}, but blocks were made with {digest[:12]}; "
+                f"{source}: digest {actual[:12]}, but blocks were made with {digest[:12]}; "
                 "restore that file, or extract the column again"
             )
         try:

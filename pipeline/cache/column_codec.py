@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -278,10 +278,7 @@ class ColumnCodec(nn.Module):
         )
 
     def _codec(self, level: int) -> LevelCodec:
-        codec = self.codecs[str(level)]
-        if not isinstance(codec, LevelCodec):
-            raise TypeError(type(codec))
-        return codec
+        return cast(LevelCodec, self.codecs[str(level)])  # a ModuleDict knows its modules as `nn.Module` alone
 
 
 def _leftover(level: int) -> str:

@@ -44,31 +44,31 @@ def seal(document: Mapping[str, Any]) -> bytes:
     return body + _SEAL % sha256(body).hexdigest().encode()
 
 
-def unseal(data: bytes, place: str) -> dict[str, Any]:
-    """The document in `data`, read from `place`.
+def unseal(data: bytes, where: str) -> dict[str, Any]:
+    """The document in `data`, read from `where`.
 
     Raises DamageError where any byte differs from what `seal` wrote, NewerSchemaError where it is from a later schema.
     """
     try:
         document = json.loads(data)
     except ValueError as error:
-        raise DamageError(f"{place}: damaged, not JSON ({error}); see `sak-cli cache verify`") from error
+        raise DamageError(f"{where}: damaged, not JSON ({error}); see `sak-cli cache verify`") from error
     if not isinstance(document, dict) or not isinstance(document.get("schema"), int) or "seal" not in document:
-        raise DamageError(f"{place}: damaged, or not a file of a feature cache; see `sak-cli cache verify`")
+        raise DamageError(f"{where}: damaged, or not a file of a feature cache; see `sak-cli cache verify`")
     if document["schema"] > SCHEMA:
         raise NewerSchemaError(
-            f"{place}: written in cache schema {document['schema']}, this version reads up to {SCHEMA}; upgrade sak"
+            f"{where}: written in cache schema {document['schema']}, this version reads up to {SCHEMA}; upgrade sak"
         )
     body = data[: -len(_SEAL % bytes(64))]
     if data != body + _SEAL % sha256(body).hexdigest().encode():
-        raise DamageError(f"{place}: damaged, its content is not what was sealed; see `sak-cli cache verify`")
+        raise DamageError(f"{where}: damaged, its content is not what was sealed; see `sak-cli cache verify`")
     return {name: value for name, value in document.items() if name not in ("schema", "seal")}
 
 
-def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...], place: str) -> Any:
-    """`document[name]`, which must be a `kind`; DamageError names `place` otherwise."""
+def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """`document[name]`, which must be a `kind`; DamageError names `where` otherwise."""
     if not isinstance(document.get(name), kind):
-        raise DamageError(f"{place}: field {name!r} is missing or wrong; see `sak-cli cache verify`")
+        raise DamageError(f"{where}: field {name!r} is missing or wrong; see `sak-cli cache verify`")
     return document[name]
 
 
@@ -126,17 +126,17 @@ class Manifest:
         return seal({**asdict(self), "layout": {**asdict(self.layout), "arrays": arrays}})
 
     @classmethod
-    def from_bytes(cls, data: bytes, place: str) -> "Manifest":
-        """The manifest in `data`, read from `place`; DamageError where a byte of it changed."""
-        read = unseal(data, place)
+    def from_bytes(cls, data: bytes, where: str) -> "Manifest":
+        """The manifest in `data`, read from `where`; DamageError where a byte of it changed."""
+        read = unseal(data, where)
         try:
             return cls(
-                **{name: field(read, name, kind, place) for name, kind in _KINDS.items()},
+                **{name: field(read, name, kind, where) for name, kind in _KINDS.items()},
                 grid=(int(read["grid"][0]), int(read["grid"][1])),
                 layout=_layout(read["layout"]),
             )
         except (LookupError, TypeError, ValueError) as error:
-            raise DamageError(f"{place}: not a manifest ({error!r}); see `sak-cli cache verify`") from error
+            raise DamageError(f"{where}: not a manifest ({error!r}); see `sak-cli cache verify`") from error
 
 
 def data_name(data_key: str) -> str:

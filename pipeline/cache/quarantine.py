@@ -1,7 +1,7 @@
 """The quarantine: bad images that are set aside, and why; kept in the records of the blocks that they are in."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipeline.cache.column import Column
 
@@ -15,10 +15,6 @@ class Quarantined:
     key: str
     reason: str
     columns: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
 
 
 def quarantine(columns: Iterable[Column]) -> list[Quarantined]:

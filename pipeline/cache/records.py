@@ -103,9 +103,9 @@ class BlockRecord:
         return seal(asdict(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, place: str) -> "BlockRecord":
-        """The record in `data`, read from `place`; DamageError where a byte of it changed."""
-        read = unseal(data, place)
+    def from_bytes(cls, data: bytes, where: str) -> "BlockRecord":
+        """The record in `data`, read from `where`; DamageError where a byte of it changed."""
+        read = unseal(data, where)
         try:
             return cls(
                 view=int(read["view"]),
@@ -116,11 +116,11 @@ class BlockRecord:
                 calibration=read["calibration"],
                 absent=tuple(Absent(**sample) for sample in read["absent"]),
                 elsewhere=_ranges(read["elsewhere"]),
-                fidelity=field(read, "fidelity", dict, place),
-                facts=field(read, "facts", dict, place),
+                fidelity=field(read, "fidelity", dict, where),
+                facts=field(read, "facts", dict, where),
             )
         except (LookupError, TypeError, ValueError) as error:
-            raise DamageError(f"{place}: not a block record ({error!r}); see `sak-cli cache verify`") from error
+            raise DamageError(f"{where}: not a block record ({error!r}); see `sak-cli cache verify`") from error
 
 
 def _ranges(read: Sequence[Sequence[int]]) -> Ranges:

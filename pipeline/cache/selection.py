@@ -200,9 +200,9 @@ class SampleTable:
         """The samples with these keys, -1 for unknown ones."""
         numbers = np.full(len(keys), -1)
         for name, index in self.indices.items():
-            rows, found = self.rows[name], index.locate(keys)
-            known = (found >= 0) & (numbers < 0)
-            numbers[known] = found[known] if rows is None else _inverse(rows, len(index))[found[known]]
+            rows, located = self.rows[name], index.locate(keys)
+            known = (located >= 0) & (numbers < 0)
+            numbers[known] = located[known] if rows is None else _inverse(rows, len(index))[located[known]]
         return numbers
 
 

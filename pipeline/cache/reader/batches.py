@@ -175,12 +175,10 @@ class FeatureBatches:
                     f"{cache.cache}: {len(cache.samples_in(view))} samples of view {view} make no batch of "
                     f"{order.batch_size}; take a smaller batch, or extract more"
                 )
-        self._processes = self._usual_processes() if processes is None else processes
-        self._ahead = max(ahead, self._processes)
-
-    def _usual_processes(self) -> int:
-        epoch_bytes = self.batches_in(0) * self.order.part_size * self.cache.sample_bytes
-        return 0 if epoch_bytes < _SMALL_EPOCH else min(2, max(1, usable_cores() - 1))
+        if processes is None:
+            epoch_bytes = self.batches_in(0) * order.part_size * cache.sample_bytes
+            processes = 0 if epoch_bytes < _SMALL_EPOCH else min(2, max(1, usable_cores() - 1))
+        self._processes, self._ahead = processes, max(ahead, processes)
 
     @property
     def state(self) -> BatchState:
@@ -217,23 +215,23 @@ class FeatureBatches:
         epoch = self._state.epoch
         readers, pool = self._started()
         numbers = iter(range(self._state.batches, len(self)))
-        orders: deque[_Order] = deque()
+        pending: deque[_Pending] = deque()
         try:
-            orders.extend(self._order(epoch, number, readers, pool) for number in islice(numbers, self._ahead))
-            while orders:
-                batch = self._received(orders[0])
-                order = orders.popleft()
-                batch.mask, batch.epoch, batch.number = order.mask, epoch, order.number
+            pending.extend(self._submit(epoch, number, readers, pool) for number in islice(numbers, self._ahead))
+            while pending:  # a batch stays pending while it is read: where that fails, its buffers are given back
+                batch = self._received(pending[0])
+                read = pending.popleft()
+                batch.mask, batch.epoch, batch.number = read.mask, epoch, read.number
                 if self._recycle:
-                    pool.lend(batch, order.filled)
-                orders.extend(self._order(epoch, number, readers, pool) for number in islice(numbers, 1))
+                    pool.lend(batch, read.filled)
+                pending.extend(self._submit(epoch, number, readers, pool) for number in islice(numbers, 1))
                 self._state = BatchState(epoch, batch.number + 1)
                 yield batch
         finally:  # nothing may be read into buffers that the next epoch uses
             for reader in readers:
                 reader.drain()
-            for order in orders:
-                pool.give_back(order.filled)
+            for unread in pending:
+                pool.give_back(unread.filled)
 
     def _started(self) -> tuple[list[ProcessReader], BufferPool]:
         """Readers that can read for this process, none where it reads itself, and the buffers that they fill."""
@@ -244,7 +242,7 @@ class FeatureBatches:
             self._readers = [ProcessReader(self.cache.stored, sizes) for _ in range(self._processes)]
         return self._readers, self._pool
 
-    def _order(self, epoch: int, number: int, readers: list[ProcessReader], pool: BufferPool) -> "_Order":
+    def _submit(self, epoch: int, number: int, readers: list[ProcessReader], pool: BufferPool) -> "_Pending":
         part = self.part(epoch, number)
         request = self.cache.request(part.samples, self.view_of(epoch))
         filled = pool.take()
@@ -252,19 +250,19 @@ class FeatureBatches:
         if reader is not None and filled.shared is not None:
             filled.wait()
             reader.submit(request.view, request.pieces, filled.shared)
-        return _Order(number, request, part.mask, filled, reader)
+        return _Pending(number, request, part.mask, filled, reader)
 
-    def _received(self, order: "_Order") -> EncodedBatch:
-        """The batch that was ordered; what reading it raised is raised here."""
-        if order.reader is not None:
-            order.reader.wait()
+    def _received(self, asked: "_Pending") -> EncodedBatch:
+        """The batch that was asked for; what reading it raised is raised here."""
+        if asked.reader is not None:
+            asked.reader.wait()
         else:
-            read_pieces(self.cache.stored, order.request.view, order.request.pieces, order.filled.wait())
-        return self.cache.batch(order.request, order.filled.contents)
+            read_pieces(self.cache.stored, asked.request.view, asked.request.pieces, asked.filled.wait())
+        return self.cache.batch(asked.request, asked.filled.contents)
 
 
 @dataclass(frozen=True)
-class _Order:
+class _Pending:
     """A batch that `reader` reads into `filled`, or this process when it is asked for."""
 
     number: int

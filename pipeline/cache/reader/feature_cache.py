@@ -229,18 +229,16 @@ class FeatureCache:
         samples, view = request.samples, request.view
         self._read[get_ident()] = self._read.get(get_ident(), 0) + self.sample_bytes * len(samples)
         views = self._stored_views(view, samples, request.parts)
-        mask = np.ones(len(samples), bool)
-        named = {teacher: dict(arrays) for teacher, arrays in contents.items()}
-        return EncodedBatch(
-            samples, self.sample_table.keys(samples), view, views, mask, dict(request.parts), named, self.decoder
-        )
+        keys, mask = self.sample_table.keys(samples), np.ones(len(samples), bool)
+        arrays = {teacher: dict(of_teacher) for teacher, of_teacher in contents.items()}
+        return EncodedBatch(samples, keys, view, views, mask, dict(request.parts), arrays, self.decoder)
 
     def _stored_views(self, view: int, samples: Numbers, parts: Mapping[str, Numbers]) -> StoredViews:
         """Box, flip and CRC, which must be the same for every teacher."""
         rows = {teacher: reader.stored_views(view, samples, parts[teacher]) for teacher, reader in self.readers.items()}
         (first, expected), *others = rows.items()
-        for teacher, found in others:
-            differing = np.flatnonzero(found != expected)
+        for teacher, stored in others:
+            differing = np.flatnonzero(stored != expected)
             if len(differing):
                 key = self.sample_table.key(int(samples[differing[0]]))
                 raise ReplayError(

@@ -153,7 +153,7 @@ class ProcessReader:
             )
         self._known: weakref.WeakValueDictionary[int, SharedMemory] = weakref.WeakValueDictionary()  # to the process
         self._pending = 0
-        self._end = weakref.finalize(self, _end, self._owner, self._connection, self._process)
+        self.close = weakref.finalize(self, _end, self._owner, self._connection, self._process)
         self._send((parts, sizes))
 
     def submit(self, view: int, pieces: Pieces, memory: SharedMemory) -> None:
@@ -184,11 +184,7 @@ class ProcessReader:
 
     def alive(self) -> bool:
         """Whether it can read for this process: a fork of its parent must start another."""
-        return self._owner == os.getpid() and self._end.alive and self._process.poll() is None
-
-    def close(self) -> None:
-        """Let the process finish the batch at hand, and end it."""
-        self._end()
+        return self._owner == os.getpid() and self.close.alive and self._process.poll() is None
 
     def _send(self, message: object, descriptor: int | None = None) -> None:
         try:
@@ -199,7 +195,7 @@ class ProcessReader:
             raise self._died() from lost
 
     def _died(self) -> SakError:
-        self._end()
+        self.close()
         code = self._process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return SakError(

@@ -45,7 +45,7 @@ class BlockFile:
     def append(self, pieces: Iterable[Bytes | bytes]) -> None:
         """Append memory; a group of pieces is written while the sums made of it are fresh in the processor's cache.
 
-        What of it is not samples' values must be told to `frame`, in order.
+        What of it is not samples' values must be given to `frame`, in order.
         """
         group: list[Any] = []
         size = 0

@@ -58,7 +58,7 @@ def _is_data(path: ColumnPath, data_key: str) -> bool:
 
 def _one(cache: Cache, wanted: str, paths: Sequence[ColumnPath], spec: CacheSpec | None) -> ColumnPath:
     """The one column that `wanted` means, by the first of its parts."""
-    columns = {path.name: path for path in paths if wanted in (path.teacher, path.name)}
+    columns = {path.name: path for path in reversed(paths) if wanted in (path.teacher, path.name)}
     if not columns:
         known = sorted({path.teacher for path in paths})
         raise UsageError(f"{cache}: no features of teacher {wanted!r}{nearest(wanted, known)}")

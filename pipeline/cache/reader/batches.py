@@ -31,7 +31,7 @@ Mask = NDArray[np.bool_]
 
 _WINDOW_BITS = 24  # 16 million windows, and 40 bits to shuffle within one
 _SPARE = 2  # batches a consumer may hold beside the one it works on
-_SMALL_EPOCH = 64 << 20  # bytes
+_SMALL_EPOCH = 64 << 20  # bytes that are read before a process for it would have started
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ _GROUP_BYTES, _GROUP_PIECES = 1 << 19, 1000  # IOV_MAX is 1,024
 _HELPERS = 4  # threads that flush, fsync and publish: they wait for disks and networks
 _PIECE = 1 << 20  # bytes of a file that are hashed at a time
 
-Rows = dict[str, NDArray[Any]]
-
 
 class BlockFile:
     """A data file while it is written: a scratch file that becomes `path` of `location`; `helpers` flush it."""
@@ -127,7 +125,7 @@ class FilesWriter(ABC):
             self.abort()
 
     @abstractmethod
-    def write(self, positions: NDArray[np.int64], rows: Rows) -> None:
+    def write(self, positions: NDArray[np.int64], rows: Arrays) -> None:
         """Append checked samples, C-contiguous and in the machine's byte order."""
 
     @abstractmethod
@@ -179,7 +177,7 @@ class FilesWriter(ABC):
         for file in self.files:
             file.abort()
 
-    def _checked(self, positions: NDArray[np.int64], arrays: Arrays) -> Rows:
+    def _checked(self, positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
         before = np.concatenate([[self._last], positions])
         if len(positions) and (np.any(np.diff(before) <= 0) or positions[-1] >= self.count):
             raise ValueError(

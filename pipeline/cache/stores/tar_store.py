@@ -17,8 +17,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.base import REMEDY, ArrayLayout, ColumnLayout, Damage, DamageError
-from pipeline.cache.stores.blocks import BlockFile, ColumnStore, FilesWriter, Rows
+from pipeline.cache.stores.base import REMEDY, ArrayLayout, Arrays, ColumnLayout, Damage, DamageError
+from pipeline.cache.stores.blocks import BlockFile, ColumnStore, FilesWriter
 from pipeline.cache.stores.files import FileKey, OpenFile, Staging
 from pipeline.cache.stores.ranges import SUM_BYTES, Bytes, rows_of
 from pipeline.cache.stores.zarr_shard import encode_index
@@ -180,7 +180,7 @@ class _TarWriter(FilesWriter):
             for path in (tar_path(view, block), index_path(tar_path(view, block))):
                 self.files.append(BlockFile(location, path, self.helpers))
 
-    def write(self, positions: Longs, rows: Rows) -> None:
+    def write(self, positions: Longs, rows: Arrays) -> None:
         """Append checked samples, one by one, the arrays of each together."""
         keys = [safe_key(self._key(self._first + position)) for position in positions.tolist()]
         self.files[0].append(self._members(positions.tolist(), keys, [rows_of(values) for values in rows.values()]))

@@ -1,9 +1,9 @@
 """What a zarr v3 shard is made of: chunks of single samples, lossless codecs, and the index behind the chunks.
 
 Each chunk has its CRC32C behind it, and so has the index, (samples of a block, 2) little-endian uint64: offset and
-bytes of each chunk, all ones where it is absent.
-A partial last shard has a full-length index. Large chunks start at multiples of 64 bytes, zeros between them, as zarr
-allows: copying out of the page cache from other places takes up to a fifth longer.
+bytes of each chunk, all ones where it is absent. A partial last shard has a full-length index. Large chunks start at
+multiples of 64 bytes, zeros between them, as zarr allows: copying out of the page cache from other places takes up to a
+fifth longer.
 """
 
 from collections.abc import Callable
@@ -28,9 +28,8 @@ ChunkCodec = Any
 
 
 def _blosc(array: ArrayLayout) -> ChunkCodec:
-    return Blosc(
-        cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE if np.dtype(array.dtype).itemsize == 1 else Blosc.SHUFFLE
-    )
+    shuffle = Blosc.BITSHUFFLE if np.dtype(array.dtype).itemsize == 1 else Blosc.SHUFFLE
+    return Blosc(cname="zstd", clevel=5, shuffle=shuffle)
 
 
 def _pcodec(array: ArrayLayout) -> ChunkCodec | None:

@@ -17,8 +17,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.base import REMEDY, ArrayLayout, ColumnLayout, Damage, DamageError
-from pipeline.cache.stores.blocks import BlockFile, ColumnStore, FilesWriter, Rows
+from pipeline.cache.stores.base import REMEDY, ArrayLayout, Arrays, ColumnLayout, Damage, DamageError
+from pipeline.cache.stores.blocks import BlockFile, ColumnStore, FilesWriter
 from pipeline.cache.stores.files import FileKey, OpenFile
 from pipeline.cache.stores.ranges import SUM_BYTES, Bytes, rows_of
 from pipeline.cache.stores.zarr_shard import (
@@ -33,7 +33,7 @@ from pipeline.cache.stores.zarr_shard import (
 from pipeline.storage import Location, MissingFileError
 
 FILE = "zarr.json"
-_ALIGNMENT, _ALIGNED_FROM = 64, 4096  # bytes; where chunks start, and how large they must be for that
+_ALIGNMENT, _ALIGNED_FROM = 64, 4096  # chunks start at multiples of 64 bytes, those of so many bytes and more
 
 
 def shard_path(array: ArrayLayout, view: int, block: int) -> str:
@@ -165,7 +165,7 @@ class _ShardsWriter(FilesWriter):
                 self._shards[array.name] = shard
                 self.files.append(shard.file)
 
-    def write(self, positions: Longs, rows: Rows) -> None:
+    def write(self, positions: Longs, rows: Arrays) -> None:
         """Append checked samples to the shard of each array."""
         for name, values in rows.items():
             self._shards[name].append(positions, values)

@@ -13,7 +13,7 @@ from pipeline.cache.column_codec import ColumnCodec
 from pipeline.cache.folder import CacheFolder, ColumnPath
 from pipeline.cache.manifest import CacheError, Manifest
 from pipeline.cache.records import BlockRecord, file_record, parse_record_name, record_name
-from pipeline.cache.stores import open_store
+from pipeline.cache.stores import FORMATS
 from pipeline.cache.stores.base import ROW, DamageError, FileRecord, Rows, rows_from_bytes
 from pipeline.cache.stores.blocks import ColumnStore
 from pipeline.images.index import ShardIndex
@@ -227,3 +227,31 @@ def check_file(location: Location, record: FileRecord) -> bytes:
     if file_record(record.path, data) != record:
         raise DamageError(f"{where}: damaged, its bytes are not those recorded; mend it with `sak-cli cache repair`")
     return data
+
+
+@dataclass(frozen=True)
+class _SampleKeys:
+    """A sample's key by its number; the index is opened when the first is asked for, which is in writing alone."""
+
+    folder: CacheFolder
+    data_key: str
+
+    @cached_property
+    def _index(self) -> ShardIndex:
+        return self.folder.index(self.data_key)
+
+    def __call__(self, sample: int) -> str:
+        return self._index.key(sample)
+
+
+def open_store(manifest: Manifest, location: Location, folder: CacheFolder) -> ColumnStore:
+    """The arrays of the column of `manifest` at `location`; opens no file yet."""
+    if manifest.format == "zarr":
+        from pipeline.cache.stores.zarr_store import ZarrStore
+
+        return ZarrStore(location, manifest.layout)
+    if manifest.format == "webdataset":
+        from pipeline.cache.stores.tar_store import TarStore
+
+        return TarStore(location, manifest.layout, _SampleKeys(folder, manifest.data_key))
+    raise CacheError(f"{location}: format {manifest.format!r}, this version knows {', '.join(FORMATS)}; upgrade sak")

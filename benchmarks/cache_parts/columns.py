@@ -10,7 +10,8 @@ import webdataset
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from pipeline.cache.stores.base import ArrayLayout, ColumnLayout, ColumnStore
+from pipeline.cache.stores.base import ArrayLayout, ColumnLayout
+from pipeline.cache.stores.blocks import ColumnStore
 from pipeline.cache.stores.tar_store import TarStore
 from pipeline.cache.stores.zarr_store import ZarrStore
 from pipeline.storage import open_location

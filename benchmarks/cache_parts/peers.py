@@ -13,9 +13,8 @@ from cache_parts.columns import Batch
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from pipeline.cache.reader.process import ArraySizes, ProcessReader, SharedMemory
+from pipeline.cache.reader.process import ArraySizes, Piece, ProcessReader, SharedMemory, StoredPart
 from pipeline.cache.stores.base import ColumnLayout
-from pipeline.cache.stores.indexed import Piece, StoredPart
 from pipeline.cache.stores.zarr_store import ZarrStore
 from pipeline.storage import open_location
 
@@ -62,7 +61,7 @@ class OtherProcess:
     def ask(self, samples: Samples) -> None:
         """Begin to read the next batch."""
         memory = self._memory[self._asked % len(self._memory)]
-        self._reader.submit(0, {"": [Piece(0, samples, None)]}, memory.contents, memory)
+        self._reader.submit(0, {"": [Piece(0, samples, None)]}, memory)
         self._asked += 1
 
     def wait(self) -> None:

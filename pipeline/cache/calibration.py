@@ -19,6 +19,7 @@ from torch import Tensor
 from sak.errors import SakError
 from sak.features import FeatureMaps, map_to_tokens
 
+NOT_FINITE = "features are not finite; run this teacher in another precision, or leave the image out"
 _LEAST_SHARE = 1e-6
 
 
@@ -73,9 +74,9 @@ class Calibration:
     @classmethod
     def from_bytes(cls, data: bytes, *, digest: str | None = None, source: str = "calibration") -> "Calibration":
         """Read what `to_bytes` made; CalibrationError where `data` is damaged or does not have `digest`."""
-        if digest is not None and (found := sha256(data).hexdigest()) != digest:
+        if digest is not None and (actual := sha256(data).hexdigest()) != digest:
             raise CalibrationError(
-                f"{source}: digest {found[:12]}, but blocks were made with {digest[:12]}; "
+                f"{source}: digest {actual[:12]}, but blocks were made with {digest[:12]}; "
                 "restore that file, or extract the column again"
             )
         try:
@@ -90,6 +91,11 @@ class Calibration:
 def _level(tensors: dict[str, Tensor], level: int) -> LevelStatistics:
     names = (f"l{level}.basis", f"l{level}.variance")
     return LevelStatistics(tensors[f"l{level}.mean"], tensors[f"l{level}.std"], *(tensors.get(name) for name in names))
+
+
+def batch_sample(samples: Sequence[str], number: int) -> str:
+    """What errors call a sample of a batch: by its key where `samples` has it."""
+    return f"sample {samples[number]!r}" if len(samples) > number else f"number {number} of the batch"
 
 
 def calibration_samples(keys: Iterable[str], count: int, seed: int) -> tuple[int, ...]:
@@ -120,7 +126,8 @@ class Calibrator:
         for level, moments in self._moments.items():
             finite = features[level].flatten(1).isfinite().all(1)
             if not bool(finite.all()):
-                self._refuse(level, int((~finite).nonzero()[0]), samples)
+                where = f"{self._teacher}level {level}, {batch_sample(samples, int((~finite).nonzero()[0]))}"
+                raise CalibrationError(f"{where}: {NOT_FINITE}")
             moments.update(map_to_tokens(features[level]))
         self._samples += features.maps[0].shape[0]
 
@@ -130,13 +137,6 @@ class Calibrator:
             raise CalibrationError("calibration saw no sample; give data that holds at least one readable image")
         return Calibration(
             {level: moments.statistics(self._pca) for level, moments in self._moments.items()}, self._samples
-        )
-
-    def _refuse(self, level: int, number: int, samples: Sequence[str]) -> None:
-        sample = f"sample {samples[number]!r}" if len(samples) > number else f"number {number} of the batch"
-        raise CalibrationError(
-            f"{self._teacher}level {level}, {sample}: features are not finite; "
-            "run this teacher in another precision, or leave the image out"
         )
 
 

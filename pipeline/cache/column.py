@@ -13,8 +13,9 @@ from pipeline.cache.column_codec import ColumnCodec
 from pipeline.cache.folder import CacheFolder, ColumnPath
 from pipeline.cache.manifest import CacheError, Manifest
 from pipeline.cache.records import BlockRecord, file_record, parse_record_name, record_name
-from pipeline.cache.stores import open_store
-from pipeline.cache.stores.base import ROW, ColumnStore, DamageError, FileRecord, Rows, rows_from_bytes
+from pipeline.cache.stores import FORMATS
+from pipeline.cache.stores.base import ROW, DamageError, FileRecord, Rows, rows_from_bytes
+from pipeline.cache.stores.blocks import ColumnStore
 from pipeline.images.index import ShardIndex
 from pipeline.storage import Location, MissingFileError
 from sak.errors import UsageError
@@ -60,11 +61,6 @@ class Column:
     def random(self) -> bool:
         """Whether its teacher has random weights."""
         return self.manifest.random
-
-    @property
-    def label(self) -> str:
-        """How listings call it: its name, and RANDOM where the weights know nothing."""
-        return f"{self.place.name} RANDOM" if self.random else self.place.name
 
     @cached_property
     def index(self) -> ShardIndex:
@@ -112,13 +108,10 @@ class Column:
     def records(self) -> Records:
         """The record of every block that is there, by (view, block); blocks of two calibrations are refused."""
         names = [name for name in self.location.list("records") if record_block(name)]
-        if self.location.is_remote:
-            with ThreadPoolExecutor(_REMOTE_READERS) as pool:
-                read = list(pool.map(self.read_record, names))
-        else:
-            read = [self.read_record(name) for name in names]
-        self._one_calibration(read)
-        return {(record.view, record.block): record for record in read}
+        with ThreadPoolExecutor(_REMOTE_READERS if self.location.is_remote else 1) as pool:
+            records = list(pool.map(self.read_record, names))
+        self._refuse_two_calibrations(records)
+        return {(record.view, record.block): record for record in records}
 
     def record(self, view: int, block: int) -> BlockRecord | None:
         """The record of one block, read now; None where the block is not there."""
@@ -141,13 +134,13 @@ class Column:
 
     @cached_property
     def _calibration(self) -> Calibration | None:
-        recorded = sorted({record.calibration or "" for record in self.records.values()} - {""})
-        found = self.published_calibration(recorded[0] if recorded else None)
-        if found is None and recorded:
+        recorded = next((record.calibration for record in self.records.values() if record.calibration), None)
+        published = self.published_calibration(recorded)
+        if published is None and recorded:
             raise DamageError(
                 f"{self.location.at(CALIBRATION)}: gone, and no block can be read without it; extract the column again"
             )
-        return found
+        return published
 
     def published_calibration(self, digest: str | None = None) -> Calibration | None:
         """The calibration that lies here now, which must have `digest` where given; None where there is none."""
@@ -172,7 +165,7 @@ class Column:
 
     def absent(self, view: int) -> Present:
         """(samples,): which samples cannot have features: bad images."""
-        return self._marked(view, lambda record: [(each.sample, each.sample + 1) for each in record.absent])
+        return self._marked(view, lambda record: [(absent.sample, absent.sample + 1) for absent in record.absent])
 
     def _marked(self, view: int, ranges: Any) -> Present:
         marked = np.zeros(self.manifest.layout.samples, bool)
@@ -185,10 +178,9 @@ class Column:
     def stored_views(self, view: int, samples: NDArray[np.int64]) -> Rows:
         """(n,) rows of box, flip and CRC of samples that are present, in the order asked."""
         rows = np.empty(len(samples), ROW)
-        size = self.manifest.layout.block
-        for block in np.unique(samples // size):
-            here = samples // size == block
-            rows[here] = self.block_views(view, int(block))[samples[here] - block * size]
+        blocks, positions = np.divmod(samples, self.manifest.layout.block)
+        for block in np.unique(blocks).tolist():
+            rows[blocks == block] = self.block_views(view, block)[positions[blocks == block]]
         return rows
 
     def block_views(self, view: int, block: int) -> Rows:
@@ -210,28 +202,56 @@ class Column:
     def _views(self) -> dict[tuple[int, int], Rows]:
         return {}
 
-    def _one_calibration(self, records: list[BlockRecord]) -> None:
+    def _refuse_two_calibrations(self, records: list[BlockRecord]) -> None:
         digests = sorted({record.calibration or "none" for record in records})
         if len(digests) > 1:
             raise CacheError(
-                f"{self.location}: blocks of {len(digests)} calibrations ({', '.join(one[:12] for one in digests)}), "
-                "which must not be mixed; remove the column with `sak-cli cache prune` and extract it again"
+                f"{self.location}: blocks of {len(digests)} calibrations "
+                f"({', '.join(digest[:12] for digest in digests)}), which must not be mixed; "
+                "remove the column with `sak-cli cache prune` and extract it again"
             )
 
 
 def record_block(file: str) -> tuple[int, int] | None:
     """(view, block) of a file's name in `records`; None where it is no record's."""
-    stem, dot, ending = file.rpartition(".")
-    return parse_record_name(stem) if dot and ending == "json" else None
+    return parse_record_name(file.removesuffix(".json")) if file.endswith(".json") else None
 
 
 def check_file(location: Location, record: FileRecord) -> bytes:
     """A small file of a column, compared with its record; DamageError where it is gone, cut or changed."""
-    place = location.at(record.path)
+    where = location.at(record.path)
     try:
         data = location.read_bytes(record.path)
     except MissingFileError as error:
-        raise DamageError(f"{place}: gone; mend it with `sak-cli cache repair`") from error
+        raise DamageError(f"{where}: gone; mend it with `sak-cli cache repair`") from error
     if file_record(record.path, data) != record:
-        raise DamageError(f"{place}: damaged, its bytes are not those recorded; mend it with `sak-cli cache repair`")
+        raise DamageError(f"{where}: damaged, its bytes are not those recorded; mend it with `sak-cli cache repair`")
     return data
+
+
+@dataclass(frozen=True)
+class _SampleKeys:
+    """A sample's key by its number; the index is opened when the first is asked for, which is in writing alone."""
+
+    folder: CacheFolder
+    data_key: str
+
+    @cached_property
+    def _index(self) -> ShardIndex:
+        return self.folder.index(self.data_key)
+
+    def __call__(self, sample: int) -> str:
+        return self._index.key(sample)
+
+
+def open_store(manifest: Manifest, location: Location, folder: CacheFolder) -> ColumnStore:
+    """The arrays of the column of `manifest` at `location`; opens no file yet."""
+    if manifest.format == "zarr":
+        from pipeline.cache.stores.zarr_store import ZarrStore
+
+        return ZarrStore(location, manifest.layout)
+    if manifest.format == "webdataset":
+        from pipeline.cache.stores.tar_store import TarStore
+
+        return TarStore(location, manifest.layout, _SampleKeys(folder, manifest.data_key))
+    raise CacheError(f"{location}: format {manifest.format!r}, this version knows {', '.join(FORMATS)}; upgrade sak")

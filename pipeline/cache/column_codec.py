@@ -1,30 +1,26 @@
-"""All levels of one column: teacher maps to stored arrays, and stored arrays to what the losses compare with."""
+"""All levels of one column: teacher maps to stored arrays, stored arrays to what the losses compare with, and how well.
+
+`LevelFidelity` says how well stored features stand for those that were encoded; a block's record keeps it.
+"""
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.cache.calibration import Calibration, LevelStatistics
-from pipeline.cache.level_codec import LevelCodec, Reduced, Reduction
+from pipeline.cache.level_codec import LevelCodec, Reduced, Reduction, level_layout
 from pipeline.cache.manifest import Manifest
-from pipeline.cache.quantizers import QUANTIZERS
 from pipeline.cache.spec import EncodingSpec
 from pipeline.cache.stores.base import ArrayLayout, ColumnLayout
 from sak.features import FeatureMaps, map_to_tokens
-from sak.losses.targets import ProjectedTarget, TargetMaps, Targets
+from sak.losses.targets import Grid, ProjectedTarget, TargetMaps, Targets
 
-# How well stored features stand for those that were encoded; each block of a column records it as it is written.
-
-_MERGED_BY: dict[str, Callable[[float, float], float]] = {
-    "cosine_min": min,
-    "token_norm_max": max,
-    "deviation_max": max,
-}
+_MERGED_BY = {"cosine_min": min, "token_norm_max": max, "deviation_max": max}
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,12 @@ class LevelFidelity:
 
     def __add__(self, other: "LevelFidelity") -> "LevelFidelity":
         """The record of both blocks."""
-        merged: dict[str, float | int] = {}
-        for name, mine in asdict(self).items():
-            merged[name] = _MERGED_BY.get(name, operator.add)(mine, getattr(other, name))
-        return LevelFidelity.from_json(merged)
+        return LevelFidelity(
+            **{
+                name: _MERGED_BY.get(name, operator.add)(mine, getattr(other, name))
+                for name, mine in vars(self).items()
+            }
+        )
 
     @property
     def cosine(self) -> float:
@@ -122,7 +120,7 @@ def measure(reduced: Reduced, decoded: Tensor, statistics: LevelStatistics) -> L
     """
     encoded = map_to_tokens(reduced.map).float()
     change = map_to_tokens(decoded).float() - encoded
-    mean, inverse = (each.float().to(encoded.device) for each in (statistics.mean, 1 / statistics.scale))
+    mean, inverse = (values.float().to(encoded.device) for values in (statistics.mean, 1 / statistics.scale))
     plain = _Products.of(encoded, change)
     token_cosine, norms = plain.cosine(), plain.energy.sqrt()
     cosine = plain.over_tokens().cosine()
@@ -181,9 +179,6 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-Grid = tuple[int, int]
-
-
 @dataclass(frozen=True)
 class Encoded:
     """A batch as the store takes it, arrays of leading dimension B on the device, and what the encoding kept of it."""
@@ -206,12 +201,9 @@ def column_layout(
     `width` and `grid` are those of the teacher's own maps.
     """
     encoding, reduction = EncodingSpec(**document["encoding"]), reduction_of(document, grid)
-    quantizer = QUANTIZERS[encoding.kind](encoding.pca or width)
-    tokens = reduction.stored_grid[0] * reduction.stored_grid[1]
-    arrays = []
+    arrays: list[ArrayLayout] = []
     for level in document["levels"]:
-        stored = quantizer.arrays(tokens).items()
-        arrays += [ArrayLayout(f"l{level}/{name}", each.dtype, each.shape, each.fill) for name, each in stored]
+        arrays += level_layout(encoding, level, width, reduction.stored_grid)
         if reduction.has_leftover:
             arrays.append(ArrayLayout(_leftover(level), "float32", (), float("nan")))
     return ColumnLayout(tuple(arrays), samples, block, codec)
@@ -286,10 +278,7 @@ class ColumnCodec(nn.Module):
         )
 
     def _codec(self, level: int) -> LevelCodec:
-        codec = self.codecs[str(level)]
-        if not isinstance(codec, LevelCodec):
-            raise TypeError(type(codec))
-        return codec
+        return cast(LevelCodec, self.codecs[str(level)])  # a ModuleDict knows its modules as `nn.Module` alone
 
 
 def _leftover(level: int) -> str:

@@ -47,39 +47,50 @@ class CacheFolder:
     location: Location
 
     @classmethod
-    def open(cls, place: str | Path | Location) -> "CacheFolder":
+    def open(cls, path: str | Path | Location) -> "CacheFolder":
         """CacheError where there is none, or another thing; NewerSchemaError where a newer version wrote it."""
-        location = open_location(place)
+        location = open_location(path)
         try:
-            found = unseal(location.read_bytes(_CACHE), location.at(_CACHE))
+            document = unseal(location.read_bytes(_CACHE), location.at(_CACHE))
         except MissingFileError as error:
             raise CacheError(
                 f"{location}: no feature cache here ({_CACHE} is missing); make one with `sak-cli extract`"
             ) from error
-        if found.get("kind") != _KIND:
+        if document.get("kind") != _KIND:
             raise CacheError(f"{location}: {_CACHE} is not that of a feature cache; give a cache's folder")
         return cls(location)
 
     @classmethod
-    def create(cls, place: str | Path | Location) -> "CacheFolder":
-        """The cache at `place`, made if there is none."""
-        location = open_location(place)
+    def create(cls, path: str | Path | Location) -> "CacheFolder":
+        """The cache at `path`, made if there is none."""
+        location = open_location(path)
         location.create_exclusive(_CACHE, seal({"kind": _KIND}))
         return cls.open(location)
 
     def columns(self) -> Iterator[ColumnPath]:
-        """Every column's place, by name; a folder without a manifest too, for `verify` to find."""
+        """The path of every column, by name; a folder without a manifest too, for `verify` to find."""
         for name in self.location.list("columns"):
             for data in self.location.list(f"columns/{name}"):
                 yield ColumnPath(name, data)
 
-    def at(self, place: ColumnPath) -> Location:
+    def at(self, column: ColumnPath) -> Location:
         """A column's folder."""
-        return self.location / place.path
+        return self.location / column.path
 
-    def manifest(self, place: ColumnPath) -> Manifest:
-        """What a column is; DamageError where its manifest is damaged or belongs elsewhere."""
-        return read_manifest(self.at(place), place)
+    def manifest(self, path: ColumnPath) -> Manifest:
+        """What a column is; DamageError where its manifest is damaged, CacheError where it is gone or another's."""
+        location = self.at(path)
+        try:
+            manifest = Manifest.from_bytes(location.read_bytes(MANIFEST), location.at(MANIFEST))
+        except MissingFileError as error:
+            raise CacheError(
+                f"{location}: a column without a manifest; remove it with `sak-cli cache prune`, or extract it again"
+            ) from error
+        if ColumnPath.of(manifest) != path:
+            raise CacheError(
+                f"{location}: its manifest is that of {ColumnPath.of(manifest).path}; move the folder back where it was"
+            )
+        return manifest
 
     def index_path(self, data: str) -> str:
         """Where the shard index of a data key lies."""
@@ -108,21 +119,6 @@ class CacheFolder:
             ) from error
 
 
-def read_manifest(location: Location, place: ColumnPath) -> Manifest:
-    """The manifest in a column's folder; it must be the one of that place."""
-    try:
-        manifest = Manifest.from_bytes(location.read_bytes(MANIFEST), location.at(MANIFEST))
-    except MissingFileError as error:
-        raise CacheError(
-            f"{location}: a column without a manifest; remove it with `sak-cli cache prune`, or extract it again"
-        ) from error
-    if ColumnPath.of(manifest) != place:
-        raise CacheError(
-            f"{location}: its manifest is that of {ColumnPath.of(manifest).path}; move the folder back where it was"
-        )
-    return manifest
-
-
 @dataclass(frozen=True)
 class Cache:
     """A cache as commands take it, `rw:ro`: the first folder may be written, those after it are read as well."""
@@ -130,17 +126,17 @@ class Cache:
     layers: tuple[CacheFolder, ...]
 
     @classmethod
-    def open(cls, place: "str | Path | Cache") -> "Cache":
-        """Every folder of `place` must be a cache."""
-        if isinstance(place, Cache):
-            return place
-        return cls(tuple(CacheFolder.open(each) for each in split_overlay(place)))
+    def open(cls, path: "str | Path | Cache") -> "Cache":
+        """Every folder of `path` must be a cache."""
+        if isinstance(path, Cache):
+            return path
+        return cls(tuple(CacheFolder.open(layer) for layer in split_overlay(path)))
 
     @classmethod
-    def create(cls, place: str | Path) -> "Cache":
+    def create(cls, path: str | Path) -> "Cache":
         """As `open`, but the first folder is made a cache if it is none."""
-        top, *below = split_overlay(place)
-        return cls((CacheFolder.create(top), *(CacheFolder.open(each) for each in below)))
+        top, *below = split_overlay(path)
+        return cls((CacheFolder.create(top), *(CacheFolder.open(layer) for layer in below)))
 
     @property
     def top(self) -> CacheFolder:
@@ -150,11 +146,11 @@ class Cache:
     @cached_property
     def columns(self) -> dict[ColumnPath, tuple[CacheFolder, ...]]:
         """Every column with the folders that hold a part of it, the first one foremost."""
-        found: dict[ColumnPath, tuple[CacheFolder, ...]] = {}
+        columns: dict[ColumnPath, tuple[CacheFolder, ...]] = {}
         for layer in self.layers:
             for column in layer.columns():
-                found[column] = (*found.get(column, ()), layer)
-        return found
+                columns[column] = (*columns.get(column, ()), layer)
+        return columns
 
     def index(self, data: str) -> ShardIndex:
         """The shard index of a data key, from the first folder that has it."""
@@ -165,11 +161,11 @@ class Cache:
         return ":".join(str(layer.location) for layer in self.layers)
 
 
-def split_overlay(place: str | Path) -> list[str]:
+def split_overlay(path: str | Path) -> list[str]:
     """`rw:ro` as its folders; URLs keep their colons. A Path, or a chained URL (`simplecache::s3://...`), is one."""
-    if isinstance(place, Path) or "::" in place:
-        return [str(place)]
-    layers = _LAYER.findall(place)
+    if isinstance(path, Path) or "::" in path:
+        return [str(path)]
+    layers = _LAYER.findall(path)
     if not layers:
-        raise UsageError(f"{place!r} names no cache; give a folder, a URL, or two of them as rw:ro")
+        raise UsageError(f"{path!r} names no cache; give a folder, a URL, or two of them as rw:ro")
     return layers

@@ -1,4 +1,4 @@
-"""Keys: the hash that names a column, over everything that decides its bytes and nothing else.
+"""A column's key: the hash that names it, over everything that decides its bytes and nothing else.
 
 An accidental change here orphans terabytes: golden keys are pinned in the tests.
 """
@@ -68,28 +68,8 @@ def column_document(
 
 
 def document_key(document: Mapping[str, Any]) -> str:
-    """The key of a column's document: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    """The key in the folder name `columns/<teacher>-<key>`: 16 hexadecimal digits of SHA-256 of the canonical JSON."""
     return sha256(canonical_json(document).encode("ascii")).hexdigest()[:KEY_DIGITS]
-
-
-def spec_key(
-    teacher: TeacherSpec,
-    spec: CacheSpec,
-    *,
-    weights_sha256: str,
-    teacher_revision: str,
-    custom_source_sha256: str | None = None,
-) -> str:
-    """The key in the folder name `columns/<teacher>-<key>`; see `column_document` for what is in it."""
-    return document_key(
-        column_document(
-            teacher,
-            spec,
-            weights_sha256=weights_sha256,
-            teacher_revision=teacher_revision,
-            custom_source_sha256=custom_source_sha256,
-        )
-    )
 
 
 def explain_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -118,7 +98,7 @@ def _plain(value: object, where: str) -> object:
     if isinstance(value, float) and math.isfinite(value):
         return value + 0.0
     if isinstance(value, list | tuple):
-        return [_plain(each, f"{where}[{number}]") for number, each in enumerate(value)]
+        return [_plain(item, f"{where}[{number}]") for number, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: _plain(each, f"{where}.{name}") for name, each in value.items()}
+        return {name: _plain(item, f"{where}.{name}") for name, item in value.items()}
     raise ValueError(f"{where} is {value!r}: a key is made of text, finite numbers, booleans, lists and mappings")

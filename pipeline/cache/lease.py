@@ -1,9 +1,9 @@
-"""Leases: which writer works on a block now, so that several extractions share the work and none is done twice.
+"""Leases: which writer works on a block now, and how the block of a killed writer becomes free again.
 
-A lease is a file `<name>.<generation>.json` made by create-exclusive. Its owner renews it; where it has expired, or
-its owner is a process of this machine that no longer lives, one other writer makes the next generation and the first
-owner has lost it. A writer asks `Lease.confirm` immediately before it publishes: a lease that is lost, or could not be
-renewed in time, publishes nothing.
+Several extractions share the work and none is done twice. A lease is a file `<name>.<generation>.json` made by
+create-exclusive. Its owner renews it; where it has expired, or its owner is a process of this machine that no longer
+lives, one other writer makes the next generation and the first owner has lost it. A writer asks `Lease.confirm`
+immediately before it publishes: a lease that is lost, or could not be renewed in time, publishes nothing.
 
 What this rests on: create-exclusive is atomic (see `Location.create_exclusive`), and clocks of different machines agree
 to well under the expiry time. A writer that is frozen between `confirm` and its rename for longer than the expiry time
@@ -14,12 +14,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
-from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
@@ -27,12 +26,15 @@ from pipeline.processes import is_alive
 from pipeline.storage import Location, MissingFileError
 from sak.errors import SakError
 
-# Who writes: a process of a machine, told apart from every other, also after its number was used again.
+SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A writer: the machine (with its boot and its process namespace), the process and when it started."""
+    """A writer: the machine (with its boot and its process namespace), the process and when it started.
+
+    The start tells a process from a later one of the same number.
+    """
 
     host: str
     process: int
@@ -64,9 +66,6 @@ def _started(process: int) -> int | None:
         return None if Path("/proc/self/stat").exists() or not is_alive(process) else 0
     fields = status.rsplit(")", 1)[1].split()
     return None if fields[0] in "ZX" else int(fields[19])
-
-
-SECONDS = 120.0
 
 
 class LeaseLostError(SakError):
@@ -119,10 +118,9 @@ class Leases:
 
     def held(self) -> list[str]:
         """Names of the leases that a living writer holds now."""
-        now = time.time()
-        names = sorted({name for name, _ in self._files()})
-        last = {name: self.read(name, self.generations(name)[-1]) for name in names if self.generations(name)}
-        return [name for name, held in last.items() if held and not held.is_free(now)]
+        last = dict(sorted(self._files()))  # of several generations the last one stays
+        held = {name: self.read(name, generation) for name, generation in last.items()}
+        return [name for name, lease in held.items() if lease and not lease.is_free(time.time())]
 
     def _files(self) -> Iterable[tuple[str, int]]:
         for file in self.location.list():
@@ -132,7 +130,7 @@ class Leases:
 
     def generations(self, name: str) -> list[int]:
         """Numbers of the files that a lease of this name has had, oldest first."""
-        return sorted(generation for each, generation in self._files() if each == name)
+        return sorted(generation for other, generation in self._files() if other == name)
 
     def read(self, name: str, generation: int) -> _Held | None:
         """What a lease's file says; None where it is gone."""
@@ -193,36 +191,27 @@ class Lease:
     def __enter__(self) -> "Lease":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
 
-class LeaseKeeper:
-    """A thread that renews leases while long work goes on: `with LeaseKeeper(lease): ...`.
+@contextmanager
+def kept_alive(lease: Lease) -> Iterator[None]:
+    """A thread renews the lease while long work goes on, four times within its expiry time.
 
-    It renews four times within the expiry time. A renewal that fails is left to `Lease.confirm`, which then raises.
+    A renewal that fails is left to `Lease.confirm`, which then raises.
     """
+    stop = Event()
 
-    def __init__(self, *leases: Lease) -> None:
-        self._leases = leases
-        self._pause = min((lease.leases.seconds for lease in leases), default=SECONDS) / 4
-        self._stop = Event()
-        self._thread = Thread(target=self._renew, name="lease-keeper", daemon=True)
+    def renew() -> None:
+        while not stop.wait(lease.leases.seconds / 4):
+            with suppress(SakError):
+                lease.confirm()
 
-    def _renew(self) -> None:
-        while not self._stop.wait(self._pause):
-            for lease in self._leases:
-                with suppress(SakError):
-                    lease.confirm()
-
-    def __enter__(self) -> "LeaseKeeper":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
+    thread = Thread(target=renew, name="lease-keeper", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,4 +1,7 @@
-"""A column's manifest: what the column is, and how it lies on disk; the first one written is the one that holds."""
+"""A column's manifest: what the column is and how it lies on disk; and the sealed JSON of all a cache's documents.
+
+The first manifest written is the one that holds. A seal makes small documents notice when one byte has changed.
+"""
 
 import json
 import math
@@ -12,11 +15,18 @@ from pipeline.cache.stores.base import ArrayLayout, ColumnLayout, DamageError
 from sak.errors import SakError
 from sak.teachers.recipe import TeacherRecipe
 
-# Sealed JSON: small documents of a cache that notice when a single byte of them has changed.
-
 SCHEMA = 1
+MANIFEST = "manifest.json"
 
 _SEAL = b',\n "seal": "%s"\n}\n'
+_SHORT = 16  # hexadecimal digits of a data key that name a folder
+_KINDS = {
+    **dict.fromkeys(("teacher", "spec_key", "data_key", "weights", "format"), str),
+    **dict.fromkeys(("document", "facts"), dict),
+    "width": int,
+}
+
+Grid = tuple[int, int]
 
 
 class CacheError(SakError):
@@ -34,37 +44,32 @@ def seal(document: Mapping[str, Any]) -> bytes:
     return body + _SEAL % sha256(body).hexdigest().encode()
 
 
-def unseal(data: bytes, place: str) -> dict[str, Any]:
-    """The document in `data`, read from `place`.
+def unseal(data: bytes, where: str) -> dict[str, Any]:
+    """The document in `data`, read from `where`.
 
     Raises DamageError where any byte differs from what `seal` wrote, NewerSchemaError where it is from a later schema.
     """
     try:
         document = json.loads(data)
     except ValueError as error:
-        raise DamageError(f"{place}: damaged, not JSON ({error}); see `sak-cli cache verify`") from error
+        raise DamageError(f"{where}: damaged, not JSON ({error}); see `sak-cli cache verify`") from error
     if not isinstance(document, dict) or not isinstance(document.get("schema"), int) or "seal" not in document:
-        raise DamageError(f"{place}: damaged, or not a file of a feature cache; see `sak-cli cache verify`")
+        raise DamageError(f"{where}: damaged, or not a file of a feature cache; see `sak-cli cache verify`")
     if document["schema"] > SCHEMA:
         raise NewerSchemaError(
-            f"{place}: written in cache schema {document['schema']}, this version reads up to {SCHEMA}; upgrade sak"
+            f"{where}: written in cache schema {document['schema']}, this version reads up to {SCHEMA}; upgrade sak"
         )
     body = data[: -len(_SEAL % bytes(64))]
     if data != body + _SEAL % sha256(body).hexdigest().encode():
-        raise DamageError(f"{place}: damaged, its content is not what was sealed; see `sak-cli cache verify`")
+        raise DamageError(f"{where}: damaged, its content is not what was sealed; see `sak-cli cache verify`")
     return {name: value for name, value in document.items() if name not in ("schema", "seal")}
 
 
-def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...], place: str) -> Any:
-    """`document[name]`, which must be a `kind`; DamageError names `place` otherwise."""
+def field(document: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """`document[name]`, which must be a `kind`; DamageError names `where` otherwise."""
     if not isinstance(document.get(name), kind):
-        raise DamageError(f"{place}: field {name!r} is missing or wrong; see `sak-cli cache verify`")
+        raise DamageError(f"{where}: field {name!r} is missing or wrong; see `sak-cli cache verify`")
     return document[name]
-
-
-MANIFEST = "manifest.json"
-_SHORT = 16  # hexadecimal digits of a data key that name a folder
-Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Manifest:
     @property
     def name(self) -> str:
         """The folder of the teacher's columns: `<teacher>-<spec key>`."""
-        return column_name(self.teacher, self.spec_key)
+        return f"{self.teacher}-{self.spec_key}"
 
     @property
     def view_size(self) -> Grid:
@@ -115,33 +120,23 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The manifest as it lies on disk."""
-        arrays = [{**asdict(array), "fill": _fill_text(array.fill)} for array in self.layout.arrays]
+        arrays = [
+            {**asdict(array), "fill": "NaN" if math.isnan(array.fill) else array.fill} for array in self.layout.arrays
+        ]
         return seal({**asdict(self), "layout": {**asdict(self.layout), "arrays": arrays}})
 
     @classmethod
-    def from_bytes(cls, data: bytes, place: str) -> "Manifest":
-        """The manifest in `data`, read from `place`; DamageError where a byte of it changed."""
-        read = unseal(data, place)
+    def from_bytes(cls, data: bytes, where: str) -> "Manifest":
+        """The manifest in `data`, read from `where`; DamageError where a byte of it changed."""
+        read = unseal(data, where)
         try:
             return cls(
-                teacher=field(read, "teacher", str, place),
-                spec_key=field(read, "spec_key", str, place),
-                data_key=field(read, "data_key", str, place),
-                document=field(read, "document", dict, place),
-                width=field(read, "width", int, place),
+                **{name: field(read, name, kind, where) for name, kind in _KINDS.items()},
                 grid=(int(read["grid"][0]), int(read["grid"][1])),
-                weights=field(read, "weights", str, place),
                 layout=_layout(read["layout"]),
-                format=field(read, "format", str, place),
-                facts=field(read, "facts", dict, place),
             )
         except (LookupError, TypeError, ValueError) as error:
-            raise DamageError(f"{place}: not a manifest ({error!r}); see `sak-cli cache verify`") from error
-
-
-def column_name(teacher: str, spec_key: str) -> str:
-    """`<teacher>-<spec key>`."""
-    return f"{teacher}-{spec_key}"
+            raise DamageError(f"{where}: not a manifest ({error!r}); see `sak-cli cache verify`") from error
 
 
 def data_name(data_key: str) -> str:
@@ -149,15 +144,9 @@ def data_name(data_key: str) -> str:
     return data_key[:_SHORT]
 
 
-def _fill_text(fill: float) -> float | str:
-    return "NaN" if math.isnan(fill) else fill
-
-
 def _layout(read: Mapping[str, Any]) -> ColumnLayout:
-    arrays = tuple(
-        ArrayLayout(
-            each["name"], each["dtype"], tuple(each["shape"]), math.nan if each["fill"] == "NaN" else each["fill"]
-        )
-        for each in read["arrays"]
-    )
-    return ColumnLayout(arrays, read["samples"], read["block"], read["codec"])
+    arrays = []
+    for array in read["arrays"]:
+        fill = math.nan if array["fill"] == "NaN" else array["fill"]
+        arrays.append(ArrayLayout(array["name"], array["dtype"], tuple(array["shape"]), fill))
+    return ColumnLayout(tuple(arrays), read["samples"], read["block"], read["codec"])

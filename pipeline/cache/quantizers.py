@@ -1,12 +1,12 @@
-"""Tokens to bytes and back: 16-bit floats, int8 and int4 with a scale per token.
+"""How a token becomes bytes and comes back: 16-bit floats, int8, or int4 after a rotation, the integers with scales.
 
-A quantizer sees values that are standardised already where that matters. Each stores `values` and, for the integers,
-`scales` (float16). Absent samples read as each array's fill and decode to NaN.
+`QUANTIZERS` has them by name. A quantizer sees values that are standardised already where that matters. Each stores
+`values` and, for the integers, a float16 `scales` per token. Absent samples read as each array's fill, which decodes to
+NaN.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import shake_256
 from itertools import pairwise
@@ -14,11 +14,153 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pipeline.cache.stores.base import ArrayLayout
 from sak.losses.standardise import hadamard, orthonormal_hadamard
 
-# The level nearest to each of many values: one look into a fine table instead of a binary search.
-
+_BFLOAT16_NAN = 0x7FC0
+_TINY = torch.finfo(torch.float32).tiny
+_CUBIC = 2 / 127**2
+_SCALE_FACTORS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
 _BIN, _MARGIN = 0.8, 0.05  # of the smallest distance between edges: a bin and both its margins hold at most one edge
+
+
+class Quantizer(nn.Module):
+    """Values (B, N, C) float32 to named arrays of leading dimension B, and back; made for `channels` = C."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def arrays(self, tokens: int) -> tuple[ArrayLayout, ...]:
+        """What is stored of one sample of (tokens, channels): `values` and, for the integers, `scales`."""
+        raise NotImplementedError
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        """(B, N, C) float32 to the arrays; a value that does not fit becomes infinite there, for the caller to see."""
+        raise NotImplementedError
+
+    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """The arrays to (B, N, C) float32."""
+        raise NotImplementedError
+
+
+class Float16(Quantizer):
+    """IEEE half precision: 11 bits of mantissa, at most 65,504."""
+
+    def arrays(self, tokens: int) -> tuple[ArrayLayout, ...]:
+        """What is stored of one sample."""
+        return (ArrayLayout("values", "float16", (tokens, self.channels), math.nan),)
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        """(B, N, C) float32 to the arrays."""
+        return {"values": values.half().contiguous()}
+
+    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """The arrays to (B, N, C) float32."""
+        return arrays["values"].float()
+
+
+class BFloat16(Quantizer):
+    """The upper half of a float32: 8 bits of mantissa, its whole range; stored as uint16, which numpy has."""
+
+    def arrays(self, tokens: int) -> tuple[ArrayLayout, ...]:
+        """What is stored of one sample."""
+        return (ArrayLayout("values", "uint16", (tokens, self.channels), _BFLOAT16_NAN),)
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        """(B, N, C) float32 to the arrays."""
+        return {"values": values.bfloat16().contiguous().view(torch.uint16)}
+
+    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """The arrays to (B, N, C) float32."""
+        return arrays["values"].view(torch.bfloat16).float()
+
+
+class Int8(Quantizer):
+    """255 levels, cubically spaced up to each token's largest value: decoded = scale * q * (1 + 2 (q / 127)^2).
+
+    Steps are 2.3 times finer in the middle than they would be on average, and wider at the ends, where few values lie.
+    On Gaussian tokens that gives a relative error of 0.0068 where even steps give 0.0077; on tokens with a few huge
+    entries 0.008 where they give 0.013. Nothing is clipped.
+
+    The scale is rounded up to float16 before values are compared with it, so its own rounding costs no accuracy: half
+    the bytes of float32 scales at the same error.
+    """
+
+    levels: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        steps = torch.arange(-127, 128, dtype=torch.float64)
+        self.register_buffer("levels", (steps * (1 + _CUBIC * steps.square())).float(), persistent=False)
+        self.nearest = NearestLevel(self.levels)
+
+    def arrays(self, tokens: int) -> tuple[ArrayLayout, ...]:
+        """What is stored of one sample."""
+        return ArrayLayout("values", "int8", (tokens, self.channels), 0), _scales(tokens)
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        """(B, N, C) float32 to the arrays."""
+        scales = _round_up(values.abs().amax(-1) / self.levels[-1])
+        codes = self.nearest(_in_scale(values, scales.float())).sub_(127)
+        return {"values": codes.to(torch.int8), "scales": scales}
+
+    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """The arrays to (B, N, C) float32."""
+        steps = arrays["values"].float()
+        return torch.addcmul(steps, steps.square(), steps, value=_CUBIC) * arrays["scales"].float()[..., None]
+
+
+class Int4(Quantizer):
+    """A rotation that makes channels alike, a scale per token, and the 16 levels that are best for a Gaussian.
+
+    Two channels to a byte, the even one in the low half. Of seven scales around the token's root mean square the one is
+    taken whose levels, at their least-squares scale, come nearest: relative error 0.0955 on Gaussian tokens of 768
+    channels, where theory's scale gives 0.0975, and at most 0.10 on others.
+    """
+
+    levels: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.rotation = Rotation(channels)
+        self.register_buffer("levels", gaussian_levels().clone(), persistent=False)
+        self.nearest = NearestLevel(self.levels)
+
+    def arrays(self, tokens: int) -> tuple[ArrayLayout, ...]:
+        """What is stored of one sample."""
+        return ArrayLayout("values", "uint8", (tokens, (self.channels + 1) // 2), 0), _scales(tokens)
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        """(B, N, C) float32 to the arrays."""
+        rotated = self.rotation(values)
+        scales = self._best_scales(rotated).half()
+        return {"values": _pack(self.nearest(_in_scale(rotated, scales.float()))), "scales": scales}
+
+    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """The arrays to (B, N, C) float32."""
+        packed = arrays["values"]
+        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., : self.channels]
+        rotated = self._levels_of(codes.int()) * arrays["scales"].float()[..., None]
+        return self.rotation.inverse(rotated)
+
+    def _levels_of(self, codes: Tensor) -> Tensor:
+        return self.levels.index_select(0, codes.flatten()).view(codes.shape)
+
+    def _best_scales(self, rotated: Tensor) -> Tensor:
+        """(B, N, C) to (B, N): |r - s c|^2 is least at s = <r, c> / |c|^2, where it is |r|^2 - <r, c>^2 / |c|^2."""
+        root_mean_square = rotated.square().mean(-1).sqrt()
+        best, least = root_mean_square, torch.full_like(root_mean_square, -1.0)
+        for factor in _SCALE_FACTORS:
+            chosen = self._levels_of(self.nearest(_in_scale(rotated, root_mean_square * factor)))
+            product, energy = (rotated * chosen).sum(-1), chosen.square().sum(-1)
+            explained = product.square() / energy
+            best = torch.where(explained > least, product / energy, best)
+            least = torch.maximum(explained, least)
+        return best
+
+
+QUANTIZERS: dict[str, type[Quantizer]] = {"float16": Float16, "bfloat16": BFloat16, "int8": Int8, "int4": Int4}
 
 
 class NearestLevel(nn.Module):
@@ -51,14 +193,12 @@ class NearestLevel(nn.Module):
         return below.add_(flat > self.edges.index_select(0, below)).view(values.shape)
 
 
-# Rotations that spread every channel over all others, so that four bits meet something close to a Gaussian.
-
-
 class Rotation(nn.Module):
-    """An orthonormal map of `width` channels: signs, then the Kronecker product of `left` (a, a) and `right` (b, b).
+    """An orthonormal map of `width` channels that spreads each over all others: four bits then meet near-Gaussians.
 
-    a * b is the width; applied as two small products, never as a (width, width) one. The signs are fixed +-1, a hash of
-    the width: without them a token whose channels are all alike would become a single spike.
+    It is signs, then the Kronecker product of `left` (a, a) and `right` (b, b), a * b the width, applied as two small
+    products, never as a (width, width) one. The signs are fixed +-1, a hash of the width: without them a token
+    whose channels are all alike would become a single spike.
 
     768 is H12 x H64, 384 H12 x H32, 1024 H32 x H32 (Sylvester's), 1280 H20 x H64, 1152 H36 x H32, 1408 H44 x H32, 48
     H12 x H4. Widths whose odd part has no Hadamard matrix here (50, 100, 257, ...) take their largest power of two
@@ -117,160 +257,6 @@ def _cosine_transform(size: int) -> Tensor:
     return matrix
 
 
-_BFLOAT16_NAN = 0x7FC0
-_TINY = torch.finfo(torch.float32).tiny
-_CUBIC = 2 / 127**2
-_SCALE_FACTORS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """One array of a token grid: numpy dtype, shape for one sample, and what an absent sample reads as."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    fill: float | int
-
-
-class Quantizer(nn.Module):
-    """Values (B, N, C) float32 to named arrays of leading dimension B, and back; made for `channels` = C."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def arrays(self, tokens: int) -> dict[str, StoredArray]:
-        """What is stored of one sample of (tokens, channels)."""
-        raise NotImplementedError
-
-    def encode(self, values: Tensor) -> dict[str, Tensor]:
-        """(B, N, C) float32 to the arrays; a value that does not fit becomes infinite there, for the caller to see."""
-        raise NotImplementedError
-
-    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """The arrays to (B, N, C) float32."""
-        raise NotImplementedError
-
-
-class Float16(Quantizer):
-    """IEEE half precision: 11 bits of mantissa, at most 65,504."""
-
-    def arrays(self, tokens: int) -> dict[str, StoredArray]:
-        """See `Quantizer`."""
-        return {"values": StoredArray("float16", (tokens, self.channels), math.nan)}
-
-    def encode(self, values: Tensor) -> dict[str, Tensor]:
-        """See `Quantizer`."""
-        return {"values": values.half().contiguous()}
-
-    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """See `Quantizer`."""
-        return arrays["values"].float()
-
-
-class BFloat16(Quantizer):
-    """The upper half of a float32: 8 bits of mantissa, its whole range; stored as uint16, which numpy has."""
-
-    def arrays(self, tokens: int) -> dict[str, StoredArray]:
-        """See `Quantizer`."""
-        return {"values": StoredArray("uint16", (tokens, self.channels), _BFLOAT16_NAN)}
-
-    def encode(self, values: Tensor) -> dict[str, Tensor]:
-        """See `Quantizer`."""
-        return {"values": values.bfloat16().contiguous().view(torch.uint16)}
-
-    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """See `Quantizer`."""
-        return arrays["values"].view(torch.bfloat16).float()
-
-
-class Int8(Quantizer):
-    """255 levels, cubically spaced up to each token's largest value: decoded = scale * q * (1 + 2 (q / 127)^2).
-
-    Steps are 2.3 times finer in the middle than they would be on average, and wider at the ends, where few values lie.
-    On Gaussian tokens that gives a relative error of 0.0068 where even steps give 0.0077; on tokens with a few huge
-    entries 0.008 where they give 0.013. Nothing is clipped.
-
-    The scale is rounded up to float16 before values are compared with it, so its own rounding costs no accuracy: half
-    the bytes of float32 scales at the same error.
-    """
-
-    levels: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        steps = torch.arange(-127, 128, dtype=torch.float64)
-        self.register_buffer("levels", (steps * (1 + _CUBIC * steps.square())).float(), persistent=False)
-        self.nearest = NearestLevel(self.levels)
-
-    def arrays(self, tokens: int) -> dict[str, StoredArray]:
-        """See `Quantizer`."""
-        return {"values": StoredArray("int8", (tokens, self.channels), 0), "scales": _scales(tokens)}
-
-    def encode(self, values: Tensor) -> dict[str, Tensor]:
-        """See `Quantizer`."""
-        scales = _round_up(values.abs().amax(-1) / self.levels[-1])
-        codes = self.nearest(_in_scale(values, scales.float())).sub_(127)
-        return {"values": codes.to(torch.int8), "scales": scales}
-
-    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """See `Quantizer`."""
-        steps = arrays["values"].float()
-        return torch.addcmul(steps, steps.square(), steps, value=_CUBIC) * arrays["scales"].float()[..., None]
-
-
-class Int4(Quantizer):
-    """A rotation that makes channels alike, a scale per token, and the 16 levels that are best for a Gaussian.
-
-    Two channels to a byte, the even one in the low half. Of seven scales around the token's root mean square the one is
-    taken whose levels, at their least-squares scale, come nearest: relative error 0.0955 on Gaussian tokens of 768
-    channels, where theory's scale gives 0.0975, and at most 0.10 on others.
-    """
-
-    levels: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.rotation = Rotation(channels)
-        self.register_buffer("levels", gaussian_levels().clone(), persistent=False)
-        self.nearest = NearestLevel(self.levels)
-
-    def arrays(self, tokens: int) -> dict[str, StoredArray]:
-        """See `Quantizer`."""
-        return {"values": StoredArray("uint8", (tokens, (self.channels + 1) // 2), 0), "scales": _scales(tokens)}
-
-    def encode(self, values: Tensor) -> dict[str, Tensor]:
-        """See `Quantizer`."""
-        rotated = self.rotation(values)
-        scales = self._best_scales(rotated).half()
-        return {"values": _pack(self.nearest(_in_scale(rotated, scales.float()))), "scales": scales}
-
-    def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
-        """See `Quantizer`."""
-        packed = arrays["values"]
-        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., : self.channels]
-        rotated = self._levels_of(codes.int()) * arrays["scales"].float()[..., None]
-        return self.rotation.inverse(rotated)
-
-    def _levels_of(self, codes: Tensor) -> Tensor:
-        return self.levels.index_select(0, codes.flatten()).view(codes.shape)
-
-    def _best_scales(self, rotated: Tensor) -> Tensor:
-        """(B, N, C) to (B, N): |r - s c|^2 is least at s = <r, c> / |c|^2, where it is |r|^2 - <r, c>^2 / |c|^2."""
-        root_mean_square = rotated.square().mean(-1).sqrt()
-        best, least = root_mean_square, torch.full_like(root_mean_square, -1.0)
-        for factor in _SCALE_FACTORS:
-            chosen = self._levels_of(self.nearest(_in_scale(rotated, root_mean_square * factor)))
-            product, energy = (rotated * chosen).sum(-1), chosen.square().sum(-1)
-            explained = product.square() / energy
-            best = torch.where(explained > least, product / energy, best)
-            least = torch.maximum(explained, least)
-        return best
-
-
-QUANTIZERS: dict[str, type[Quantizer]] = {"float16": Float16, "bfloat16": BFloat16, "int8": Int8, "int4": Int4}
-
-
 @lru_cache(maxsize=1)
 def gaussian_levels() -> Tensor:
     """The 16 levels of least squared error for a standard Gaussian (Lloyd-Max), increasing, float32 (16,).
@@ -292,8 +278,8 @@ def _gaussian_mean(low: float, high: float) -> float:
     return density / ((math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2))) / 2)
 
 
-def _scales(tokens: int) -> StoredArray:
-    return StoredArray("float16", (tokens,), math.nan)
+def _scales(tokens: int) -> ArrayLayout:
+    return ArrayLayout("scales", "float16", (tokens,), math.nan)
 
 
 def _round_up(scales: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The quarantine list: samples that cannot have features, and why. It is kept in the block records alone."""
+"""The quarantine: bad images that are set aside, and why; kept in the records of the blocks that they are in."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipeline.cache.column import Column
 
@@ -16,20 +16,16 @@ class Quarantined:
     reason: str
     columns: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
-
 
 def quarantine(columns: Iterable[Column]) -> list[Quarantined]:
     """Every sample that any of the columns has in quarantine, each once, by data set and number."""
-    found: dict[tuple[str, int], tuple[str, str, set[str]]] = {}
+    bad: dict[tuple[str, int], tuple[str, str, set[str]]] = {}
     for column in columns:
         for record in column.records.values():
-            for each in record.absent:
-                place = (column.place.data, each.sample)
-                found.setdefault(place, (each.key, each.reason, set()))[2].add(column.place.name)
+            for absent in record.absent:
+                sample = (column.place.data, absent.sample)
+                bad.setdefault(sample, (absent.key, absent.reason, set()))[2].add(column.place.name)
     return [
         Quarantined(data, sample, key, reason, tuple(sorted(names)))
-        for (data, sample), (key, reason, names) in sorted(found.items())
+        for (data, sample), (key, reason, names) in sorted(bad.items())
     ]

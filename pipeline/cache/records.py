@@ -1,5 +1,6 @@
-"""Block records: one JSON a (view, block), written last. A block without one is not there, whatever its files hold."""
+"""A block's record: a JSON for each (view, block), written last. A block without one is not there."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import field as default
@@ -22,22 +23,16 @@ def record_name(view: int, block: int) -> str:
 
 def parse_record_name(name: str) -> tuple[int, int] | None:
     """(view, block) of a record's name; None where it is not one."""
-    view, _, block = name.partition("-")
-    if not (view[:1] == "v" and block[:1] == "b" and view[1:].isdecimal() and block[1:].isdecimal()):
-        return None
-    found = int(view[1:]), int(block[1:])
-    return found if record_name(*found) == name else None
+    match = re.fullmatch(r"v(\d+)-b(\d+)", name)
+    numbers = (int(match[1]), int(match[2])) if match else None
+    return numbers if numbers and record_name(*numbers) == name else None
 
 
 def to_ranges(samples: "Iterable[int] | NDArray[np.int64]") -> Ranges:
     """Ascending sample numbers as half-open ranges."""
     numbers = np.asarray(list(samples), np.int64)
-    if not len(numbers):
-        return ()
-    ends = np.flatnonzero(np.diff(numbers) != 1)
-    starts = np.concatenate([[0], ends + 1])
-    stops = np.concatenate([ends, [len(numbers) - 1]])
-    return tuple((int(numbers[a]), int(numbers[b]) + 1) for a, b in zip(starts, stops, strict=True))
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
 
 
 def from_ranges(ranges: Ranges) -> NDArray[np.int64]:
@@ -98,19 +93,19 @@ class BlockRecord:
 
     def covers(self, samples: range) -> bool:
         """Whether all of `samples` were attempted: present, absent for good, or left to another column."""
-        open_ = np.ones(len(samples), bool)
-        for start, stop in (*self.present, *self.elsewhere, *((each.sample, each.sample + 1) for each in self.absent)):
-            open_[max(0, start - samples.start) : max(0, stop - samples.start)] = False
-        return not open_.any()
+        missing = np.ones(len(samples), bool)
+        for start, stop in (*self.present, *self.elsewhere, *((bad.sample, bad.sample + 1) for bad in self.absent)):
+            missing[max(0, start - samples.start) : max(0, stop - samples.start)] = False
+        return not missing.any()
 
     def to_bytes(self) -> bytes:
         """The record as it lies on disk."""
         return seal(asdict(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, place: str) -> "BlockRecord":
-        """The record in `data`, read from `place`; DamageError where a byte of it changed."""
-        read = unseal(data, place)
+    def from_bytes(cls, data: bytes, where: str) -> "BlockRecord":
+        """The record in `data`, read from `where`; DamageError where a byte of it changed."""
+        read = unseal(data, where)
         try:
             return cls(
                 view=int(read["view"]),
@@ -119,13 +114,13 @@ class BlockRecord:
                 files=tuple(FileRecord(**file) for file in read["files"]),
                 views=FileRecord(**read["views"]) if read["views"] else None,
                 calibration=read["calibration"],
-                absent=tuple(Absent(**each) for each in read["absent"]),
+                absent=tuple(Absent(**sample) for sample in read["absent"]),
                 elsewhere=_ranges(read["elsewhere"]),
-                fidelity=field(read, "fidelity", dict, place),
-                facts=field(read, "facts", dict, place),
+                fidelity=field(read, "fidelity", dict, where),
+                facts=field(read, "facts", dict, where),
             )
         except (LookupError, TypeError, ValueError) as error:
-            raise DamageError(f"{place}: not a block record ({error!r}); see `sak-cli cache verify`") from error
+            raise DamageError(f"{where}: not a block record ({error!r}); see `sak-cli cache verify`") from error
 
 
 def _ranges(read: Sequence[Sequence[int]]) -> Ranges:

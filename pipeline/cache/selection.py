@@ -1,4 +1,7 @@
-"""Which columns a reader means: by teacher, by spec, by data; what does not match is refused with the differences."""
+"""Which columns and samples a reader means: columns by teacher, spec and data, and one table of all their samples.
+
+A column that does not match is refused with the differences.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +19,7 @@ from pipeline.images.index import ShardIndex
 from sak.errors import UsageError, nearest
 
 Difference = tuple[str, Any, Any]
+Numbers = NDArray[np.int64]
 
 
 class SpecMismatchError(CacheError):
@@ -34,56 +38,54 @@ def select_columns(
     A teacher is named as in the spec, or with its key (`sam-1f3a...`) where the cache has several of that name.
     UsageError for teachers that are not there, and where a name means several columns.
     """
-    places = [column for column in cache.columns if data_key is None or _is_data(column, data_key)]
-    if data_key is not None and not places:
-        have = sorted({place.data for place in cache.columns})
+    paths = [path for path in cache.columns if data_key is None or _is_data(path, data_key)]
+    if data_key is not None and not paths:
+        have = sorted({path.data for path in cache.columns})
         raise UsageError(f"{cache}: no column of data {data_key}{nearest(data_key, have)}")
     wanted = list(teachers) if teachers is not None else list(spec.teachers) if spec else []
-    if not wanted:
-        wanted = sorted({place.teacher for place in places})
+    wanted = wanted or sorted({path.teacher for path in paths})
     if not wanted:
         raise UsageError(f"{cache}: the cache is empty; fill it with `sak-cli extract`")
     if len(set(wanted)) != len(wanted):
         raise UsageError(f"a teacher is named twice in {', '.join(wanted)}")
-    return {_teacher(name, places): _parts(cache, _one(cache, name, places, spec), places) for name in wanted}
+    chosen = [_one(cache, name, paths, spec) for name in wanted]
+    return {column.teacher: _parts(cache, [path for path in paths if path.name == column.name]) for column in chosen}
 
 
-def _is_data(place: ColumnPath, data_key: str) -> bool:
-    return bool(data_key) and (place.data.startswith(data_key) or place.data == data_name(data_key))
+def _is_data(path: ColumnPath, data_key: str) -> bool:
+    return bool(data_key) and (path.data.startswith(data_key) or path.data == data_name(data_key))
 
 
-def _teacher(wanted: str, places: Sequence[ColumnPath]) -> str:
-    return next((place.teacher for place in places if place.name == wanted), wanted)
-
-
-def _one(cache: Cache, wanted: str, places: Sequence[ColumnPath], spec: CacheSpec | None) -> str:
-    """The name of the one column that `wanted` means."""
-    names = sorted({place.name for place in places if wanted in (place.teacher, place.name)})
-    if not names:
-        known = sorted({place.teacher for place in places})
+def _one(cache: Cache, wanted: str, paths: Sequence[ColumnPath], spec: CacheSpec | None) -> ColumnPath:
+    """The one column that `wanted` means, by the first of its parts."""
+    columns = {path.name: path for path in reversed(paths) if wanted in (path.teacher, path.name)}
+    if not columns:
+        known = sorted({path.teacher for path in paths})
         raise UsageError(f"{cache}: no features of teacher {wanted!r}{nearest(wanted, known)}")
+    manifests = {name: cache.columns[columns[name]][0].manifest(columns[name]) for name in sorted(columns)}
     if spec is not None:
-        names = _matching(cache, _teacher(wanted, places), names, places, spec)
+        manifests = _matching(cache, next(iter(columns.values())).teacher, manifests, spec)
+    names = list(manifests)
     if len(names) > 1:
+        first, second = (manifests[name].document for name in names[:2])
+        differences = "; ".join(f"{field} {a!r} or {b!r}" for field, a, b in explain_difference(first, second))
         raise UsageError(
             f"{cache}: teacher {wanted!r} has {len(names)} columns, {', '.join(names)}: "
-            f"{_told_apart(cache, names, places)}; name one of them with its key, or give the spec"
+            f"{differences or 'equal specs'}; name one of them with its key, or give the spec"
         )
-    return names[0]
+    return columns[names[0]]
 
 
-def _matching(
-    cache: Cache, teacher: str, names: Sequence[str], places: Sequence[ColumnPath], spec: CacheSpec
-) -> list[str]:
+def _matching(cache: Cache, teacher: str, manifests: Mapping[str, Manifest], spec: CacheSpec) -> dict[str, Manifest]:
     if teacher not in spec.teachers:
         raise UsageError(f"the spec has no teacher {teacher!r}{nearest(teacher, spec.teachers)}")
-    differences = {name: spec_differences(_manifest(cache, name, places), teacher, spec) for name in names}
-    matching = [name for name in names if not differences[name]]
+    differences = {name: spec_differences(manifest, teacher, spec) for name, manifest in manifests.items()}
+    matching = {name: manifest for name, manifest in manifests.items() if not differences[name]}
     if not matching:
-        name = min(names, key=lambda each: len(differences[each]))
-        told = "; ".join(f"{field}: cache {there!r}, spec {wanted!r}" for field, there, wanted in differences[name])
+        name = min(manifests, key=lambda name: len(differences[name]))
+        said = "; ".join(f"{field}: cache {there!r}, spec {wanted!r}" for field, there, wanted in differences[name])
         raise SpecMismatchError(
-            f"{cache}: columns/{name} was made by another spec: {told}; extract it again with --teachers {teacher}, "
+            f"{cache}: columns/{name} was made by another spec: {said}; extract it again with --teachers {teacher}, "
             "or use the spec it was made by",
             differences[name],
         )
@@ -110,23 +112,13 @@ def spec_differences(manifest: Manifest, teacher: str, spec: CacheSpec) -> list[
     return differing
 
 
-def _told_apart(cache: Cache, names: Sequence[str], places: Sequence[ColumnPath]) -> str:
-    first, second = (_manifest(cache, name, places).document for name in names[:2])
-    return "; ".join(f"{field} {a!r} or {b!r}" for field, a, b in explain_difference(first, second)) or "equal specs"
-
-
-def _manifest(cache: Cache, name: str, places: Sequence[ColumnPath]) -> Manifest:
-    place = next(place for place in places if place.name == name)
-    return cache.columns[place][0].manifest(place)
-
-
-def _parts(cache: Cache, name: str, places: Sequence[ColumnPath]) -> tuple[Column, ...]:
+def _parts(cache: Cache, paths: Sequence[ColumnPath]) -> tuple[Column, ...]:
     """Every part of a column; parts of one data set in several folders must share their calibration."""
-    parts = [Column.open(layer, place) for place in places if place.name == name for layer in cache.columns[place]]
+    parts = [Column.open(layer, path) for path in paths for layer in cache.columns[path]]
     by_data: dict[str, Column] = {}
     for part in parts:
         first = by_data.setdefault(part.place.data, part)
-        digests = {record.calibration for each in (first, part) for record in each.records.values()}
+        digests = {record.calibration for column in (first, part) for record in column.records.values()}
         if len(digests) > 1:
             raise CacheError(
                 f"{part.location}: its blocks and those of {first.location} come from different calibrations, "
@@ -135,15 +127,11 @@ def _parts(cache: Cache, name: str, places: Sequence[ColumnPath]) -> tuple[Colum
     return tuple(parts)
 
 
-# All samples that a cache's columns speak of, numbered once: one data set's, or the union of several by sample key.
-
-Numbers = NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class SampleTable:
-    """`rows[data]` (N,) gives each sample's number in that data set, -1 where it has none; None where they are equal.
+    """All samples of a cache's columns, numbered once: one data set's, or the union of several by sample key.
 
+    `rows[data]` (N,) gives each sample's number in that data set, -1 where it has none; None where they are equal.
     Samples of the largest data set come first, in its order, then those that only others have.
     """
 
@@ -154,16 +142,19 @@ class SampleTable:
     @classmethod
     def of(cls, indices: Mapping[str, ShardIndex]) -> "SampleTable":
         """CacheError where two data sets have different images under one key."""
-        names = sorted(indices, key=lambda name: (-len(indices[name]), name))
-        found = {names[0]: np.arange(len(indices[names[0]]))}
-        count = len(indices[names[0]])
-        for name in names[1:]:
-            numbers = _numbers(indices, found, name)
+        known: dict[str, Numbers] = {}
+        count = 0
+        for name in sorted(indices, key=lambda name: (-len(indices[name]), name)):
+            numbers = _numbers(indices, known, name)
             new = numbers < 0
             numbers[new] = count + np.arange(int(new.sum()))
-            found[name] = numbers
+            known[name] = numbers
             count += int(new.sum())
-        rows = {name: None if _is_plain(each, count) else _inverse(each, count) for name, each in found.items()}
+        plain = np.arange(count)
+        rows = {
+            name: None if np.array_equal(numbers, plain) else _inverse(numbers, count)
+            for name, numbers in known.items()
+        }
         return cls(dict(indices), rows, count)
 
     def relocated(self, data: str) -> "SampleTable":
@@ -209,18 +200,18 @@ class SampleTable:
         """The samples with these keys, -1 for unknown ones."""
         numbers = np.full(len(keys), -1)
         for name, index in self.indices.items():
-            rows, found = self.rows[name], index.locate(keys)
-            known = (found >= 0) & (numbers < 0)
-            numbers[known] = found[known] if rows is None else _inverse(rows, len(index))[found[known]]
+            rows, located = self.rows[name], index.locate(keys)
+            known = (located >= 0) & (numbers < 0)
+            numbers[known] = located[known] if rows is None else _inverse(rows, len(index))[located[known]]
         return numbers
 
 
-def _numbers(indices: Mapping[str, ShardIndex], found: Mapping[str, Numbers], name: str) -> Numbers:
-    """The universe's number of each sample of data set `name`; -1 for those no other has had yet."""
+def _numbers(indices: Mapping[str, ShardIndex], known: Mapping[str, Numbers], name: str) -> Numbers:
+    """The number of each sample of data set `name`; -1 for those that no known data set has."""
     index = indices[name]
-    keys = index.keys()
+    keys = index.keys() if known else []
     numbers = np.full(len(index), -1)
-    for other, known in found.items():
+    for other, others_numbers in known.items():
         rows = indices[other].locate(keys)
         shared = np.flatnonzero(rows >= 0)
         for row in shared.tolist():
@@ -229,12 +220,8 @@ def _numbers(indices: Mapping[str, ShardIndex], found: Mapping[str, Numbers], na
                     f"sample {keys[row]!r} has different images in data {name} and {other}; "
                     "read one of them alone with data_key="
                 )
-        numbers[shared] = known[rows[shared]]
+        numbers[shared] = others_numbers[rows[shared]]
     return numbers
-
-
-def _is_plain(numbers: Numbers, count: int) -> bool:
-    return len(numbers) == count and bool((numbers == np.arange(count)).all())
 
 
 def _inverse(numbers: Numbers, count: int) -> Numbers:

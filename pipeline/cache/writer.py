@@ -1,4 +1,4 @@
-"""The writing side of a column: what is left to do, and one block at a time, its record last.
+"""Writing a column block by block, a block's record last; blocks without one, of killed writers too, are pending.
 
 column = WritableColumn.create_or_open(cache, manifest)
 calibration = column.publish_calibration(mine)
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from dataclasses import field as default
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ from numpy.typing import NDArray
 from pipeline.cache.calibration import Calibration
 from pipeline.cache.column import CALIBRATION, Column
 from pipeline.cache.column_codec import LevelFidelity
-from pipeline.cache.folder import Cache, ColumnPath, read_manifest
+from pipeline.cache.folder import Cache, ColumnPath
 from pipeline.cache.key import explain_difference
-from pipeline.cache.lease import SECONDS, Lease, LeaseKeeper, LeaseLostError, Leases, Owner
+from pipeline.cache.lease import SECONDS, Lease, LeaseLostError, Leases, Owner, kept_alive
 from pipeline.cache.manifest import MANIFEST, CacheError, Manifest
 from pipeline.cache.records import Absent, BlockRecord, file_record, record_name, to_ranges
 from pipeline.cache.stores.base import ROW, Arrays, rows_to_bytes, to_rows
@@ -52,15 +51,15 @@ class WritableColumn:
 
         CacheError where the column that is there has another content.
         """
-        place = ColumnPath.of(wanted)
-        below = tuple(Column.open(layer, place) for layer in cache.layers[1:] if place in set(layer.columns()))
+        path = ColumnPath.of(wanted)
+        below = tuple(Column.open(layer, path) for layer in cache.layers[1:] if path in set(layer.columns()))
         first = below[0].manifest if below else wanted
-        location = cache.top.at(place)
+        location = cache.top.at(path)
         location.create_exclusive(MANIFEST, replace(wanted, layout=first.layout, format=first.format).to_bytes())
-        there = read_manifest(location, place)
+        there = cache.top.manifest(path)
         _refuse_other(there, wanted, str(location))
         leases = Leases(location / "leases", owner=owner, seconds=lease_seconds)
-        return cls(Column(cache.top, place, there), below, leases)
+        return cls(Column(cache.top, path, there), below, leases)
 
     @property
     def manifest(self) -> Manifest:
@@ -69,16 +68,16 @@ class WritableColumn:
 
     def publish_calibration(self, calibration: Calibration) -> Calibration:
         """Make `calibration` the column's, unless it has one; returns the one that holds. Before any block."""
-        for each in self.below:
-            calibration = each.calibration() or calibration
+        for column in self.below:
+            calibration = column.calibration() or calibration
         self.column.location.create_exclusive(CALIBRATION, calibration.to_bytes())
         return self.calibration() or calibration
 
     def calibration(self) -> Calibration | None:
         """The calibration that holds, of this folder or those below; None where there is none yet."""
-        for each in (self.column, *self.below):
-            if "calibration" not in self._known and (found := each.published_calibration()) is not None:
-                self._known["calibration"] = found
+        for column in (self.column, *self.below):
+            if "calibration" not in self._known and (published := column.published_calibration()) is not None:
+                self._known["calibration"] = published
         return self._known.get("calibration")
 
     def pending(self, views: int, *, limit: int | None = None) -> list[tuple[int, int]]:
@@ -87,14 +86,13 @@ class WritableColumn:
         With `limit`, blocks of the first `limit` samples alone; a block that was recorded under a smaller limit is
         pending again under a larger one.
         """
-        layers = [self.column.fresh().records, *(each.records for each in self.below)]
-        planned = [(view, block) for view in range(views) for block in range(self.manifest.layout.blocks)]
+        layers = [self.column.fresh().records, *(column.records for column in self.below)]
         wanted = {block: self._wanted(block, limit) for block in range(self.manifest.layout.blocks)}
+        planned = [(view, block) for view in range(views) for block, samples in wanted.items() if samples]
         return [
             (view, block)
             for view, block in planned
-            if wanted[block]
-            and not any((view, block) in records and records[view, block].covers(wanted[block]) for records in layers)
+            if not any((view, block) in records and records[view, block].covers(wanted[block]) for records in layers)
         ]
 
     def lease(self, view: int, block: int, *, limit: int | None = None) -> Lease | None:
@@ -139,15 +137,13 @@ class BlockJob:
         store = self._column.column.store
         store.prepare(self._view + 1)
         with ExitStack() as context:
-            context.enter_context(LeaseKeeper(self._lease))
+            context.enter_context(kept_alive(self._lease))
             self._writer = context.enter_context(store.open_block(self._view, self._block))
             self._context = context.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._context.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
 
     def append(self, samples: Samples, arrays: Arrays, views: Sequence[View], crcs: Sequence[int]) -> None:
         """Add samples by their numbers in the data set, ascending: arrays (n, *shape), views, and pixel CRCs."""
@@ -179,7 +175,7 @@ class BlockJob:
             calibration=self._calibration(calibration),
             absent=tuple(absent),
             elsewhere=to_ranges(sorted(elsewhere)),
-            fidelity={str(level): each.to_json() for level, each in fidelity.items()},
+            fidelity={str(level): sums.to_json() for level, sums in fidelity.items()},
             facts=dict(facts),
         )
         self._refuse_overlap(record)
@@ -199,8 +195,8 @@ class BlockJob:
         return replace(record, files=files, views=views)
 
     def _calibration(self, used: str | None) -> str | None:
-        found = self._column.calibration()
-        holds = found.digest if found else None
+        calibration = self._column.calibration()
+        holds = calibration.digest if calibration else None
         if used is not None and used != holds:
             raise CacheError(
                 f"{self._column.column.location}: encoded with calibration {used[:12]}, the column's is "
@@ -209,22 +205,23 @@ class BlockJob:
         return holds
 
     def _refuse_overlap(self, record: BlockRecord) -> None:
-        samples = [*record.samples.tolist(), *(each.sample for each in record.absent)]
+        samples = [*record.samples.tolist(), *(absent.sample for absent in record.absent)]
         samples += [number for start, stop in record.elsewhere for number in range(start, stop)]
         if len(set(samples)) != len(samples) or not set(samples) <= set(self._samples):
             raise ValueError(f"block {record.name}: its samples are {self._samples}, each present, absent or elsewhere")
 
 
-def _refuse_other(there: Manifest, wanted: Manifest, place: str) -> None:
+def _refuse_other(there: Manifest, wanted: Manifest, where: str) -> None:
     differing = explain_difference(there.document, wanted.document)
     differing += [
         (name, getattr(there, name), getattr(wanted, name))
         for name in ("teacher", "data_key", "width", "grid")
         if getattr(there, name) != getattr(wanted, name)
     ]
-    arrays = {array.name: array for array in there.layout.arrays}, {array.name: array for array in wanted.layout.arrays}
-    if not differing and (repr(arrays[0]) != repr(arrays[1]) or there.layout.samples != wanted.layout.samples):
+    arrays, wanted_arrays = ({array.name: array for array in made.layout.arrays} for made in (there, wanted))
+    # Compared as text, where a fill of NaN equals itself.
+    if not differing and (repr(arrays) != repr(wanted_arrays) or there.layout.samples != wanted.layout.samples):
         differing = [("arrays", there.layout, wanted.layout)]
     if differing:
-        told = "; ".join(f"{name}: here {old!r}, wanted {new!r}" for name, old, new in differing)
-        raise CacheError(f"{place}: another column is here: {told}; move it away, or write to another cache")
+        differences = "; ".join(f"{name}: here {old!r}, wanted {new!r}" for name, old, new in differing)
+        raise CacheError(f"{where}: another column is here: {differences}; move it away, or write to another cache")

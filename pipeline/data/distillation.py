@@ -163,7 +163,7 @@ class CachedBatches:
     def start_at(self, step: int) -> Iterator[DistillBatch]:
         """Batches from global step `step` on; ReplayError where an image is not the one that the teachers saw."""
         state = self.state_at(step)
-        dataset = ViewDataset(self.cache.universe, self.cache.view_policy, self.jitter, self.order.seed)
+        dataset = ViewDataset(self.cache.sample_table, self.cache.view_policy, self.jitter, self.order.seed)
         images = load_batches(dataset, self._wanted(state), workers=self.workers, pin=self.device.type == "cuda")
         with closing(self._encoded(state)) as encoded:
             yield join(next(images), next(encoded), self.device, self.live)  # the first waits for readers to start
@@ -205,7 +205,7 @@ class CachedBatches:
     def _without_features(self, wanted: WantedViews) -> DecodedRows:
         """What the cache's first teacher has on record of some views; of fresh ones nothing: no teacher saw them."""
         samples = np.asarray(wanted.samples, np.int64)
-        keys = self.cache.universe.keys(samples)
+        keys = self.cache.sample_table.keys(samples)
         if self.fresh:
             return DecodedRows(keys, {}, wanted.view)
         reader = next(iter(self.cache.readers.values()))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.cache.column_codec import Grid, reduction_of
+from pipeline.cache.column_codec import reduction_of
 from pipeline.cache.folder import Cache
 from pipeline.cache.key import explain_difference
 from pipeline.cache.level_codec import area_pool
@@ -21,6 +21,7 @@ from pipeline.cache.selection import select_columns
 from pipeline.cache.spec import CacheSpec
 from sak.errors import SakError, UsageError
 from sak.features import FeatureMaps
+from sak.losses.targets import Grid
 from sak.student.config import StudentConfig
 from sak.teachers.recipe import OtherTeacherError, TeacherRecipe
 

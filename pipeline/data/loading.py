@@ -150,7 +150,7 @@ class ViewImages:
 class ViewDataset(BatchLoader[WantedViews, ViewImages]):
     """Renders whole batches; safe to pickle into worker processes."""
 
-    universe: SampleTable
+    sample_table: SampleTable
     policy: ViewPolicy
     jitter: PhotometricJitter | None = None
     seed: int = 0
@@ -166,7 +166,7 @@ class ViewDataset(BatchLoader[WantedViews, ViewImages]):
         return ViewImages(pixels, np.array([crc for _, crc in rendered], np.uint32))
 
     def _render(self, sample: int, wanted: WantedViews) -> tuple[Tensor, int]:
-        index, row = self.universe.image(sample)
+        index, row = self.sample_table.image(sample)
         access = self._access.setdefault(id(index), ImageAccess(index))
         key = index.key(row)
         image = decode_rgb(access.read(row))

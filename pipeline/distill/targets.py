@@ -138,8 +138,8 @@ def located(cache: FeatureCache, data: str | None, flag: str) -> FeatureCache:
     """
     try:
         if data is not None:
-            return replace(cache, universe=cache.universe.relocated(data))
-        for index in cache.universe.indices.values():
+            return replace(cache, sample_table=cache.sample_table.relocated(data))
+        for index in cache.sample_table.indices.values():
             index.check_shards()
     except MissingFileError as error:
         raise UsageError(f"the images of {cache.cache} are missing: {error}; {flag} says where they are now") from error
@@ -191,7 +191,7 @@ def mean_similarities(
     )
     features = FeatureBatches(cache, order, pin=pin)
     wanted = (WantedViews(features.part(0, number).samples.tolist(), 0, 0) for number in range(features.batches_in(0)))
-    images = load_batches(ViewDataset(cache.universe, cache.view_policy), wanted, workers=workers, pin=pin)
+    images = load_batches(ViewDataset(cache.sample_table, cache.view_policy), wanted, workers=workers, pin=pin)
     totals: dict[str, torch.Tensor] = {}
     for encoded in features:
         batch = join(next(images), encoded, accelerator.device)

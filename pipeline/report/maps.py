@@ -73,7 +73,7 @@ def mapped_images(run: ReportedRun, count: int) -> list[MappedImage]:
     path, columns = (held_out, names) if held_out else (run.reads.get("cache"), run.columns or names)
     cache = FeatureCache.open(str(path), columns, wanted, allow_partial=True, views=1)
     samples = cache.samples_in(0)[:count]
-    images = ViewDataset(cache.universe, cache.view_policy).load(WantedViews(samples.tolist(), 0, 0))
+    images = ViewDataset(cache.sample_table, cache.view_policy).load(WantedViews(samples.tolist(), 0, 0))
     batch = join(images, cache.read(samples, 0), torch.device("cpu"))
     answers = student(batch.inputs, tasks=()).teachers
     mapped = [

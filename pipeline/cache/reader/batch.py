@@ -1,11 +1,10 @@
-"""A batch of encoded features as it was read, and its way to the device."""
+"""A batch of encoded features as it was read, its way to the device, and the buffers that batches are read into."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as default
 from threading import Lock
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.column_codec import ColumnCodec
-from pipeline.cache.reader.process import ArraySizes, SharedMemory
+from pipeline.cache.reader.process import ArraySizes, Contents, SharedMemory
 from pipeline.cache.reader.teacher_reader import TeacherReader
 from pipeline.cache.selection import Numbers
 from pipeline.cache.stores.base import StoredViews
-from pipeline.cache.stores.indexed import Contents
 from pipeline.cache.stores.ranges import Bytes
 from sak.errors import SakError
 from sak.features import FeatureMaps
@@ -52,13 +50,12 @@ class BatchDecoder:
         groups = self._by_calibration(teacher, parts)
         if len(groups) == 1:
             return self._codec(teacher, *next(iter(groups.items())), device).decode(arrays, reader.levels, dtype)
-        pieces = []
-        for digest, part in groups.items():
-            rows = torch.from_numpy(np.flatnonzero(np.isin(parts, part))).to(device)
-            some = {name: array[rows] for name, array in arrays.items()}
-            decoded = self._codec(teacher, digest, part, device).decode(some, reader.levels, dtype)
-            pieces.append((rows, decoded))
-        return _assemble(pieces, len(parts))
+        pieces, rows = [], []
+        for digest, group in groups.items():
+            rows.append(torch.from_numpy(np.flatnonzero(np.isin(parts, group))).to(device))
+            some = {name: array[rows[-1]] for name, array in arrays.items()}
+            pieces.append(self._codec(teacher, digest, group, device).decode(some, reader.levels, dtype))
+        return _assemble(pieces, torch.cat(rows).argsort())
 
     def _by_calibration(self, teacher: str, parts: Numbers) -> dict[str, list[int]]:
         groups: dict[str, list[int]] = {}
@@ -74,36 +71,27 @@ class BatchDecoder:
         return self._codecs[teacher, digest, device]
 
 
-def _assemble(pieces: list[tuple[Tensor, Targets]], count: int) -> Targets:
-    """One batch from targets of some of its rows each."""
-    levels = pieces[0][1].levels
-    maps = [_rows(count, [(rows, tuple(targets)[level]) for rows, targets in pieces]) for level in range(len(levels))]
-    full = tuple(each for each in maps if isinstance(each, Tensor))
+def _assemble(pieces: Sequence[Targets], order: Tensor) -> Targets:
+    """One batch from targets of some of its rows each; `order` puts the rows of all pieces as they are in the batch."""
+    levels = pieces[0].levels
+    maps = [_joined(targets, order) for targets in zip(*pieces, strict=True)]
+    full = tuple(target for target in maps if isinstance(target, Tensor))
     return FeatureMaps(levels, full) if len(full) == len(maps) else TargetMaps(levels, tuple(maps))
 
 
-def _rows(count: int, pieces: list[tuple[Tensor, Target]]) -> Target:
-    first = pieces[0][1]
-    if isinstance(first, ProjectedTarget):
-        projected = [(rows, each) for rows, each in pieces if isinstance(each, ProjectedTarget)]
-        maps = _scatter(count, [(rows, each.map) for rows, each in projected])
-        return ProjectedTarget(maps, _scatter(count, [(r, each.leftover) for r, each in projected]), first.teacher_grid)
-    return _scatter(count, [(rows, each) for rows, each in pieces if isinstance(each, Tensor)])
-
-
-def _scatter(count: int, pieces: list[tuple[Tensor, Tensor]]) -> Tensor:
-    first = pieces[0][1]
-    whole = first.new_empty((count, *first.shape[1:]))
-    for rows, piece in pieces:
-        whole[rows] = piece
-    return whole
+def _joined(pieces: Sequence[Target], order: Tensor) -> Target:
+    projected = [target for target in pieces if isinstance(target, ProjectedTarget)]
+    if not projected:
+        return torch.cat([target for target in pieces if isinstance(target, Tensor)])[order]
+    maps, leftovers = (torch.cat(parts)[order] for parts in zip(*((p.map, p.leftover) for p in projected), strict=True))
+    return ProjectedTarget(maps, leftovers, projected[0].teacher_grid)
 
 
 @dataclass
 class EncodedBatch:
     """Some samples' encoded features, in the order asked.
 
-    `samples` (b,) are the universe's numbers, `keys` their sample keys, `mask` (b,) false where a row is padding.
+    `samples` (b,) are numbers of the cache's `SampleTable`, `keys` their keys, `mask` (b,) is false in padding.
     `views` hold box, flip and CRC of the pixels, the same for every teacher. `contents` is teacher -> array name -> (b,
     *shape), read through `arrays`; `parts` teacher -> (b,) the part of the column each row came from. `epoch` and
     `number` say where in the reading order it stands. `on_release` takes its buffers back.
@@ -168,13 +156,8 @@ class EncodedBatch:
     def __enter__(self) -> "EncodedBatch":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
-
-
-# Buffers that are filled again and again, each only after the batch in it was given back.
 
 
 class HeldBatchesError(SakError):
@@ -204,7 +187,7 @@ class Filled:
 class BufferPool:
     """At most `limit` sets of buffers; a set whose batch was thrown away unreleased is never reused, but replaced."""
 
-    def __init__(self, make: Callable[[], Filled], limit: int) -> None:
+    def __init__(self, make: Callable[[], Filled], limit: float) -> None:
         self._make, self._limit = make, limit
         self._free: list[Filled] = []
         self._made = 0
@@ -224,7 +207,7 @@ class BufferPool:
             self._made += 1
         return self._make()
 
-    def lend(self, batch: EncodedBatch, filled: Filled) -> EncodedBatch:
+    def lend(self, batch: EncodedBatch, filled: Filled) -> None:
         """Tie `filled` to the batch that holds them, until it is released or thrown away."""
         lost = weakref.finalize(batch, self.lose)
         lost.atexit = False
@@ -234,7 +217,6 @@ class BufferPool:
                 self.give_back(replace(filled, copied=copied))
 
         batch.on_release = release
-        return batch
 
     def give_back(self, filled: Filled) -> None:
         """A set whose batch was released."""
@@ -249,14 +231,14 @@ class BufferPool:
 
 def make_buffers(sizes: ArraySizes, *, shared: bool, pin: bool) -> Filled:
     """Buffers for a batch, `shared` or not; pinned ones copy to a CUDA device beside other work."""
-    memory = SharedMemory(sizes) if shared else None
-    if memory is not None and pin:
-        _pin(memory.memory)
-    if memory is not None:
+    if shared:
+        memory = SharedMemory(sizes)
+        if pin:
+            _pin(memory.memory)
         return Filled(memory.contents, memory)
-    return Filled(
-        sizes.within(torch.empty(sizes.bytes, dtype=torch.uint8, pin_memory=True).numpy()) if pin else sizes.fresh()
-    )
+    if pin:
+        return Filled(sizes.within(torch.empty(sizes.bytes, dtype=torch.uint8, pin_memory=True).numpy()))
+    return Filled(sizes.fresh())
 
 
 def _pin(memory: Bytes) -> None:

@@ -1,4 +1,4 @@
-"""Batches for training: read ahead by processes of their own, into buffers used again and again.
+"""Which batch is given to which rank, and `FeatureBatches`, which reads them ahead for training.
 
 batches = FeatureBatches(cache, ReadingOrder(batch_size=1024, seed=0, block=cache.block))
 for batch in batches:  # the rest of one epoch
@@ -8,11 +8,12 @@ state = batches.state  # what was consumed, for a checkpoint
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
+from itertools import islice
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,16 @@ from torch.utils.data import get_worker_info
 
 from pipeline.cache.reader.batch import BufferPool, EncodedBatch, Filled, make_buffers
 from pipeline.cache.reader.feature_cache import FeatureCache, Request
-from pipeline.cache.reader.process import ArraySizes, BatchReader, HereReader, ProcessReader
+from pipeline.cache.reader.process import ArraySizes, ProcessReader, read_pieces
 from pipeline.cache.selection import Numbers
 from pipeline.processes import usable_cores
 from sak.errors import SakError, UsageError
 
-# The order of reading: one global sequence per epoch, fixed by a seed, whatever the number of ranks.
-
-Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+
+_WINDOW_BITS = 24  # 16 million windows, and 40 bits to shuffle within one
+_SPARE = 2  # batches a consumer may hold beside the one it works on
+_SMALL_EPOCH = 64 << 20  # bytes that are read before a process for it would have started
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class BatchState:
 class BatchPart:
     """One rank's part of a global batch: sample numbers (b,), and which of them count (b,), all but padding."""
 
-    samples: Indices
+    samples: Numbers
     mask: Mask
 
 
 @dataclass(frozen=True)
 class ReadingOrder:
-    """How samples are put in order and cut into batches.
+    """How samples are put in order and cut into batches: one sequence an epoch, the same for any number of ranks.
 
     `batch_size` is global: rank r of R takes rows [r, r+1) * batch_size / R of every batch. Training drops the last
     partial batch (`drop_last`); validation keeps it, padded with a mask. `shuffle=False` reads in storage order.
@@ -104,19 +106,19 @@ class ReadingOrder:
         """How many global batches `samples` samples make."""
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
-    def sequence(self, samples: Indices, epoch: int) -> Indices:
+    def sequence(self, samples: Numbers, epoch: int) -> Numbers:
         """All of `samples` (ascending sample numbers), each once, in the order of `epoch`."""
         if not self.shuffle or not len(samples):
             return samples
         blocks, block_of = np.unique(samples // self.block, return_inverse=True)
-        place = np.empty(len(blocks), np.int64)
-        place[np.argsort(_draws(blocks, self._seed("blocks", epoch)), kind="stable")] = np.arange(len(blocks))
+        position = np.empty(len(blocks), np.int64)
+        position[np.argsort(_draws(blocks, self._seed("blocks", epoch)), kind="stable")] = np.arange(len(blocks))
         windows = -(-len(blocks) // self.window)
-        opened = (place * windows // len(blocks))[block_of].astype(np.uint64)
+        window = (position * windows // len(blocks))[block_of].astype(np.uint64)
         draws = _draws(samples, self._seed("samples", epoch)) >> np.uint64(_WINDOW_BITS)
-        return samples[np.argsort((opened << np.uint64(64 - _WINDOW_BITS)) | draws, kind="stable")]
+        return samples[np.argsort((window << np.uint64(64 - _WINDOW_BITS)) | draws, kind="stable")]
 
-    def part(self, sequence: Indices, number: int) -> BatchPart:
+    def part(self, sequence: Numbers, number: int) -> BatchPart:
         """This rank's part of global batch `number` of a sequence; padding repeats the batch's first sample."""
         if not 0 <= number < self.batches(len(sequence)):
             raise IndexError(f"batch {number} of {self.batches(len(sequence))}")
@@ -130,19 +132,12 @@ class ReadingOrder:
         return np.uint64(int.from_bytes(sha256(text.encode()).digest()[:8], "little"))
 
 
-_WINDOW_BITS = 24  # 16 million windows, and 40 bits to shuffle within one
-
-
-def _draws(numbers: Indices, seed: np.uint64) -> NDArray[np.uint64]:
+def _draws(numbers: Numbers, seed: np.uint64) -> NDArray[np.uint64]:
     """One uniform 64-bit draw for each number: splitmix64's output function (Steele, Lea and Flood, 2014)."""
     mixed = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + seed
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
-
-
-_SPARE = 2  # batches a consumer may hold beside the one it works on
-_SMALL_EPOCH = 64 << 20  # bytes
 
 
 class FeatureBatches:
@@ -172,19 +167,18 @@ class FeatureBatches:
         self._pin, self._recycle = pin, recycle and get_worker_info() is None
         self._state = BatchState()
         self._sequence: tuple[int, Numbers] | None = None
-        self._readers: _Readers | None = None
+        self._readers: list[ProcessReader] = []
+        self._pool: BufferPool | None = None
         for view in range(cache.views):
             if not order.batches(len(cache.samples_in(view))):
                 raise UsageError(
                     f"{cache.cache}: {len(cache.samples_in(view))} samples of view {view} make no batch of "
                     f"{order.batch_size}; take a smaller batch, or extract more"
                 )
-        self._processes = self._usual_processes() if processes is None else processes
-        self._ahead = max(ahead, self._processes)
-
-    def _usual_processes(self) -> int:
-        epoch_bytes = self.batches_in(0) * self.order.part_size * self.cache.sample_bytes
-        return 0 if epoch_bytes < _SMALL_EPOCH else min(2, max(1, usable_cores() - 1))
+        if processes is None:
+            epoch_bytes = self.batches_in(0) * order.part_size * cache.sample_bytes
+            processes = 0 if epoch_bytes < _SMALL_EPOCH else min(2, max(1, usable_cores() - 1))
+        self._processes, self._ahead = processes, max(ahead, processes)
 
     @property
     def state(self) -> BatchState:
@@ -218,95 +212,61 @@ class FeatureBatches:
 
     def __iter__(self) -> Iterator[EncodedBatch]:
         self._state = self.state
-        if self._readers is None or not self._readers.alive():
-            self._readers = self._started()
-        with closing(_Prefetch(self, self._readers, self._state, self._ahead)) as prefetch:
-            for number in range(self._state.batches, len(self)):
-                batch = prefetch.next()
-                self._state = BatchState(self._state.epoch, number + 1)
+        epoch = self._state.epoch
+        readers, pool = self._started()
+        numbers = iter(range(self._state.batches, len(self)))
+        pending: deque[_Pending] = deque()
+        try:
+            pending.extend(self._submit(epoch, number, readers, pool) for number in islice(numbers, self._ahead))
+            while pending:  # a batch stays pending while it is read: where that fails, its buffers are given back
+                batch = self._received(pending[0])
+                read = pending.popleft()
+                batch.mask, batch.epoch, batch.number = read.mask, epoch, read.number
+                if self._recycle:
+                    pool.lend(batch, read.filled)
+                pending.extend(self._submit(epoch, number, readers, pool) for number in islice(numbers, 1))
+                self._state = BatchState(epoch, batch.number + 1)
                 yield batch
+        finally:  # nothing may be read into buffers that the next epoch uses
+            for reader in readers:
+                reader.drain()
+            for unread in pending:
+                pool.give_back(unread.filled)
 
-    def _started(self) -> "_Readers":
-        sizes = ArraySizes.of(self.cache.stored, self.order.part_size)
-        make = partial(make_buffers, sizes, shared=self._processes > 0, pin=self._pin)
-        pool = BufferPool(make, self._ahead + 1 + _SPARE) if self._recycle else None
-        readers = [ProcessReader(self.cache.stored, sizes) for _ in range(self._processes)]
-        return _Readers(readers or [HereReader(self.cache.stored)], make, pool)
+    def _started(self) -> tuple[list[ProcessReader], BufferPool]:
+        """Readers that can read for this process, none where it reads itself, and the buffers that they fill."""
+        if self._pool is None or not all(reader.alive() for reader in self._readers):
+            sizes = ArraySizes.of(self.cache.stored, self.order.part_size)
+            make = partial(make_buffers, sizes, shared=self._processes > 0, pin=self._pin)
+            self._pool = BufferPool(make, self._ahead + 1 + _SPARE if self._recycle else inf)
+            self._readers = [ProcessReader(self.cache.stored, sizes) for _ in range(self._processes)]
+        return self._readers, self._pool
+
+    def _submit(self, epoch: int, number: int, readers: list[ProcessReader], pool: BufferPool) -> "_Pending":
+        part = self.part(epoch, number)
+        request = self.cache.request(part.samples, self.view_of(epoch))
+        filled = pool.take()
+        reader = readers[number % len(readers)] if readers else None
+        if reader is not None and filled.shared is not None:
+            filled.wait()
+            reader.submit(request.view, request.pieces, filled.shared)
+        return _Pending(number, request, part.mask, filled, reader)
+
+    def _received(self, asked: "_Pending") -> EncodedBatch:
+        """The batch that was asked for; what reading it raised is raised here."""
+        if asked.reader is not None:
+            asked.reader.wait()
+        else:
+            read_pieces(self.cache.stored, asked.request.view, asked.request.pieces, asked.filled.wait())
+        return self.cache.batch(asked.request, asked.filled.contents)
 
 
 @dataclass(frozen=True)
-class _Readers:
-    """Who reads, and into what: buffers of the pool, or new ones from `make`."""
+class _Pending:
+    """A batch that `reader` reads into `filled`, or this process when it is asked for."""
 
-    readers: Sequence[BatchReader]
-    make: Callable[[], Filled]
-    pool: BufferPool | None
-
-    def alive(self) -> bool:
-        """Whether all can read for this process."""
-        return all(reader.alive() for reader in self.readers)
-
-    def take(self) -> Filled:
-        """Buffers for one batch."""
-        return self.make() if self.pool is None else self.pool.take()
-
-    def give_back(self, filled: Filled) -> None:
-        """Buffers that no batch is in."""
-        if self.pool is not None:
-            self.pool.give_back(filled)
-
-    def lend(self, batch: EncodedBatch, filled: Filled) -> EncodedBatch:
-        """The batch, which gives its buffers back where they are used again."""
-        return batch if self.pool is None else self.pool.lend(batch, filled)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A batch that is being read."""
-
-    reader: BatchReader
     number: int
     request: Request
-    mask: NDArray[np.bool_]
+    mask: Mask
     filled: Filled
-
-
-class _Prefetch:
-    """Reads the rest of an epoch in order, some batches ahead."""
-
-    def __init__(self, batches: FeatureBatches, readers: _Readers, state: BatchState, ahead: int) -> None:
-        self._batches, self._readers, self._epoch, self._ahead = batches, readers, state.epoch, ahead
-        self._numbers = iter(range(state.batches, batches.batches_in(state.epoch)))
-        self._asked: deque[_Asked] = deque()
-
-    def next(self) -> EncodedBatch:
-        """The next batch; what reading it raised is raised here."""
-        while len(self._asked) < self._ahead and self._submit():
-            pass
-        asked = self._asked[0]
-        asked.reader.wait()
-        batch = self._batches.cache.batch(asked.request, asked.filled.contents)
-        self._asked.popleft()
-        batch.mask, batch.epoch, batch.number = asked.mask, self._epoch, asked.number
-        batch = self._readers.lend(batch, asked.filled)
-        self._submit()
-        return batch
-
-    def _submit(self) -> bool:
-        number = next(self._numbers, None)
-        if number is None:
-            return False
-        part = self._batches.part(self._epoch, number)
-        request = self._batches.cache.request(part.samples, self._batches.view_of(self._epoch))
-        filled = self._readers.take()
-        asked = _Asked(self._readers.readers[number % len(self._readers.readers)], number, request, part.mask, filled)
-        self._asked.append(asked)
-        asked.reader.submit(request.view, request.pieces, filled.wait(), filled.shared)
-        return True
-
-    def close(self) -> None:
-        """Wait for what is being read and give it up; nothing is read on after this."""
-        for reader in self._readers.readers:
-            reader.drain()
-        for asked in self._asked:
-            self._readers.give_back(asked.filled)
+    reader: ProcessReader | None

@@ -1,4 +1,4 @@
-"""`FeatureCache`: the reader that training uses. Reading never writes."""
+"""`FeatureCache`: a cache opened for reading, by training and by people. Reading never writes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,15 @@ from pipeline.cache.folder import Cache
 from pipeline.cache.key import explain_difference
 from pipeline.cache.manifest import CacheError
 from pipeline.cache.reader.batch import BatchDecoder, EncodedBatch
-from pipeline.cache.reader.process import ArraySizes
+from pipeline.cache.reader.process import ArraySizes, Contents, Parts, Pieces, read_pieces
 from pipeline.cache.reader.teacher_reader import NOWHERE, CachedTeacher, TeacherReader, wanted_levels
 from pipeline.cache.selection import Numbers, SampleTable, select_columns
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.stores.base import Arrays, StoredViews
-from pipeline.cache.stores.indexed import Contents, Parts, Pieces, read_pieces
 from pipeline.images.source import ReplayError
 from pipeline.images.views import ViewPolicy
 from sak.errors import UsageError
 from sak.losses.targets import Targets
-
-# What `FeatureCache.open` decides: which levels, whether the columns go together, how many views are there.
 
 Levels = Sequence[int] | Mapping[str, Sequence[int]]
 
@@ -53,8 +50,8 @@ def one_pixel_recipe(selected: Mapping[str, tuple[Column, ...]]) -> None:
     for name, recipe in others:
         differing = explain_difference(expected, recipe)
         if differing:
-            told = "; ".join(f"{field}: {a!r} and {b!r}" for field, a, b in differing)
-            raise CacheError(f"{first} and {name} saw different views: {told}; extract one of them again")
+            differences = "; ".join(f"{field}: {a!r} and {b!r}" for field, a, b in differing)
+            raise CacheError(f"{first} and {name} saw different views: {differences}; extract one of them again")
 
 
 def count_views(cache: str, readers: Mapping[str, TeacherReader], views: int | None, *, allow_partial: bool) -> int:
@@ -65,7 +62,7 @@ def count_views(cache: str, readers: Mapping[str, TeacherReader], views: int | N
     if complete >= max(1, views or 1):
         return views or complete
     missing = _missing(readers, complete) or [
-        f"{name} all of it" for name, each in readers.items() if each.views <= complete
+        f"{name} all of it" for name, reader in readers.items() if reader.views <= complete
     ]
     remedy = "extract the rest" if allow_partial else "extract the rest, or read what there is with --allow-partial"
     raise CacheError(f"{cache}: view {complete} is incomplete: {', '.join(missing)}; {remedy}")
@@ -74,7 +71,7 @@ def count_views(cache: str, readers: Mapping[str, TeacherReader], views: int | N
 def _missing(readers: Mapping[str, TeacherReader], view: int) -> list[str]:
     counts = {teacher: int(reader.missing(view).sum()) for teacher, reader in readers.items()}
     return [
-        f"{teacher} lacks {count} of {readers[teacher].universe.samples} samples"
+        f"{teacher} lacks {count} of {readers[teacher].sample_table.samples} samples"
         for teacher, count in counts.items()
         if count
     ]
@@ -94,14 +91,14 @@ class Request:
 class FeatureCache:
     """The wanted teachers and levels of a cache, over the union of its data sets and folders.
 
-    Samples are numbered by `universe`; `samples_in(view)` lists those that can be read. `views` is K: epoch e reads
+    Samples are numbered by `sample_table`; `samples_in(view)` lists those that can be read. `views` is K: epoch e reads
     view e mod K. `partial` tells that something is missing which the cache may still get. Safe to share between
     threads, fork and pickle.
     """
 
     cache: Cache
     readers: Mapping[str, TeacherReader]
-    universe: SampleTable
+    sample_table: SampleTable
     views: int
     partial: bool
     _read: dict[int, int] = default(default_factory=dict)  # by thread, so that no two write one number
@@ -129,17 +126,19 @@ class FeatureCache:
         selected = select_columns(opened, teachers, spec, data_key)
         one_pixel_recipe(selected)
         data = {column.place.data for columns in selected.values() for column in columns}
-        universe = SampleTable.of({name: opened.index(name) for name in sorted(data)})
+        sample_table = SampleTable.of({name: opened.index(name) for name in sorted(data)})
         readers = {
-            teacher: TeacherReader(columns, universe, wanted_levels(columns[0], levels_of(levels, teacher, selected)))
+            teacher: TeacherReader(
+                columns, sample_table, wanted_levels(columns[0], levels_of(levels, teacher, selected))
+            )
             for teacher, columns in selected.items()
         }
         count = count_views(str(opened), readers, views, allow_partial=allow_partial)
         partial = any(bool(reader.missing(view).any()) for reader in readers.values() for view in range(count))
-        found = cls(opened, readers, universe, count, partial)
-        if not len(found.samples):
+        features = cls(opened, readers, sample_table, count, partial)
+        if not len(features.samples):
             raise CacheError(f"{opened}: no sample has features of {', '.join(readers)} in view 0; extract them")
-        return found
+        return features
 
     @cached_property
     def teachers(self) -> dict[str, CachedTeacher]:
@@ -166,7 +165,7 @@ class FeatureCache:
         if not 0 <= view < self.views:
             raise IndexError(f"view {view} of {self.views}")
         if view not in self._samples:
-            present = np.ones(self.universe.samples, bool)
+            present = np.ones(self.sample_table.samples, bool)
             for reader in self.readers.values():
                 present &= reader.parts(view) != NOWHERE
             self._samples[view] = np.flatnonzero(present)
@@ -217,33 +216,31 @@ class FeatureCache:
     def request(self, samples: Sequence[int] | Numbers, view: int) -> Request:
         """What to read for some samples; CacheError names one that is not there."""
         numbers = np.asarray(samples, np.int64).reshape(-1)
-        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.universe.samples:
-            raise IndexError(f"samples are numbered from 0 to {self.universe.samples - 1}")
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.sample_table.samples:
+            raise IndexError(f"samples are numbered from 0 to {self.sample_table.samples - 1}")
         if not 0 <= view < self.views:
             raise IndexError(f"view {view} of {self.views}")
-        found = {teacher: reader.pieces(view, numbers) for teacher, reader in self.readers.items()}
-        pieces = {teacher: of_teacher for teacher, (of_teacher, _) in found.items()}
-        return Request(numbers, view, pieces, {teacher: parts for teacher, (_, parts) in found.items()})
+        located = {teacher: reader.pieces(view, numbers) for teacher, reader in self.readers.items()}
+        pieces = {teacher: of_teacher for teacher, (of_teacher, _) in located.items()}
+        return Request(numbers, view, pieces, {teacher: parts for teacher, (_, parts) in located.items()})
 
     def batch(self, request: Request, contents: Contents) -> EncodedBatch:
         """The batch of what was read for a request."""
         samples, view = request.samples, request.view
         self._read[get_ident()] = self._read.get(get_ident(), 0) + self.sample_bytes * len(samples)
         views = self._stored_views(view, samples, request.parts)
-        mask = np.ones(len(samples), bool)
-        named = {teacher: dict(arrays) for teacher, arrays in contents.items()}
-        return EncodedBatch(
-            samples, self.universe.keys(samples), view, views, mask, dict(request.parts), named, self.decoder
-        )
+        keys, mask = self.sample_table.keys(samples), np.ones(len(samples), bool)
+        arrays = {teacher: dict(of_teacher) for teacher, of_teacher in contents.items()}
+        return EncodedBatch(samples, keys, view, views, mask, dict(request.parts), arrays, self.decoder)
 
     def _stored_views(self, view: int, samples: Numbers, parts: Mapping[str, Numbers]) -> StoredViews:
         """Box, flip and CRC, which must be the same for every teacher."""
         rows = {teacher: reader.stored_views(view, samples, parts[teacher]) for teacher, reader in self.readers.items()}
         (first, expected), *others = rows.items()
-        for teacher, found in others:
-            differing = np.flatnonzero(found != expected)
+        for teacher, stored in others:
+            differing = np.flatnonzero(stored != expected)
             if len(differing):
-                key = self.universe.key(int(samples[differing[0]]))
+                key = self.sample_table.key(int(samples[differing[0]]))
                 raise ReplayError(
                     f"sample {key!r}, view {view}: teachers {first} and {teacher} saw different pixels; "
                     "extract one of them again"
@@ -258,12 +255,8 @@ class FeatureCache:
         """The `item`-th sample of view 0, for a PyTorch DataLoader; see `items`."""
         return self.items([item])[0]
 
-    def __getitems__(self, items: Sequence[int]) -> list[dict[str, Any]]:
-        """Many at once, as DataLoader asks where it can."""
-        return self.items(items)
-
     def items(self, items: Sequence[int], view: int = 0) -> list[dict[str, Any]]:
-        """Samples by their place in `samples_in(view)`, each a dict that the default collation takes.
+        """Samples by their position in `samples_in(view)`, each a dict that the default collation takes.
 
         `key`, `sample`, `crc`, `box`, `flip`, `features` (teacher -> array name -> array) and `parts`; collated,
         `decode(batch["features"], batch["parts"])` makes targets of them. Memory is fresh each time.
@@ -277,12 +270,15 @@ class FeatureCache:
                 "box": batch.views.boxes[row].astype(np.int64),
                 "flip": bool(batch.views.flips[row]),
                 "features": {
-                    t: {name: array[row] for name, array in arrays.items()} for t, arrays in batch.arrays.items()
+                    teacher: {name: array[row] for name, array in arrays.items()}
+                    for teacher, arrays in batch.arrays.items()
                 },
                 "parts": {teacher: int(parts[row]) for teacher, parts in batch.parts.items()},
             }
             for row in range(len(batch))
         ]
+
+    __getitems__ = items  # what a DataLoader asks for many at once
 
     def decode(
         self,
@@ -303,7 +299,7 @@ class FeatureCache:
             "random": [teacher for teacher, info in self.teachers.items() if info.random],
             "views": self.views,
             "samples": [len(self.samples_in(view)) for view in range(self.views)],
-            "samples_planned": self.universe.samples,
+            "samples_planned": self.sample_table.samples,
             "partial": self.partial,
         }
 

@@ -14,25 +14,64 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from math import prod
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from multiprocessing.reduction import recv_handle, send_handle
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.indexed import Contents, Parts, Pieces, read_pieces
-from pipeline.cache.stores.ranges import Bytes, result_memory
+from pipeline.cache.stores.base import Arrays, DamageError
+from pipeline.cache.stores.blocks import ColumnStore
+from pipeline.cache.stores.ranges import PAGE, Bytes, result_memory
 from sak.errors import SakError
 
-_PAGE = 4096
 _PATIENCE = 10  # seconds for the batch at hand when reading ends early
+
+Contents = Mapping[str, Arrays]  # by teacher
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """The wanted arrays of one part of a teacher's column, which lies at `path`."""
+
+    path: str
+    store: ColumnStore
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples of a batch that one part holds, by its own numbers, and their rows of the batch; None is all rows."""
+
+    part: int
+    samples: NDArray[np.int64]
+    rows: NDArray[np.bool_] | None
+
+
+Parts = Mapping[str, Sequence[StoredPart]]  # by teacher
+Pieces = Mapping[str, Sequence[Piece]]
+
+
+def read_pieces(parts: Parts, view: int, pieces: Pieces, out: Contents) -> None:
+    """Read a batch; DamageError names column, file and sample."""
+    for teacher, of_teacher in pieces.items():
+        for piece in of_teacher:
+            part = parts[teacher][piece.part]
+            into = out[teacher] if piece.rows is None else None
+            try:
+                arrays = part.store.read(view, piece.samples, part.names, into)
+            except DamageError as error:
+                raise DamageError(f"{part.path}: {error}") from error
+            if piece.rows is not None:
+                for name, array in arrays.items():
+                    out[teacher][name][piece.rows] = array
 
 
 @dataclass(frozen=True)
@@ -44,13 +83,11 @@ class ArraySizes:
     @classmethod
     def of(cls, parts: Parts, rows: int) -> "ArraySizes":
         """Of batches of so many rows."""
-        layouts = {teacher: (of_teacher[0].store.layout, of_teacher[0].names) for teacher, of_teacher in parts.items()}
-        return cls(
-            {
-                teacher: {name: ((rows, *layout[name].shape), layout[name].dtype) for name in names}
-                for teacher, (layout, names) in layouts.items()
-            }
-        )
+        arrays = {}
+        for teacher, (part, *_) in parts.items():  # all parts of a teacher have the same arrays
+            layouts = [part.store.layout[name] for name in part.names]
+            arrays[teacher] = {layout.name: ((rows, *layout.shape), layout.dtype) for layout in layouts}
+        return cls(arrays)
 
     @property
     def bytes(self) -> int:
@@ -59,26 +96,23 @@ class ArraySizes:
 
     def fresh(self) -> Contents:
         """Arrays in this process's own memory."""
-        return {
-            teacher: {name: result_memory(*array) for name, array in arrays.items()}
-            for teacher, arrays in self.arrays.items()
-        }
+        return self.within(result_memory((self.bytes,), "uint8"))
 
     def within(self, memory: Bytes) -> Contents:
         """The arrays that lie in `memory` one after the other."""
-        found: dict[str, dict[str, NDArray[Any]]] = {}
+        contents: dict[str, dict[str, NDArray[Any]]] = {}
         start = 0
         for teacher, arrays in self.arrays.items():
-            found[teacher] = {}
+            contents[teacher] = {}
             for name, (shape, dtype) in arrays.items():
                 size = prod(shape) * np.dtype(dtype).itemsize
-                found[teacher][name] = memory[start : start + size].view(dtype).reshape(shape)
+                contents[teacher][name] = memory[start : start + size].view(dtype).reshape(shape)
                 start += _paged(shape, dtype)
-        return found
+        return contents
 
 
 def _paged(shape: tuple[int, ...], dtype: str) -> int:
-    return -(-prod(shape) * np.dtype(dtype).itemsize // _PAGE) * _PAGE
+    return -(-prod(shape) * np.dtype(dtype).itemsize // PAGE) * PAGE
 
 
 class SharedMemory:
@@ -102,91 +136,40 @@ class SharedMemory:
         self.contents = sizes.within(self.memory)
 
 
-class BatchReader(Protocol):
-    """Reads batches in the order in which they are asked for."""
-
-    def submit(self, view: int, pieces: Pieces, contents: Contents, shared: SharedMemory | None) -> None:
-        """Ask for a batch, into `contents`, which lie in `shared` where another process reads."""
-
-    def wait(self) -> None:
-        """Until the oldest batch asked for is there; what reading it raised is raised here."""
-
-    def drain(self) -> None:
-        """Give up what was asked for; its memory may be written by others after this."""
-
-    def alive(self) -> bool:
-        """Whether it can read for this process."""
-
-
-class HereReader:
-    """Reads in this thread, when a batch is waited for."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._asked: deque[tuple[int, Pieces, Contents]] = deque()
-
-    def submit(self, view: int, pieces: Pieces, contents: Contents, shared: SharedMemory | None) -> None:
-        """See `BatchReader`."""
-        del shared
-        self._asked.append((view, pieces, contents))
-
-    def wait(self) -> None:
-        """See `BatchReader`."""
-        read_pieces(self._parts, *self._asked.popleft())
-
-    def drain(self) -> None:
-        """See `BatchReader`."""
-        self._asked.clear()
-
-    def alive(self) -> bool:
-        """See `BatchReader`."""
-        return True
-
-
 class ProcessReader:
-    """Reads in a process of its own, as soon as it can; ends with this object, and with this process at the latest."""
+    """Reads batches in the order asked for, in a process that ends with this object, at the latest with its parent."""
 
     def __init__(self, parts: Parts, sizes: ArraySizes) -> None:
         self._owner = os.getpid()
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            command = f"from {serve.__module__} import {serve.__name__} as serve; serve({theirs.fileno()})"
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self._connection, child_end = Pipe()
+        with child_end:
+            command = f"from {serve.__module__} import {serve.__name__} as serve; serve({child_end.fileno()})"
             self._process = subprocess.Popen(
                 [sys.executable, "-c", command],
-                pass_fds=[theirs.fileno()],
-                env=environment,
+                pass_fds=[child_end.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # an interrupt at the terminal is the parent's to answer, which then hangs up
             )
-        self._connection = Connection(os.dup(self._socket.fileno()))
-        self._mapped: weakref.WeakValueDictionary[int, SharedMemory] = weakref.WeakValueDictionary()
-        self._sent: set[int] = set()
+        self._known: weakref.WeakValueDictionary[int, SharedMemory] = weakref.WeakValueDictionary()  # to the process
         self._pending = 0
-        self._end = weakref.finalize(self, _end, self._owner, self._socket, self._connection, self._process)
-        self._tell((parts, sizes))
+        self.close = weakref.finalize(self, _end, self._owner, self._connection, self._process)
+        self._send((parts, sizes))
 
-    def submit(self, view: int, pieces: Pieces, contents: Contents, shared: SharedMemory | None) -> None:
-        """See `BatchReader`."""
-        del contents
-        if shared is None:
-            raise ValueError("another process reads into shared memory alone")
-        new = shared.number not in self._sent
-        self._mapped[shared.number] = shared
-        gone = self._sent - set(self._mapped)
-        self._sent = set(self._mapped)
-        self._tell(_Order(shared.number, new, gone, view, pieces))
-        if new:
-            socket.send_fds(self._socket, [b"m"], [shared.descriptor])
+    def submit(self, view: int, pieces: Pieces, memory: SharedMemory) -> None:
+        """Ask for a batch, which is read into `memory` as soon as the process can."""
+        new = memory.number not in self._known
+        self._known[memory.number] = memory
+        self._send((memory.number, set(self._known), view, pieces), memory.descriptor if new else None)
         self._pending += 1
 
     def wait(self) -> None:
-        """See `BatchReader`; SakError where the process is dead."""
+        """Until the oldest batch asked for is there; raises what reading it raised, SakError where the process died."""
         try:
             error = self._connection.recv()
         except (EOFError, OSError) as lost:
             raise self._died() from lost
-        except BaseException:  # half an answer may be left
+        except BaseException:  # an interrupt: half an answer may be left, which the next one would be taken for
             self._process.kill()
             raise
         self._pending -= 1
@@ -194,27 +177,25 @@ class ProcessReader:
             raise error
 
     def drain(self) -> None:
-        """See `BatchReader`."""
+        """Give up what was asked for; its memory may be written by others after this."""
         while self._pending and self.alive():
             with suppress(SakError):  # of a batch that nobody will ask for
                 self.wait()
 
     def alive(self) -> bool:
-        """See `BatchReader`."""
-        return self._owner == os.getpid() and self._end.alive and self._process.poll() is None
+        """Whether it can read for this process: a fork of its parent must start another."""
+        return self._owner == os.getpid() and self.close.alive and self._process.poll() is None
 
-    def close(self) -> None:
-        """Let the process finish the batch at hand, and end it."""
-        self._end()
-
-    def _tell(self, message: object) -> None:
+    def _send(self, message: object, descriptor: int | None = None) -> None:
         try:
             self._connection.send(message)
+            if descriptor is not None:
+                send_handle(self._connection, descriptor, self._process.pid)
         except OSError as lost:
             raise self._died() from lost
 
     def _died(self) -> SakError:
-        self._end()
+        self.close()
         code = self._process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return SakError(
@@ -223,13 +204,13 @@ class ProcessReader:
         )
 
 
-def _end(owner: int, connected: socket.socket, connection: Connection, process: "subprocess.Popen[bytes]") -> None:
+def _end(owner: int, connection: Connection, process: "subprocess.Popen[bytes]") -> None:
     """Let the process finish the batch at hand; nothing where this is a fork of its parent."""
     if owner != os.getpid():
         return
-    with suppress(OSError):  # it may be gone already
+    # Shut down, not only closed: a fork of this process may hold the connection open, and the reader would wait on.
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as connected:
         connected.shutdown(socket.SHUT_RDWR)
-    connected.close()
     connection.close()
     try:
         process.wait(_PATIENCE)
@@ -238,52 +219,28 @@ def _end(owner: int, connected: socket.socket, connection: Connection, process: 
         process.wait()
 
 
-@dataclass(frozen=True)
-class _Order:
-    """A batch to be read into memory `number`, whose descriptor follows where it is `new`; others are `gone`."""
-
-    number: int
-    new: bool
-    gone: set[int]
-    view: int
-    pieces: Pieces
-
-
 def serve(descriptor: int) -> None:
     """What the process does until its parent hangs up."""
-    with socket.socket(fileno=descriptor) as connected, Connection(os.dup(descriptor)) as connection:
-        messages = iter(partial(_received, connection), None)
-        parts, sizes = next(messages, ({}, ArraySizes({})))
-        mapped: dict[int, Contents] = {}
-        for order in messages:
-            for number in order.gone:
-                mapped.pop(number, None)
-            if order.new:
-                mapped[order.number] = _map(connected, sizes)
-            error = _failure(parts, order, mapped[order.number])
+    with Connection(descriptor) as connection:
+        for parts, view, pieces, contents in _orders(connection):
+            error = None
+            try:
+                read_pieces(parts, view, pieces, contents)
+            except SakError as failure:
+                error = failure
             with suppress(ConnectionError):
                 connection.send(error)
 
 
-def _received(connection: Connection) -> Any:
-    """The next message; None where the parent has hung up."""
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionError):
-        return None
-
-
-def _failure(parts: Parts, order: _Order, contents: Contents) -> SakError | None:
-    try:
-        read_pieces(parts, order.view, order.pieces, contents)
-    except SakError as error:
-        return error
-    return None
-
-
-def _map(connected: socket.socket, sizes: ArraySizes) -> Contents:
-    _, (descriptor,), _, _ = socket.recv_fds(connected, 1, 1)
-    try:
-        return sizes.within(np.frombuffer(mmap.mmap(descriptor, sizes.bytes), np.uint8))
-    finally:
-        os.close(descriptor)
+def _orders(connection: Connection) -> Iterator[tuple[Parts, int, Pieces, Contents]]:
+    """What the parent asks for. Memory stays mapped until the parent drops it: anew, all its pages were found again."""
+    with suppress(EOFError, ConnectionError):
+        parts, sizes = connection.recv()
+        mapped: dict[int, Contents] = {}
+        while True:
+            number, kept, view, pieces = connection.recv()
+            mapped = {known: contents for known, contents in mapped.items() if known in kept}
+            if number not in mapped:  # then its descriptor follows
+                with os.fdopen(recv_handle(connection), "rb") as file:
+                    mapped[number] = sizes.within(np.frombuffer(mmap.mmap(file.fileno(), sizes.bytes), np.uint8))
+            yield parts, view, pieces, mapped[number]

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.column import Column
-from pipeline.cache.column_codec import Grid, level_arrays, reduction_of
+from pipeline.cache.column_codec import level_arrays, reduction_of
 from pipeline.cache.manifest import CacheError
+from pipeline.cache.reader.process import Piece, StoredPart
 from pipeline.cache.selection import Numbers, SampleTable
-from pipeline.cache.stores.base import ROW, ColumnLayout, Rows
-from pipeline.cache.stores.indexed import Piece, StoredPart
+from pipeline.cache.stores.base import ROW, Rows
 from sak.errors import UsageError
+from sak.losses.targets import Grid
 
 NOWHERE = -1
 
@@ -36,36 +37,30 @@ class CachedTeacher:
     reduction: str
     encoding: str
     random: bool
-    sample_bytes: int
     document: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class TeacherReader:
-    """Reads the wanted levels of one teacher, by the universe's sample numbers."""
+    """Reads the wanted levels of one teacher, by the sample numbers of `sample_table`."""
 
     columns: tuple[Column, ...]
-    universe: SampleTable
+    sample_table: SampleTable
     levels: tuple[int, ...]
-
-    @property
-    def layout(self) -> ColumnLayout:
-        """The arrays' layout; the same in every part but for the number of samples and the block."""
-        return self.columns[0].manifest.layout
 
     @cached_property
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays that are read."""
-        return level_arrays(self.layout, self.levels)
+        return level_arrays(self.columns[0].manifest.layout, self.levels)
 
     @cached_property
     def sample_bytes(self) -> int:
         """Encoded bytes of one sample in the wanted levels."""
-        return sum(self.layout[name].nbytes for name in self.arrays)
+        return sum(self.columns[0].manifest.layout[name].nbytes for name in self.arrays)
 
     @cached_property
     def info(self) -> CachedTeacher:
-        """See `CachedTeacher`."""
+        """What training and reports must know of the teacher."""
         manifest = self.columns[0].manifest
         reduction = reduction_of(manifest.document, manifest.grid)
         encoding = manifest.document["encoding"]
@@ -80,7 +75,6 @@ class TeacherReader:
             reduction=reduction.effective,
             encoding=f"{encoding['kind']}{pca}",
             random=manifest.random,
-            sample_bytes=self.sample_bytes,
             document=manifest.document,
         )
 
@@ -92,9 +86,9 @@ class TeacherReader:
     def parts(self, view: int) -> NDArray[np.int8]:
         """(N,): the number of the part that holds each sample's view, the foremost where several do; -1 for none."""
         if view not in self._parts:
-            parts = np.full(self.universe.samples, NOWHERE, np.int8)
+            parts = np.full(self.sample_table.samples, NOWHERE, np.int8)
             for number, column in reversed(list(enumerate(self.columns))):
-                parts[self.universe.widen(column.place.data, column.present(view))] = number
+                parts[self.sample_table.widen(column.place.data, column.present(view))] = number
             self._parts[view] = parts
         return self._parts[view]
 
@@ -106,7 +100,7 @@ class TeacherReader:
         """(N,): samples neither present nor known to be unusable; extraction is not through with them."""
         missing = self.parts(view) == NOWHERE
         for column in self.columns:
-            missing &= ~self.universe.widen(column.place.data, column.absent(view))
+            missing &= ~self.sample_table.widen(column.place.data, column.absent(view))
         return missing
 
     @cached_property
@@ -118,13 +112,12 @@ class TeacherReader:
         """What to read where for samples that are present, and the part that each is in (n,)."""
         parts = self.parts(view)[samples].astype(np.int64)
         self._refuse_absent(samples[parts == NOWHERE], view)
-        holders = np.unique(parts).tolist()
-        masks = [None] if len(holders) == 1 else [parts == part for part in holders]
-        return [self._piece(part, samples, rows) for part, rows in zip(holders, masks, strict=True)], parts
-
-    def _piece(self, part: int, samples: Numbers, rows: NDArray[np.bool_] | None) -> Piece:
-        wanted = samples if rows is None else samples[rows]
-        return Piece(part, self.universe.rows_in(self.columns[part].place.data, wanted), rows)
+        pieces = []
+        for part in np.unique(parts).tolist():
+            rows = parts == part
+            numbers = self.sample_table.rows_in(self.columns[part].place.data, samples[rows])
+            pieces.append(Piece(part, numbers, None if rows.all() else rows))
+        return pieces, parts
 
     def stored_views(self, view: int, samples: Numbers, parts: Numbers) -> Rows:
         """(n,) rows of box, flip and CRC."""
@@ -132,7 +125,7 @@ class TeacherReader:
         for part in np.unique(parts).tolist():
             here = parts == part
             column = self.columns[part]
-            rows[here] = column.stored_views(view, self.universe.rows_in(column.place.data, samples[here]))
+            rows[here] = column.stored_views(view, self.sample_table.rows_in(column.place.data, samples[here]))
         return rows
 
     def forget(self) -> None:
@@ -146,11 +139,11 @@ class TeacherReader:
         sample = int(samples[0])
         why = "was not extracted yet"
         for column in self.columns:
-            row = int(self.universe.rows_in(column.place.data, samples[:1])[0])
-            absent = [each for record in column.records.values() for each in record.absent if record.view == view]
-            why = next((f"is in quarantine: {each.reason}" for each in absent if each.sample == row), why)
+            row = int(self.sample_table.rows_in(column.place.data, samples[:1])[0])
+            absent = [bad for record in column.records.values() for bad in record.absent if record.view == view]
+            why = next((f"is in quarantine: {bad.reason}" for bad in absent if bad.sample == row), why)
         raise CacheError(
-            f"{self.columns[0].place.name}: sample {self.universe.key(sample)!r}, view {view}, {why}; "
+            f"{self.columns[0].place.name}: sample {self.sample_table.key(sample)!r}, view {view}, {why}; "
             "read only the samples that `samples_in` lists"
         )
 

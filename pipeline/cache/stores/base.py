@@ -1,19 +1,23 @@
-"""What both stores do: keep one column's encoded arrays in blocks of samples, and give random samples back fast."""
+"""What both stores keep of a column: the layout of its arrays, boxes and CRCs of its views, records of its files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.stores.ranges import result_memory
 from pipeline.images.views import View
-from pipeline.storage import Location
 from sak.errors import SakError
 
-# How one column's arrays lie: what an encoding makes of a sample, and what a store keeps.
+REMEDY = "run `sak-cli cache verify --deep` to see how far it goes and `sak-cli cache repair` to make it again"
+FRAME = "frame-sha256:"
+ROW = np.dtype([("box", "<i4", 4), ("scaled", "<i4", 2), ("flip", "u1"), ("crc", "<u4")])
+
+Arrays = Mapping[str, NDArray[Any]]
+Rows = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,6 @@ class ColumnLayout:
         return sum(array.nbytes for array in self.arrays)
 
 
-Arrays = Mapping[str, NDArray[Any]]
-
-REMEDY = "run `sak-cli cache verify --deep` to see how far it goes and `sak-cli cache repair` to make it again"
-
-
-FRAME = "frame-sha256:"
-
-
 class DamageError(SakError):
     """Stored bytes that cannot be what was written: a lost, cut or changed file."""
 
@@ -109,87 +105,9 @@ class Damage:
     sample: int | None = None
 
 
-class BlockWriter(Protocol):
-    """Writes the samples of one block; nothing of it is seen before `finish`.
-
-    As a context manager it aborts where the body raises, or where it ends without `finish`.
-    """
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *error: object) -> None: ...
-
-    def append(self, positions: Sequence[int] | NDArray[np.integer[Any]], arrays: Arrays) -> None:
-        """Add samples by their positions in the block, ascending; every array of the layout, (n, *shape).
-
-        Samples that are never added stay absent. ValueError for a shape, dtype or position that does not fit,
-        StorageError where the disk refuses.
-        """
-
-    def finish(self) -> tuple[FileRecord, ...]:
-        """Make the block's files durable and visible; replaces what an earlier attempt left."""
-
-    def abort(self) -> None:
-        """Leave nothing behind."""
-
-
-class ColumnStore(Protocol):
-    """One column on a local folder or a remote one. Safe to share between threads, fork and pickle."""
-
-    location: Location
-    layout: ColumnLayout
-
-    def prepare(self, views: int) -> None:
-        """Write the metadata for at least `views` views, before any block; more views append, never fewer."""
-
-    def open_block(self, view: int, block: int) -> BlockWriter:
-        """A writer for one block of one view."""
-
-    def read(
-        self,
-        views: int | NDArray[np.integer[Any]],
-        samples: Sequence[int] | NDArray[np.integer[Any]],
-        names: Sequence[str],
-        out: Arrays | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """The arrays `names` of any samples, in the order asked: name -> (n, *shape).
-
-        `views` is one number or one for each sample. Absent samples hold the layout's fill. The bytes go straight
-        into `out` where given: C-contiguous arrays of exactly these shapes and dtypes (views of pinned memory too),
-        best as `allocate` makes them. Everything is read and checked in the calling thread.
-        Raises DamageError naming file and sample, and IndexError for samples or views out of range.
-        """
-
-    def read_block(self, view: int, block: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """All samples of a block in order; absent ones hold the fill."""
-
-    def present(self, view: int, block: int) -> NDArray[np.bool_]:
-        """Which of the block's samples were written, for every array; DamageError where the files disagree."""
-
-    def files(self, view: int, block: int) -> tuple[str, ...]:
-        """Paths inside the column of all files that hold this block."""
-
-    def check(self, view: int, block: int, records: Sequence[FileRecord], *, deep: bool = False) -> tuple[Damage, ...]:
-        """What is wrong with a block's files, compared with its records; empty where all is well.
-
-        Shallow: existence, sizes and indices. Deep: every byte.
-        """
-
-    def check_metadata(self, views: int) -> tuple[Damage, ...]:
-        """What is wrong with the files that `prepare` wrote, which must hold at least `views` views."""
-
-    def forget(self) -> None:
-        """Close files and drop indices held; the next read opens them again."""
-
-
 def allocate(layout: ColumnLayout, names: Sequence[str], n: int) -> dict[str, NDArray[Any]]:
     """Buffers for `ColumnStore.read` of `n` samples."""
     return {name: result_memory((n, *layout[name].shape), layout[name].dtype) for name in names}
-
-
-# Boxes, flips and pixel CRCs of a block's views, stored beside the features and checked on reading.
-
-ROW = np.dtype([("box", "<i4", 4), ("scaled", "<i4", 2), ("flip", "u1"), ("crc", "<u4")])
-Rows = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -208,11 +126,11 @@ class StoredViews:
 
     def view(self, row: int) -> View:
         """One of them, ready to be rendered."""
-        each = self.rows[row]
-        scaled = (int(each["scaled"][0]), int(each["scaled"][1]))
-        left, top, right, bottom = (int(edge) for edge in each["box"])
+        box, scaled, flip, _ = self.rows[row]
+        left, top, right, bottom = box.tolist()
+        height, width = scaled.tolist()
         return View(
-            self.number, (left, top, right, bottom), bool(each["flip"]), self.size, scaled if any(scaled) else None
+            self.number, (left, top, right, bottom), bool(flip), self.size, (height, width) if height or width else None
         )
 
     @property
@@ -244,10 +162,10 @@ def rows_to_bytes(rows: Rows) -> bytes:
     return rows.astype(ROW).tobytes()
 
 
-def rows_from_bytes(data: bytes, count: int, place: str) -> Rows:
+def rows_from_bytes(data: bytes, count: int, where: str) -> Rows:
     """What `rows_to_bytes` gave for `count` samples; DamageError where the length differs."""
     if len(data) != count * ROW.itemsize:
         raise DamageError(
-            f"{place}: {len(data)} bytes, {count * ROW.itemsize} were written; see `sak-cli cache verify`"
+            f"{where}: {len(data)} bytes, {count * ROW.itemsize} were written; see `sak-cli cache verify`"
         )
     return np.frombuffer(data, ROW)

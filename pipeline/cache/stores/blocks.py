@@ -1,4 +1,4 @@
-"""What the writers of both stores share: samples in order, helpers in the background, all files or none."""
+"""A block's files: how both stores write them, all or none, and how they are checked against the block's record."""
 
 import os
 from abc import ABC, abstractmethod
@@ -13,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.stores.base import FRAME, ArrayLayout, Arrays, ColumnLayout, Damage, DamageError, FileRecord
-from pipeline.cache.stores.files import FileKey, FileOpener, OpenFile, open_files
+from pipeline.cache.stores.files import OpenFile, open_files
+from pipeline.cache.stores.indexed import IndexedStore
 from pipeline.cache.stores.ranges import Bytes, RangeError, Ranges, read_ranges
 from pipeline.storage import Location, MissingFileError
 from pipeline.storage.location import explain
 
-# One data file of a block while it is written: appended to, checksummed on the way, published whole.
-
-# Bytes after which the system is asked to begin writing to disk, so that little is left for the fsync.
-_FLUSH_BYTES = 8 << 20
+_FLUSH_BYTES = 8 << 20  # after which the system is asked to begin writing to disk, so that little is left for the fsync
 _GROUP_BYTES, _GROUP_PIECES = 1 << 19, 1000  # IOV_MAX is 1,024
+_HELPERS = 4  # threads that flush, fsync and publish: they wait for disks and networks
+_PIECE = 1 << 20  # bytes of a file that are hashed at a time
 
 
 class BlockFile:
-    """A scratch file that becomes `path` of `location`; `helpers` flush it in the background."""
+    """A data file while it is written: a scratch file that becomes `path` of `location`; `helpers` flush it."""
 
     def __init__(self, location: Location, path: str, helpers: Executor) -> None:
         self.bytes = 0
@@ -43,7 +43,7 @@ class BlockFile:
     def append(self, pieces: Iterable[Bytes | bytes]) -> None:
         """Append memory; a group of pieces is written while the sums made of it are fresh in the processor's cache.
 
-        What of it is not samples' values must be told to `frame`, in order.
+        What of it is not samples' values must be given to `frame`, in order.
         """
         group: list[Any] = []
         size = 0
@@ -102,18 +102,15 @@ class BlockFile:
             self._descriptor = -1
 
 
-Rows = dict[str, NDArray[Any]]
-
-# Threads that flush, fsync and publish: they wait for disks and networks.
-_HELPERS = 4
-
-
 class FilesWriter(ABC):
-    """A `BlockWriter` over the files in `self.files`."""
+    """Writes the samples of one block to the files in `self.files`; nothing of them is seen before `finish`.
+
+    As a context manager it aborts where the body raises, or where it ends without `finish`.
+    """
 
     def __init__(self, location: Location, layout: ColumnLayout, view: int, block: int) -> None:
         self.layout = layout
-        self._place = location.url, view, block
+        self._block = location.url, view, block
         self.count = len(layout.block_samples(block))
         self.files: list[BlockFile] = []
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="block-files")
@@ -128,7 +125,7 @@ class FilesWriter(ABC):
             self.abort()
 
     @abstractmethod
-    def write(self, positions: NDArray[np.int64], rows: Rows) -> None:
+    def write(self, positions: NDArray[np.int64], rows: Arrays) -> None:
         """Append checked samples, C-contiguous and in the machine's byte order."""
 
     @abstractmethod
@@ -136,24 +133,28 @@ class FilesWriter(ABC):
         """Append what stands at the end of the files."""
 
     def append(self, positions: Sequence[int] | NDArray[np.integer[Any]], arrays: Arrays) -> None:
-        """See `BlockWriter`."""
+        """Add samples by their positions in the block, ascending; every array of the layout, (n, *shape).
+
+        Samples that are never added stay absent. ValueError for a shape, dtype or position that does not fit,
+        StorageError where the disk refuses.
+        """
         self._refuse_closed()
-        places = np.asarray(positions, np.int64)
-        rows = self._checked(places, arrays)
-        if len(places):
+        numbers = np.asarray(positions, np.int64)
+        rows = self._checked(numbers, arrays)
+        if len(numbers):
             with self.aborting():
-                self.write(places, rows)
-            self._last = int(places[-1])
+                self.write(numbers, rows)
+            self._last = int(numbers[-1])
 
     def finish(self) -> tuple[FileRecord, ...]:
-        """See `BlockWriter`."""
+        """Make the block's files durable and visible; replaces what an earlier attempt left."""
         self._refuse_closed()
         with self.aborting():
             self.seal()
             records = tuple(self.helpers.map(BlockFile.finish, self.files))
         self._open = False
         self.helpers.shutdown()
-        open_files().drop_block(*self._place)
+        open_files().drop(lambda file: (file.key[0], *file.key[2:]) == self._block)
         return records
 
     @contextmanager
@@ -170,20 +171,22 @@ class FilesWriter(ABC):
             raise ValueError("this block was finished, aborted, or failed before")
 
     def abort(self) -> None:
-        """See `BlockWriter`."""
+        """Remove what was written."""
         self._open = False
         self.helpers.shutdown(cancel_futures=True)
         for file in self.files:
             file.abort()
 
-    def _checked(self, places: NDArray[np.int64], arrays: Arrays) -> Rows:
-        before = np.concatenate([[self._last], places])
-        if len(places) and (np.any(np.diff(before) <= 0) or places[-1] >= self.count):
-            raise ValueError(f"positions must ascend from {self._last + 1} to {self.count - 1}, got {places.tolist()}")
-        if set(arrays) != {array.name for array in self.layout.arrays}:
-            wanted = sorted(array.name for array in self.layout.arrays)
-            raise ValueError(f"every array of the layout is wanted, {wanted}, got {sorted(arrays)}")
-        return {array.name: _fitting(array, len(places), arrays[array.name]) for array in self.layout.arrays}
+    def _checked(self, positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
+        before = np.concatenate([[self._last], positions])
+        if len(positions) and (np.any(np.diff(before) <= 0) or positions[-1] >= self.count):
+            raise ValueError(
+                f"positions must ascend from {self._last + 1} to {self.count - 1}, got {positions.tolist()}"
+            )
+        wanted = {array.name: array for array in self.layout.arrays}
+        if arrays.keys() != wanted.keys():
+            raise ValueError(f"every array of the layout is wanted, {sorted(wanted)}, got {sorted(arrays)}")
+        return {name: _fitting(array, len(positions), arrays[name]) for name, array in wanted.items()}
 
 
 def _fitting(array: ArrayLayout, n: int, values: NDArray[Any]) -> NDArray[Any]:
@@ -192,131 +195,98 @@ def _fitting(array: ArrayLayout, n: int, values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values)
 
 
-# Whether a block's files are what its records say.
-
-_PIECE = 1 << 20
-
-
-class CheckedStore(ABC):
-    """What a store must tell of a block's files so that they can be checked, and the check."""
-
-    location: Location
-    layout: ColumnLayout
-    opener: FileOpener
+class ColumnStore(IndexedStore):
+    """One column on a local folder or a remote one, in blocks. Safe to share between threads, fork and pickle."""
 
     @abstractmethod
-    def data_file(self, array: ArrayLayout) -> tuple[str, int]:
-        """What names the file with an array, among those of a block, and which of the arrays in it it is."""
+    def prepare(self, views: int) -> None:
+        """Write the metadata for at least `views` views, before any block; more views append, never fewer."""
 
     @abstractmethod
-    def data_path(self, file: str, view: int, block: int) -> str:
-        """The path of the file that `data_file` names."""
+    def check_metadata(self, views: int) -> tuple[Damage, ...]:
+        """What is wrong with the files that `prepare` wrote, which must hold at least `views` views."""
 
     @abstractmethod
-    def files(self, view: int, block: int) -> tuple[str, ...]:
-        """See `ColumnStore`."""
-
-    @abstractmethod
-    def load(self, keys: Sequence[FileKey]) -> list[OpenFile]:
-        """Open data files, with their indices read and checked. DamageError names a file that is not right."""
-
-    @abstractmethod
-    def present(self, view: int, block: int) -> NDArray[np.bool_]:
-        """See `ColumnStore`."""
+    def open_block(self, view: int, block: int) -> FilesWriter:
+        """A writer for one block of one view."""
 
     def check(self, view: int, block: int, records: Sequence[FileRecord], *, deep: bool = False) -> tuple[Damage, ...]:
-        """See `ColumnStore`."""
-        return _check_block(self, view, block, records, deep=deep)
+        """What is wrong with a block's files, compared with its records; empty where all is well.
 
-
-def _check_block(
-    store: CheckedStore, view: int, block: int, records: Sequence[FileRecord], *, deep: bool
-) -> tuple[Damage, ...]:
-    paths = store.files(view, block)
-    recorded = {record.path: record for record in records}
-    found = [Damage(path, "recorded, but this block has no such file") for path in sorted({*recorded} - {*paths})]
-    for path in paths:
-        found += _size_damage(store, path, recorded.get(path))
-    unsized = {damage.path for damage in found}
-    values: dict[str, NDArray[np.int64] | None] = dict.fromkeys(paths, np.empty((0, 2), np.int64))
-    for name in dict.fromkeys(store.data_file(array)[0] for array in store.layout.arrays):
-        path = store.data_path(name, view, block)
-        try:
-            (file,) = store.load([(store.location.url, name, view, block)])
-        except DamageError as error:
-            values[path] = None
-            # Where a file of this block is lost or cut, that is what is wrong, and it is named already.
-            found += [] if unsized else [Damage(_named_in(error, store, paths), str(error))]
-            continue
-        try:
-            found += _value_damage(store, name, path, file) if deep else ()
-            values[path] = file.places[..., :2].reshape(-1, 2)
-        finally:
-            file.close()
-    for path in paths if deep else ():
-        if path not in unsized and (where := values[path]) is not None:
-            found += _frame_damage(store, recorded[path], where)
-    return tuple(found) or tuple(_disagreement(store, view, block))
-
-
-def _size_damage(store: CheckedStore, path: str, record: FileRecord | None) -> Iterator[Damage]:
-    if record is None:
-        yield Damage(path, "not in the block's record")
-        return
-    try:
-        size = store.location.size(path)
-    except MissingFileError:
-        yield Damage(path, "missing")
-        return
-    if size != record.bytes:
-        yield Damage(path, f"{size} bytes, {record.bytes} were written")
-
-
-def _named_in(error: DamageError, store: CheckedStore, paths: Sequence[str]) -> str:
-    """The file that an error's line begins with."""
-    return next((path for path in paths if str(error).startswith(f"{store.location.at(path)}: ")), paths[0])
-
-
-def _value_damage(store: CheckedStore, name: str, path: str, file: OpenFile) -> Iterator[Damage]:
-    """Every sample whose values are not those of its checksum."""
-    for array in store.layout.arrays:
-        of_file, row = store.data_file(array)
-        if of_file != name:
-            continue
-        places = file.places[row]
-        memory = np.empty(int(places[:, 1].max(initial=0)), np.uint8)
-        for position in np.flatnonzero(places[:, 0] >= 0).tolist():
-            offset, length, *known = places[position].tolist()
+        Shallow: existence, sizes and indices. Deep: every byte.
+        """
+        paths = self.files(view, block)
+        recorded = {record.path: record for record in records}
+        damages = [Damage(path, "recorded, but this block has no such file") for path in sorted({*recorded} - {*paths})]
+        damages += [Damage(path, wrong) for path in paths if (wrong := self._wrong_size(path, recorded.get(path)))]
+        unsized = {damage.path for damage in damages}
+        values: dict[str, NDArray[np.int64]] = dict.fromkeys(paths, np.empty((0, 2), np.int64))
+        for name in dict.fromkeys(self.data_file(array)[0] for array in self.layout.arrays):
+            path = self.data_path(name, view, block)
             try:
-                read_ranges(Ranges([file.descriptor], [offset], [memory[:length]], known or None))
-            except RangeError as error:
-                sample = file.key[3] * store.layout.block + position
-                yield Damage(path, f"{array.name}: {error}", sample)
+                (file,) = self.load([(self.location.url, name, view, block)])
+            except DamageError as error:
+                del values[path]
+                # Where a file of this block is lost or cut, that is what is wrong, and it is named already.
+                damages += [] if unsized else [Damage(self._named_in(error, paths), str(error))]
+                continue
+            try:
+                damages += self._wrong_values(name, path, file) if deep else ()
+                values[path] = file.places[..., :2].reshape(-1, 2)
+            finally:
+                file.close()
+        for path in [path for path in values if path not in unsized] if deep else []:
+            if self._frame_digest(path, values[path]) != recorded[path].digest:
+                damages.append(Damage(path, "its headers, checksums or index are not those that were written"))
+        return tuple(damages) or self._disagreement(view, block)
 
+    def _wrong_size(self, path: str, record: FileRecord | None) -> str:
+        if record is None:
+            return "not in the block's record"
+        try:
+            size = self.location.size(path)
+        except MissingFileError:
+            return "missing"
+        return "" if size == record.bytes else f"{size} bytes, {record.bytes} were written"
 
-def _frame_damage(store: CheckedStore, record: FileRecord, values: NDArray[np.int64]) -> Iterator[Damage]:
-    if frame_digest(Path(store.opener.local([record.path])[0]), values) != record.digest:
-        yield Damage(record.path, "its headers, checksums or index are not those that were written")
+    def _named_in(self, error: DamageError, paths: Sequence[str]) -> str:
+        """The file that an error's line begins with."""
+        return next((path for path in paths if str(error).startswith(f"{self.location.at(path)}: ")), paths[0])
 
+    def _wrong_values(self, name: str, path: str, file: OpenFile) -> Iterator[Damage]:
+        """Every sample whose values are not those of its checksum."""
+        for array in self.layout.arrays:
+            of_file, row = self.data_file(array)
+            if of_file != name:
+                continue
+            places = file.places[row]
+            memory = np.empty(int(places[:, 1].max(initial=0)), np.uint8)
+            for position in np.flatnonzero(places[:, 0] >= 0).tolist():
+                offset, length, *known = places[position].tolist()
+                try:
+                    read_ranges(Ranges([file.descriptor], [offset], [memory[:length]], known or None))
+                except RangeError as error:
+                    sample = file.key[3] * self.layout.block + position
+                    yield Damage(path, f"{array.name}: {error}", sample)
 
-def _disagreement(store: CheckedStore, view: int, block: int) -> Iterator[Damage]:
-    """Arrays that hold different samples, each sound by itself."""
-    try:
-        store.present(view, block)
-    except DamageError as error:
-        yield Damage(store.files(view, block)[0], str(error))
+    def _disagreement(self, view: int, block: int) -> tuple[Damage, ...]:
+        """Arrays that hold different samples, each sound by itself."""
+        try:
+            self.present(view, block)
+        except DamageError as error:
+            return (Damage(self.files(view, block)[0], str(error)),)
+        return ()
 
-
-def frame_digest(path: Path, values: NDArray[Any]) -> str:
-    """`FileRecord.digest` of a file, of which `values`, rows of (offset, bytes), are left out; -1 is nowhere."""
-    digest = sha256()
-    present = values[values[:, 0] >= 0]
-    present = present[np.argsort(present[:, 0])]
-    with path.open("rb", buffering=0) as file:
-        start = 0
-        for offset, length in [*present.tolist(), (os.fstat(file.fileno()).st_size, 0)]:
-            while start < offset and (data := os.pread(file.fileno(), min(_PIECE, offset - start), start)):
-                digest.update(data)
-                start += len(data)
-            start = offset + length
-    return f"{FRAME}{digest.hexdigest()}"
+    def _frame_digest(self, path: str, values: NDArray[np.int64]) -> str:
+        """`FileRecord.digest` of a file, of which `values`, rows of (offset, bytes), are left out; -1 is nowhere."""
+        digest = sha256()
+        present = values[values[:, 0] >= 0]
+        present = present[np.argsort(present[:, 0])]
+        with Path(self.opener.local([path])[0]).open("rb", buffering=0) as file:
+            start = 0
+            for offset, length in [*present.tolist(), (os.fstat(file.fileno()).st_size, 0)]:
+                while start < offset and (data := os.pread(file.fileno(), min(_PIECE, offset - start), start)):
+                    digest.update(data)
+                    start += len(data)
+                start = offset + length
+        return f"{FRAME}{digest.hexdigest()}"

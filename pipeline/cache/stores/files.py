@@ -1,4 +1,8 @@
-"""Open data files with their indices, shared by a process's stores: a bounded number, none across a fork."""
+"""Opening a column's files: a process's open files and their indices, and local copies of remote files.
+
+The number of open files is bounded, and none is used across a fork. Remote files are copied whole, once, into a bounded
+local folder, instead of being read sample by sample.
+"""
 
 import os
 import resource
@@ -12,8 +16,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
+from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
 from pipeline.cache.stores.base import REMEDY, DamageError
@@ -21,8 +25,10 @@ from pipeline.cache.stores.ranges import SUM_BYTES, Bytes, read_fully
 from pipeline.storage import Location, MissingFileError
 from pipeline.storage.location import explain
 
-Longs = NDArray[np.int64]
+_AT_ONCE = 8  # files that are downloaded or opened
+_SMALL = 32 << 10  # bytes of a sample below which its file is read ahead whole
 
+Longs = NDArray[np.int64]
 
 # URL of the column's folder, which of a block's files, view, block.
 FileKey = tuple[str, str, int, int]
@@ -41,11 +47,6 @@ class OpenFile:
     places: Longs
     users: int = 0
     dropped: bool = False
-
-    @property
-    def unlinked(self) -> bool:
-        """Whether the file was removed or replaced since it was opened."""
-        return not os.fstat(self.descriptor).st_nlink
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -117,19 +118,8 @@ class OpenFiles:
                 if file.dropped and not file.users:
                     file.close()
 
-    def drop(self, url: str) -> None:
-        """Close the files of one column, those being read once they are given back."""
-        self._drop(lambda file: file.key[0] == url)
-
-    def drop_block(self, url: str, view: int, block: int) -> None:
-        """Close the files of one block, which were written anew."""
-        self._drop(lambda file: (file.key[0], *file.key[2:]) == (url, view, block))
-
-    def drop_unlinked(self) -> None:
-        """Close files that have no name any more, so that their disk space is given back."""
-        self._drop(lambda file: file.unlinked)
-
-    def _drop(self, which: Callable[[OpenFile], bool]) -> None:
+    def drop(self, which: Callable[[OpenFile], bool]) -> None:
+        """Close those files, the ones being read once they are given back."""
         self._after_fork()
         with self._lock:
             for file in [file for file in self._files.values() if which(file)]:
@@ -151,11 +141,6 @@ def open_files() -> OpenFiles:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     return OpenFiles(max(16, min(4096, (8192 if soft == resource.RLIM_INFINITY else soft) // 2)))
-
-
-# A bounded local folder for remote files: read whole, once, instead of sample by sample.
-
-_AT_ONCE = 8  # downloads
 
 
 def _default_folder() -> Path:
@@ -184,13 +169,13 @@ class Staging:
         return files
 
     def _shrink(self, keep: set[Path]) -> None:
-        found: list[tuple[float, int, Path]] = []
+        copies: list[tuple[float, int, Path]] = []
         for file in self.folder.glob("*"):
             with suppress(FileNotFoundError):
                 status = file.stat()
-                found.append((status.st_mtime, status.st_size, file))
-        total = sum(size for _, size, _ in found)
-        for _, size, file in sorted(found):
+                copies.append((status.st_mtime, status.st_size, file))
+        total = sum(size for _, size, _ in copies)
+        for _, size, file in sorted(copies):
             if total <= self.limit:
                 return
             if file not in keep:
@@ -198,26 +183,19 @@ class Staging:
                 total -= size
 
 
-# Opening a column's files for reading, remote ones by way of a local copy; what may go wrong is said in one line.
-
-_FILES_AT_ONCE = 8
-# Bytes of a sample below which its file is read ahead whole.
-_SMALL = 32 << 10
-
-
 @dataclass(frozen=True)
 class Opened:
-    """Descriptors and sizes of open files."""
+    """Descriptors and sizes of open files; as a context they are closed where its body raises."""
 
     descriptors: list[int]
     sizes: list[int]
 
-    def split(self, count: int) -> "tuple[Opened, Opened]":
-        """The first `count` files, and the others."""
-        return (
-            Opened(self.descriptors[:count], self.sizes[:count]),
-            Opened(self.descriptors[count:], self.sizes[count:]),
-        )
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            self.close()
 
     def close(self) -> None:
         """Close them."""
@@ -240,7 +218,7 @@ class FileOpener:
             staged = [str(path) for path in self.staging.fetch(self.location, paths)]
         except MissingFileError as error:
             raise DamageError(f"{error}; {REMEDY}") from error
-        open_files().drop_unlinked()
+        open_files().drop(lambda file: not os.fstat(file.descriptor).st_nlink)  # so that their disk space is given back
         return staged
 
     def open(self, paths: Sequence[str], tails: Sequence[Bytes], sample_bytes: Sequence[int]) -> Opened:
@@ -249,24 +227,23 @@ class FileOpener:
         Files whose samples are small are read ahead whole: reading them one by one costs more than their bytes.
         """
         ahead = [size < _SMALL for size in sample_bytes]
-        with ThreadPoolExecutor(min(_FILES_AT_ONCE, len(paths))) as pool:
-            opening = [pool.submit(_open_tail, *each) for each in zip(self.local(paths), tails, ahead, strict=True)]
-        errors = [each.exception() for each in opening]
-        done = [each.result() for each, error in zip(opening, errors, strict=True) if error is None]
-        opened = Opened([descriptor for descriptor, _ in done], [size for _, size in done])
-        for path, error in zip(paths, errors, strict=True):
-            if error is not None:
-                opened.close()
-                raise self._failure(path, error) from error
+        with ThreadPoolExecutor(min(_AT_ONCE, len(paths))) as pool:
+            opening = [pool.submit(_open_tail, *file) for file in zip(self.local(paths), tails, ahead, strict=True)]
+        errors = [future.exception() for future in opening]
+        done = [future.result() for future in opening if future.exception() is None]
+        with Opened([descriptor for descriptor, _ in done], [size for _, size in done]) as opened:
+            for path, error in zip(paths, errors, strict=True):
+                if error is not None:
+                    raise self._failure(path, error) from error
         return opened
 
     def _failure(self, path: str, error: BaseException) -> BaseException:
-        place = self.location.at(path)
+        where = self.location.at(path)
         if isinstance(error, DamageError):
-            return DamageError(f"{place}: {error}; {REMEDY}")
+            return DamageError(f"{where}: {error}; {REMEDY}")
         if isinstance(error, FileNotFoundError):
-            return DamageError(f"{place}: missing, and with it a whole block of samples; {REMEDY}")
-        return explain(error, place) if isinstance(error, OSError) else error
+            return DamageError(f"{where}: missing, and with it a whole block of samples; {REMEDY}")
+        return explain(error, where) if isinstance(error, OSError) else error
 
 
 def _open_tail(path: str, tail: Bytes, ahead: bool) -> tuple[int, int]:
@@ -276,13 +253,10 @@ def _open_tail(path: str, tail: Bytes, ahead: bool) -> tuple[int, int]:
         size = os.fstat(descriptor).st_size
         if ahead:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-        if len(tail) and not (size >= len(tail) and read_fully(descriptor, tail, size - len(tail)) and _sound(tail)):
+        read = size >= len(tail) and read_fully(descriptor, tail, size - len(tail))
+        if len(tail) and not (read and crc32c(tail[:-SUM_BYTES]) == int(tail[-SUM_BYTES:].view("<u4")[0])):
             raise DamageError("its index is damaged or cut, so no sample in it can be found")
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor, size
-
-
-def _sound(tail: Bytes) -> bool:
-    return bool(google_crc32c.value(tail[:-SUM_BYTES]) == int.from_bytes(tail[-SUM_BYTES:].tobytes(), "little"))

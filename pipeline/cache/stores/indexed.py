@@ -1,6 +1,7 @@
-"""What the two stores share: any samples read through cached indices."""
+"""How both stores read any samples: sorted by the files they lie in, and found there by the files' indices."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,20 +10,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.base import REMEDY, ArrayLayout, Arrays, ColumnLayout, ColumnStore, DamageError, allocate
-from pipeline.cache.stores.blocks import CheckedStore
-from pipeline.cache.stores.files import FileOpener, OpenFile, Staging, open_files
+from pipeline.cache.stores.base import REMEDY, ArrayLayout, Arrays, ColumnLayout, DamageError, allocate
+from pipeline.cache.stores.files import FileKey, FileOpener, OpenFile, Staging, open_files
 from pipeline.cache.stores.ranges import Bytes, RangeError, Ranges, read_ranges, rows_of
 from pipeline.cache.stores.zarr_shard import ChunkCodec, chunk_codec
 from pipeline.storage import Location
 from pipeline.storage.location import explain
 from sak.errors import SakError
 
-# Which samples a read is for: by the files they lie in, and by the columns that hold the parts of a batch.
-
 Longs = NDArray[np.int64]
-
-Contents = Mapping[str, Arrays]  # by teacher
 
 _FIRST = np.zeros(1, np.int64)
 
@@ -88,47 +84,6 @@ class SampleRequest:
             )
 
 
-@dataclass(frozen=True)
-class StoredPart:
-    """The wanted arrays of one part of a teacher's column, which lies at `path`."""
-
-    path: str
-    store: ColumnStore
-    names: tuple[str, ...]
-
-    def read(self, view: int, samples: NDArray[np.int64], out: Arrays | None) -> Arrays:
-        """As `ColumnStore.read`; DamageError names the column too."""
-        try:
-            return self.store.read(view, samples, self.names, out)
-        except DamageError as error:
-            raise DamageError(f"{self.path}: {error}") from error
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Samples of a batch that one part holds, by its own numbers, and their rows of the batch; None is all rows."""
-
-    part: int
-    samples: NDArray[np.int64]
-    rows: NDArray[np.bool_] | None
-
-
-Parts = Mapping[str, Sequence[StoredPart]]  # by teacher
-Pieces = Mapping[str, Sequence[Piece]]
-
-
-def read_pieces(parts: Parts, view: int, pieces: Pieces, out: Contents) -> None:
-    """Read a batch; DamageError names column, file and sample."""
-    for teacher, of_teacher in pieces.items():
-        for piece in of_teacher:
-            part = parts[teacher][piece.part]
-            if piece.rows is None:
-                part.read(view, piece.samples, out[teacher])
-                continue
-            for name, array in part.read(view, piece.samples, None).items():
-                out[teacher][name][piece.rows] = array
-
-
 # An array's file in each block asked for, and its row in it.
 ArrayFiles = Sequence[tuple[OpenFile, int]]
 
@@ -152,14 +107,14 @@ class _Places:
         counts = [len(part) for part in parts]
         places = np.stack(
             [
-                np.concatenate([file.places[row][part] for (file, row), part in zip(each, parts, strict=True)])
-                for each in files
+                np.concatenate([file.places[row][part] for (file, row), part in zip(of_array, parts, strict=True)])
+                for of_array in files
             ]
         )
-        descriptors = np.stack([np.repeat([file.descriptor for file, _ in each], counts) for each in files])
+        descriptors = np.stack([np.repeat([file.descriptor for file, _ in of_array], counts) for of_array in files])
         every: list[NDArray[Any]] = [*np.indices(descriptors.shape), descriptors, places]
         ordered = [part.swapaxes(0, 1) for part in every] if together else every
-        return cls(*(each.reshape(-1, *each.shape[2:]) for each in ordered))
+        return cls(*(part.reshape(-1, *part.shape[2:]) for part in ordered))
 
     def where(self, chosen: NDArray[np.bool_]) -> Self:
         """Some of them."""
@@ -174,8 +129,8 @@ class _Places:
         return Ranges(self.descriptors.tolist(), self.places[:, 0].tolist(), memory, sums)
 
 
-class IndexedStore(CheckedStore):
-    """The reading side of a `ColumnStore`.
+class IndexedStore(ABC):
+    """The reading side of a store.
 
     `staging` takes copies of remote files, and `verify` off skips the checksums of samples: for measurements, never for
     use.
@@ -191,6 +146,22 @@ class IndexedStore(CheckedStore):
         self.opener = FileOpener(location, staging or Staging())
         self.verify = verify
 
+    @abstractmethod
+    def data_file(self, array: ArrayLayout) -> tuple[str, int]:
+        """What names the file with an array, among those of a block, and which of the arrays in it it is."""
+
+    @abstractmethod
+    def data_path(self, file: str, view: int, block: int) -> str:
+        """The path of the file that `data_file` names."""
+
+    @abstractmethod
+    def files(self, view: int, block: int) -> tuple[str, ...]:
+        """Paths inside the column of all files of a block."""
+
+    @abstractmethod
+    def load(self, keys: Sequence[FileKey]) -> list[OpenFile]:
+        """Open data files, with their indices read and checked. DamageError names a file that is not right."""
+
     def read(
         self,
         views: int | NDArray[np.integer[Any]],
@@ -198,7 +169,13 @@ class IndexedStore(CheckedStore):
         names: Sequence[str],
         out: Arrays | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """See `ColumnStore`."""
+        """The arrays `names` of any samples, in the order asked: name -> (n, *shape).
+
+        `views` is one number or one for each sample. Absent samples hold the layout's fill. The bytes go straight
+        into `out` where given: C-contiguous arrays of exactly these shapes and dtypes (views of pinned memory too),
+        best as `allocate` makes them. Everything is read and checked in the calling thread.
+        Raises DamageError naming file and sample, and IndexError for samples or views out of range.
+        """
         request = SampleRequest.of(self.layout, views, samples)
         arrays = [self.layout[name] for name in names]
         target = allocate(self.layout, names, len(request)) if out is None else _checked_out(arrays, len(request), out)
@@ -207,12 +184,8 @@ class IndexedStore(CheckedStore):
                 self._read_part(part, arrays, target)
         return target
 
-    def read_block(self, view: int, block: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See `ColumnStore`."""
-        return self.read(view, np.asarray(self.layout.block_samples(block)), names)
-
     def present(self, view: int, block: int) -> NDArray[np.bool_]:
-        """See `ColumnStore`."""
+        """Which of a block's samples were written; DamageError where its arrays hold different ones."""
         count = len(self.layout.block_samples(block))
         with self._borrowed([(view, block)], self.layout.arrays) as files:
             there = np.stack([file.places[row, :, 0] >= 0 for ((file, row),) in files])
@@ -222,91 +195,70 @@ class IndexedStore(CheckedStore):
         return there[0, :count].copy()
 
     def forget(self) -> None:
-        """See `ColumnStore`."""
-        open_files().drop(self.location.url)
+        """Close the files of this column and drop their indices."""
+        open_files().drop(lambda file: file.key[0] == self.location.url)
 
     def _read_part(self, request: SampleRequest, arrays: Sequence[ArrayLayout], target: Arrays) -> None:
+        """Read plain values straight into the results, and decode the others; absent samples become the fill."""
         codecs = [chunk_codec(self.layout.codec, array) for array in arrays]
         with self._borrowed(request.blocks, arrays) as files:
-            plain = [number for number, codec in enumerate(codecs) if codec is None]
-            if plain:
-                self._read_plain(
-                    request, [arrays[number] for number in plain], [files[number] for number in plain], target
-                )
-            for array, codec, of_array in zip(arrays, codecs, files, strict=True):
-                if codec is not None:
-                    self._read_encoded(request, array, codec, of_array, target)
-
-    def _read_plain(
-        self, request: SampleRequest, arrays: Sequence[ArrayLayout], files: Sequence[ArrayFiles], target: Arrays
-    ) -> None:
-        """Read straight into the results; absent samples become the fill."""
-        places = _Places.of(request, files, together=self.together)
-        absent = places.where(~places.present)
-        for number, sample in zip(absent.arrays.tolist(), absent.samples.tolist(), strict=True):
-            target[arrays[number].name][request.order[sample]] = arrays[number].fill
-        there = places.where(places.present) if len(absent.arrays) else places
-        rows = [list(rows_of(target[array.name])) for array in arrays]
-        wanted = zip(there.arrays.tolist(), request.order[there.samples].tolist(), strict=True)
-        self._fetch(there, [rows[number][row] for number, row in wanted], arrays, request)
-
-    def _fetch(
-        self, places: _Places, memory: Sequence[Bytes], arrays: Sequence[ArrayLayout], request: SampleRequest
-    ) -> None:
-        try:
-            read_ranges(places.ranges(memory), verify=self.verify)
-        except RangeError as error:
-            number, sample = int(places.arrays[error.row]), int(places.samples[error.row])
-            raise self._failure(arrays[number], request, sample, error) from error
-
-    def _read_encoded(
-        self, request: SampleRequest, array: ArrayLayout, codec: ChunkCodec, files: ArrayFiles, target: Arrays
-    ) -> None:
-        places = _Places.of(request, [files], together=self.together)
-        target[array.name][request.order[places.samples[~places.present]]] = array.fill
-        there = places.where(places.present)
-        chunks = [np.empty(length, np.uint8) for length in there.places[:, 1].tolist()]
-        self._fetch(there, chunks, [array], request)
-        for sample, chunk in zip(there.samples.tolist(), chunks, strict=True):
-            row = request.order[sample]
+            places = _Places.of(request, files, together=self.together)
+            absent = places.where(~places.present)
+            for number, sample in zip(absent.arrays.tolist(), absent.samples.tolist(), strict=True):
+                target[arrays[number].name][request.order[sample]] = arrays[number].fill
+            there = places.where(places.present) if len(absent.arrays) else places
+            rows = [list(rows_of(target[array.name])) for array in arrays]
+            of_place = zip(there.arrays.tolist(), request.order[there.samples].tolist(), strict=True)
+            results = [rows[number][row] for number, row in of_place]
+            encoded = [at for at, number in enumerate(there.arrays.tolist()) if codecs[number] is not None]
+            chunks = {at: np.empty(there.places[at, 1], np.uint8) for at in encoded}
+            memory = [chunks.get(at, result) for at, result in enumerate(results)] if chunks else results
             try:
-                codec.decode(chunk, target[array.name][row : row + 1].reshape(-1))
-            except (RuntimeError, ValueError) as error:
-                wrong = RangeError(sample, "its checksum does not match")
-                raise self._failure(array, request, sample, wrong) from error
+                read_ranges(there.ranges(memory), verify=self.verify)
+                for at, chunk in chunks.items():
+                    number = there.arrays[at]
+                    _decode(codecs[number], chunk, results[at].view(arrays[number].dtype), at)
+            except RangeError as error:
+                array = arrays[there.arrays[error.row]]
+                raise self._failure(array, request, int(there.samples[error.row]), error) from error
 
     def _failure(self, array: ArrayLayout, request: SampleRequest, at: int, error: RangeError) -> SakError:
         """What went wrong with the request's sorted sample `at`; the files are opened anew next time."""
         block = next(block for block, stop in zip(request.blocks, request.starts[1:], strict=True) if at < stop)
-        place = self.location.at(self.data_path(self.data_file(array)[0], *block))
+        where = self.location.at(self.data_path(self.data_file(array)[0], *block))
         self.forget()
         if error.refused is not None:
-            return explain(error.refused, place)
+            return explain(error.refused, where)
         what = f"sample {request.samples[at]} of view {block[0]} is damaged in {array.name}, {error}"
-        return DamageError(f"{place}: {what}; {REMEDY}")
+        return DamageError(f"{where}: {what}; {REMEDY}")
 
     @contextmanager
     def _borrowed(self, blocks: Sequence[tuple[int, int]], arrays: Sequence[ArrayLayout]) -> Iterator[list[ArrayFiles]]:
         """For each array its open files, in the order of `blocks`, and its row in them."""
         url = self.location.url
-        found = [self.data_file(array) for array in arrays]
-        keys = [[(url, name, *block) for block in blocks] for name, _ in found]
+        data_files = [self.data_file(array) for array in arrays]
+        keys = [[(url, name, *block) for block in blocks] for name, _ in data_files]
         lent = open_files().borrow([key for of_array in keys for key in of_array], self.load)
         try:
-            yield [[(lent[key], row) for key in of_array] for of_array, (_, row) in zip(keys, found, strict=True)]
+            yield [[(lent[key], row) for key in of_array] for of_array, (_, row) in zip(keys, data_files, strict=True)]
         finally:
             open_files().give_back(lent.values())
+
+
+def _decode(codec: ChunkCodec, chunk: Bytes, result: NDArray[Any], row: int) -> None:
+    """Decode a chunk into the memory of its sample; RangeError where it is not what was encoded."""
+    try:
+        codec.decode(chunk, result)
+    except (RuntimeError, ValueError) as error:
+        raise RangeError(row, "its checksum does not match") from error
 
 
 def _checked_out(arrays: Sequence[ArrayLayout], n: int, out: Arrays) -> dict[str, NDArray[Any]]:
     for array in arrays:
         given = out.get(array.name)
         if given is None or given.shape != (n, *array.shape) or given.dtype != np.dtype(array.dtype):
-            raise ValueError(f"out[{array.name!r}] must be {array.dtype} {(n, *array.shape)}, got {_kind(given)}")
+            got = "nothing" if given is None else f"{given.dtype} {given.shape}"
+            raise ValueError(f"out[{array.name!r}] must be {array.dtype} {(n, *array.shape)}, got {got}")
         if not (given.flags.c_contiguous and given.flags.writeable):
             raise ValueError(f"out[{array.name!r}] must be contiguous and writeable")
     return {array.name: out[array.name] for array in arrays}
-
-
-def _kind(given: NDArray[Any] | None) -> str:
-    return "nothing" if given is None else f"{given.dtype} {given.shape}"

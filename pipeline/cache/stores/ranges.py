@@ -1,7 +1,7 @@
-"""Byte ranges of files into memory: neighbours by one system call, the disk asked ahead, every checksum compared.
+"""How a sample's bytes are read: ranges of files into memory, neighbours by one system call, every checksum compared.
 
 Plain system calls, one after the other. Beside a thread that keeps the GIL busy each of them waits its turn, so
-training reads in processes of their own (`reader_process`).
+training reads in processes of their own (`reader/process.py`).
 """
 
 import os
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sak.errors import SakError
 
+PAGE = 4096  # copies out of the page cache are fastest to whole pages
 SUM_BYTES = 4
 _GAP = 16 << 10  # bytes between ranges that are cheaper to read than a system call of its own
 _RUN_BYTES = 1 << 19  # read by one system call, and summed while in the processor's cache
@@ -167,7 +168,6 @@ def _check(run: _Run, ranges: Ranges, behind: Sums) -> None:
             raise RangeError(row, "its checksum does not match")
 
 
-_PAGE = 4096  # copies out of the page cache are fastest to whole pages
 _let_go: dict[int, list[Bytes]] = {}
 
 
@@ -178,14 +178,14 @@ def result_memory(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """
     size = np.dtype(dtype).itemsize * prod(shape)
     try:
-        block = _let_go.get(size + _PAGE, []).pop()
+        block = _let_go.get(size + PAGE, []).pop()
     except IndexError:
-        block = np.empty(size + _PAGE, np.uint8)
-    # Of the buffer, not of the array: then views of the result hold `whole`, and `whole` alone holds the block.
-    whole = np.frombuffer(block.data, np.uint8, size, -block.ctypes.data % _PAGE)
+        block = np.empty(size + PAGE, np.uint8)
+    # Of the buffer, not of the array: then views of the result hold `memory`, and `memory` alone holds the block.
+    memory = np.frombuffer(block.data, np.uint8, size, -block.ctypes.data % PAGE)
     if size >= _KEPT_FROM:
-        weakref.finalize(whole, _keep, block).atexit = False
-    return whole.view(dtype).reshape(shape)
+        weakref.finalize(memory, _keep, block).atexit = False
+    return memory.view(dtype).reshape(shape)
 
 
 def _keep(block: Bytes) -> None:

@@ -6,6 +6,7 @@ values, -1 where absent, and their CRC32C; behind it stands its own CRC32C.
 """
 
 import io
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,12 +17,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.base import REMEDY, ArrayLayout, BlockWriter, ColumnLayout, Damage, DamageError
-from pipeline.cache.stores.blocks import BlockFile, FilesWriter, Rows
+from pipeline.cache.stores.base import REMEDY, ArrayLayout, Arrays, ColumnLayout, Damage, DamageError
+from pipeline.cache.stores.blocks import BlockFile, ColumnStore, FilesWriter
 from pipeline.cache.stores.files import FileKey, OpenFile, Staging
-from pipeline.cache.stores.indexed import IndexedStore
-from pipeline.cache.stores.ranges import Bytes, rows_of
-from pipeline.cache.stores.zarr_shard import SUM_BYTES, encode_index
+from pipeline.cache.stores.ranges import SUM_BYTES, Bytes, rows_of
+from pipeline.cache.stores.zarr_shard import encode_index
 from pipeline.storage import Location
 from sak.errors import UsageError
 
@@ -94,8 +94,8 @@ class MemberHeaders:
         return name.ljust(_LONGEST_NAME, b"\0") + self._rest[0] + checksum + self._rest[1] + self._npy
 
 
-class TarStore(IndexedStore):
-    """See `ColumnStore`. `key` names a sample by its number; reading does without."""
+class TarStore(ColumnStore):
+    """A column as tars. `key` names a sample by its number; reading does without."""
 
     together = True
 
@@ -122,42 +122,36 @@ class TarStore(IndexedStore):
         del views
         return ()
 
-    def open_block(self, view: int, block: int) -> BlockWriter:
-        """See `ColumnStore`."""
+    def open_block(self, view: int, block: int) -> FilesWriter:
+        """A writer for one block of one view."""
         if self.key is None:
             raise ValueError("writing a tar takes the samples' keys")
         return _TarWriter(self.location, self.layout, self.key, view, block)
 
     def files(self, view: int, block: int) -> tuple[str, ...]:
-        """See `ColumnStore`."""
+        """Paths of a block's files, inside the column."""
         return tar_path(view, block), index_path(tar_path(view, block))
 
     def data_file(self, array: ArrayLayout) -> tuple[str, int]:
-        """See `IndexedStore`: one tar holds all arrays."""
+        """One tar holds all arrays."""
         return "", self._rows[array.name]
 
     def data_path(self, file: str, view: int, block: int) -> str:
-        """See `IndexedStore`."""
+        """The path of a block's data file."""
         return tar_path(view, block) + file
 
     def load(self, keys: Sequence[FileKey]) -> list[OpenFile]:
-        """See `IndexedStore`."""
+        """Open data files, with their indices read and checked."""
         size = 24 * self.layout.block * len(self.layout.arrays) + SUM_BYTES
         paths = [tar_path(view, block) for _, _, view, block in keys]
         tails = [np.empty(0, np.uint8) for _ in paths] + [np.empty(size, np.uint8) for _ in paths]
-        opened = self.opener.open(
-            paths + [index_path(path) for path in paths], tails, [self.layout.nbytes] * len(tails)
-        )
-        tars, indices = opened.split(len(paths))
-        indices.close()
-        try:
-            places = [
-                self._places(*each) for each in zip(paths, tars.sizes, indices.sizes, tails[len(paths) :], strict=True)
-            ]
-        except DamageError:
-            tars.close()
-            raise
-        return [OpenFile(*each) for each in zip(keys, tars.descriptors, places, strict=True)]
+        indices = [index_path(path) for path in paths]
+        with self.opener.open(paths + indices, tails, [self.layout.nbytes] * len(tails)) as opened:
+            sizes = zip(paths, opened.sizes[: len(paths)], opened.sizes[len(paths) :], tails[len(paths) :], strict=True)
+            places = [self._places(*of_block) for of_block in sizes]
+        for descriptor in opened.descriptors[len(paths) :]:
+            os.close(descriptor)
+        return [OpenFile(*file) for file in zip(keys, opened.descriptors[: len(paths)], places, strict=True)]
 
     def _places(self, path: str, size: int, index_size: int, tail: NDArray[np.uint8]) -> Longs:
         index = tail[:-SUM_BYTES].view("<i8").reshape(self.layout.block, len(self.layout.arrays), 3)
@@ -186,8 +180,8 @@ class _TarWriter(FilesWriter):
             for path in (tar_path(view, block), index_path(tar_path(view, block))):
                 self.files.append(BlockFile(location, path, self.helpers))
 
-    def write(self, positions: Longs, rows: Rows) -> None:
-        """See `FilesWriter`: sample by sample, the arrays of each together."""
+    def write(self, positions: Longs, rows: Arrays) -> None:
+        """Append checked samples, one by one, the arrays of each together."""
         keys = [safe_key(self._key(self._first + position)) for position in positions.tolist()]
         self.files[0].append(self._members(positions.tolist(), keys, [rows_of(values) for values in rows.values()]))
 
@@ -205,7 +199,7 @@ class _TarWriter(FilesWriter):
                 yield from (head, values, padding)
 
     def seal(self) -> None:
-        """See `FilesWriter`."""
+        """Append what stands at the end of the files."""
         self.files[0].append_frame(END)
         self.files[1].append_frame(encode_index(self._index))
 

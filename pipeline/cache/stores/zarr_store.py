@@ -8,6 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -16,14 +17,23 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.stores.base import REMEDY, ArrayLayout, BlockWriter, ColumnLayout, Damage, DamageError
-from pipeline.cache.stores.blocks import FilesWriter, Rows
+from pipeline.cache.stores.base import REMEDY, ArrayLayout, Arrays, ColumnLayout, Damage, DamageError
+from pipeline.cache.stores.blocks import BlockFile, ColumnStore, FilesWriter
 from pipeline.cache.stores.files import FileKey, OpenFile
-from pipeline.cache.stores.indexed import IndexedStore
-from pipeline.cache.stores.zarr_shard import SUM_BYTES, ShardWriter, chunk_codec, decode_index, index_bytes
+from pipeline.cache.stores.ranges import SUM_BYTES, Bytes, rows_of
+from pipeline.cache.stores.zarr_shard import (
+    ABSENT,
+    ChunkCodec,
+    Longs,
+    chunk_codec,
+    decode_index,
+    encode_index,
+    index_bytes,
+)
 from pipeline.storage import Location, MissingFileError
 
 FILE = "zarr.json"
+_ALIGNMENT, _ALIGNED_FROM = 64, 4096  # chunks start at multiples of 64 bytes, those of so many bytes and more
 
 
 def shard_path(array: ArrayLayout, view: int, block: int) -> str:
@@ -31,11 +41,11 @@ def shard_path(array: ArrayLayout, view: int, block: int) -> str:
     return f"{array.name}/c.{view}.{block}" + ".0" * len(array.shape)
 
 
-class ZarrStore(IndexedStore):
-    """See `ColumnStore`: an array for each of the layout's, (view, sample, *shape), a shard for each view and block."""
+class ZarrStore(ColumnStore):
+    """A column as zarr: an array for each of the layout's, (view, sample, *shape), a shard for each view and block."""
 
     def prepare(self, views: int) -> None:
-        """See `ColumnStore`. Writes what is missing; DamageError where the column there has other arrays."""
+        """Write what `zarr.json` files are missing; DamageError where the column there has other arrays."""
         documents = column_documents(self.layout, views)
         there = {path: self._stored_views(path, document) for path, document in documents.items()}
         for path, document in documents.items():
@@ -53,54 +63,92 @@ class ZarrStore(IndexedStore):
             raise DamageError(f"{self.location.at(path)}: {error}; {REMEDY}") from error
 
     def check_metadata(self, views: int) -> tuple[Damage, ...]:
-        """See `ColumnStore`."""
-        found = []
+        """What is wrong with the `zarr.json` files, which must be made for at least `views` views."""
+        damages = []
         for path, document in column_documents(self.layout, views).items():
             try:
                 if views_held(self.location.read_bytes(path), document) < views:
-                    found.append(Damage(path, "made for fewer views than there are"))
+                    damages.append(Damage(path, "made for fewer views than there are"))
             except MissingFileError:
-                found.append(Damage(path, "missing"))
+                damages.append(Damage(path, "missing"))
             except ValueError as error:
-                found.append(Damage(path, str(error)))
-        return tuple(found)
+                damages.append(Damage(path, str(error)))
+        return tuple(damages)
 
-    def open_block(self, view: int, block: int) -> BlockWriter:
-        """See `ColumnStore`."""
+    def open_block(self, view: int, block: int) -> FilesWriter:
+        """A writer for one block of one view."""
         return _ShardsWriter(self.location, self.layout, view, block)
 
     def files(self, view: int, block: int) -> tuple[str, ...]:
-        """See `ColumnStore`."""
+        """Paths of a block's files, inside the column."""
         return tuple(shard_path(array, view, block) for array in self.layout.arrays)
 
     def data_file(self, array: ArrayLayout) -> tuple[str, int]:
-        """See `IndexedStore`: a shard holds one array."""
+        """A shard holds one array."""
         return array.name, 0
 
     def data_path(self, file: str, view: int, block: int) -> str:
-        """See `IndexedStore`."""
+        """The path of a block's data file."""
         return shard_path(self.layout[file], view, block)
 
     def load(self, keys: Sequence[FileKey]) -> list[OpenFile]:
-        """See `IndexedStore`."""
+        """Open data files, with their indices read and checked."""
         arrays = [self.layout[name] for _, name, _, _ in keys]
         paths = [shard_path(array, key[2], key[3]) for array, key in zip(arrays, keys, strict=True)]
         tails = [np.empty(index_bytes(self.layout.block), np.uint8) for _ in paths]
-        opened = self.opener.open(paths, tails, [array.nbytes for array in arrays])
-        try:
-            places = [self._places(*each) for each in zip(paths, arrays, opened.sizes, tails, strict=True)]
-        except DamageError:
-            opened.close()
-            raise
-        return [OpenFile(*each) for each in zip(keys, opened.descriptors, places, strict=True)]
+        with self.opener.open(paths, tails, [array.nbytes for array in arrays]) as opened:
+            places = [self._places(*shard) for shard in zip(paths, arrays, opened.sizes, tails, strict=True)]
+        return [OpenFile(*file) for file in zip(keys, opened.descriptors, places, strict=True)]
 
-    def _places(self, path: str, array: ArrayLayout, size: int, tail: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def _places(self, path: str, array: ArrayLayout, size: int, tail: Bytes) -> Longs:
         plain = chunk_codec(self.layout.codec, array) is None
         try:
             index = decode_index(tail, size, array, plain=plain)
         except ValueError as error:
             raise DamageError(f"{self.location.at(path)}: {error}; {REMEDY}") from error
         return (index - np.array([0, SUM_BYTES]))[None]
+
+
+class ShardWriter:
+    """Appends the samples of one array and block, in the order given."""
+
+    def __init__(
+        self, location: Location, path: str, array: ArrayLayout, block: int, codec: ChunkCodec | None, helpers: Executor
+    ) -> None:
+        self.file = BlockFile(location, path, helpers)
+        self._nbytes, self._codec = array.nbytes, codec
+        self._alignment = _ALIGNMENT if array.nbytes >= _ALIGNED_FROM else 1
+        self._helpers = helpers
+        self._index = np.full((block, 2), ABSENT, np.int64)
+
+    def append(self, positions: Longs, rows: NDArray[Any]) -> None:
+        """Add samples (n, *shape), C-contiguous, at their positions in the block; zeros are written like all else."""
+        if self._codec is None:
+            self._append(positions, list(rows_of(rows)))
+        else:
+            chunks = self._helpers.map(self._codec.encode, rows)
+            self._append(positions, [np.frombuffer(chunk, np.uint8) for chunk in chunks])
+
+    def _append(self, positions: Longs, chunks: Sequence[Bytes]) -> None:
+        lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+        padding = -(lengths + SUM_BYTES) % self._alignment
+        start = self.file.bytes
+        self.file.append(self._framed(chunks, padding.tolist()))
+        ends = start + np.cumsum(lengths + SUM_BYTES + padding)
+        self._index[positions, 0] = ends - padding - SUM_BYTES - lengths
+        self._index[positions, 1] = lengths + SUM_BYTES
+
+    def _framed(self, chunks: Sequence[Bytes], padding: Sequence[int]) -> Iterator[Bytes | bytes]:
+        """Each chunk, summed when the file asks for it, and what stands behind it."""
+        for chunk, zeros in zip(chunks, padding, strict=True):
+            behind = google_crc32c.value(chunk).to_bytes(SUM_BYTES, "little") + bytes(zeros)
+            self.file.frame(behind)
+            yield chunk
+            yield behind
+
+    def seal(self) -> None:
+        """Append the index."""
+        self.file.append_frame(encode_index(self._index))
 
 
 class _ShardsWriter(FilesWriter):
@@ -117,13 +165,13 @@ class _ShardsWriter(FilesWriter):
                 self._shards[array.name] = shard
                 self.files.append(shard.file)
 
-    def write(self, positions: NDArray[np.int64], rows: Rows) -> None:
-        """See `FilesWriter`."""
+    def write(self, positions: Longs, rows: Arrays) -> None:
+        """Append checked samples to the shard of each array."""
         for name, values in rows.items():
             self._shards[name].append(positions, values)
 
     def seal(self) -> None:
-        """See `FilesWriter`."""
+        """Append what stands at the end of the files."""
         for shard in self._shards.values():
             shard.seal()
 

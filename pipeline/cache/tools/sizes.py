@@ -77,7 +77,7 @@ def _column_size(name: str, teacher: TeacherSpec, spec: CacheSpec, facts: Teache
     reduction = Reduction(teacher.grid or "native", facts.grid, spec.grid)
     encoding, levels = teacher.encoding, teacher.levels or ()
     stored = QUANTIZERS[encoding.kind](encoding.pca or facts.width).arrays(prod(reduction.stored_grid))
-    arrays = [ArrayLayout(f"l00/{part}", array.dtype, array.shape, array.fill) for part, array in stored.items()]
+    arrays = [ArrayLayout(f"l00/{array.name}", array.dtype, array.shape, array.fill) for array in stored]
     if reduction.has_leftover:
         arrays.append(ArrayLayout("l00/leftover", "float32", (), float("nan")))
     ratio = CODEC_RATIOS.get(spec.codec, {}).get(encoding.kind, 1.0)

@@ -1,6 +1,8 @@
 """Columns: what the first manifest fixes, what counts as there, and who may publish."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from threading import Thread
@@ -370,3 +372,8 @@ def test_boxes_dropped_from_memory_while_another_thread_reads_them_are_still_giv
     column.__dict__["_views"] = Emptied({(0, 0): expected})
     assert (column.block_views(0, 0) == expected).all()
     assert (column.block_views(0, 0) == expected).all()
+
+
+def test_a_cache_folder_can_be_imported_first():
+    """Once the stores' package imported it in turn."""
+    subprocess.run([sys.executable, "-c", "import pipeline.cache.folder"], check=True)

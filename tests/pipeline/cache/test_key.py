@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.key import KEY_DIGITS, canonical_json, column_document, document_key, explain_difference, spec_key
+from pipeline.cache.key import KEY_DIGITS, canonical_json, column_document, document_key, explain_difference
 from pipeline.cache.spec import parse_spec
 from sak.teachers.recipe import TeacherFacts
 
@@ -34,7 +34,7 @@ def changed(document, path, value):
 
 def key_of(document=DOCUMENT, name="sam", **made_from) -> str:
     spec = parse_spec(document, facts=FACTS)
-    return spec_key(spec.teachers[name], spec, **{**MADE_FROM, **made_from})
+    return document_key(column_document(spec.teachers[name], spec, **{**MADE_FROM, **made_from}))
 
 
 def test_golden_keys_hold():
@@ -119,8 +119,8 @@ def test_reordered_fields_give_the_same_key(order):
 def test_defaults_spelled_out_give_the_same_key():
     spec = parse_spec(DOCUMENT, facts=FACTS)
     again = parse_spec(spec.model_dump(mode="json"), facts=FACTS)
-    assert [spec_key(t, again, **MADE_FROM) for t in again.teachers.values()] == [
-        spec_key(t, spec, **MADE_FROM) for t in spec.teachers.values()
+    assert [document_key(column_document(t, again, **MADE_FROM)) for t in again.teachers.values()] == [
+        document_key(column_document(t, spec, **MADE_FROM)) for t in spec.teachers.values()
     ]
 
 
@@ -136,7 +136,7 @@ def test_a_spec_without_its_defaults_has_no_key():
 
     spec = CacheSpec.model_validate(DOCUMENT)
     with pytest.raises(ValueError, match="load_spec"):
-        spec_key(spec.teachers["sam"], spec, **MADE_FROM)
+        column_document(spec.teachers["sam"], spec, **MADE_FROM)
 
 
 def test_differences_are_told_side_by_side():

@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from pipeline.cache.lease import LeaseKeeper, LeaseLostError, Leases, Owner
+from pipeline.cache.lease import LeaseLostError, Leases, Owner, kept_alive
 from pipeline.storage import open_location
 
 NAME = "v000-b000003"
@@ -69,7 +69,7 @@ def test_a_lost_lease_stays_lost_after_the_taker_is_done(place):
 
 def test_a_keeper_renews_what_would_expire(place):
     lease = Leases(place, owner=elsewhere("a"), seconds=0.2).acquire(NAME)
-    with LeaseKeeper(lease):
+    with kept_alive(lease):
         time.sleep(0.4)
         assert Leases(place, owner=elsewhere("b")).acquire(NAME) is None
         lease.confirm()

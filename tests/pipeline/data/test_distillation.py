@@ -43,7 +43,7 @@ def taken(source, start, count):
 
 def test_images_are_the_views_of_their_keys_and_targets_belong_to_them(cache):
     batch = next(batches_of(cache).start_at(0))
-    (index,) = cache.universe.indices.values()
+    (index,) = cache.sample_table.indices.values()
     for row, key in enumerate(batch.keys):
         sample = int(index.locate([key])[0])
         image = decode_rgb(ImageAccess(index).read(sample))
@@ -77,7 +77,7 @@ def test_the_parts_of_all_ranks_are_the_global_batch(cache):
 
 def test_other_pixels_than_the_teachers_saw_are_refused_by_sample(cache):
     batch = next(batches_of(cache).start_at(0))
-    other = ViewDataset(cache.universe, cache.view_policy.model_copy(update={"seed": 77}))
+    other = ViewDataset(cache.sample_table, cache.view_policy.model_copy(update={"seed": 77}))
     images = other.load(WantedViews(batch.encoded.samples.tolist(), 0, 0))
     with pytest.raises(ReplayError, match=r"sample '.*', view 0: the pixels \(CRC") as error:
         join(images, batch.encoded, torch.device("cpu"))
@@ -129,9 +129,9 @@ def test_without_features_nothing_of_them_is_read(cache):
 def test_what_goes_wrong_in_a_worker_comes_home_as_one_line(cache, monkeypatch, tmp_path):
     from pipeline.data import loading
 
-    (index,) = cache.universe.indices.values()
+    (index,) = cache.sample_table.indices.values()
     monkeypatch.setattr(loading, "get_worker_info", lambda: "a worker")
-    gone = replace(cache.universe, indices={"x": index.relocated(index.data)}, rows={"x": None})
+    gone = replace(cache.sample_table, indices={"x": index.relocated(index.data)}, rows={"x": None})
     monkeypatch.setattr(ImageAccess, "read", lambda self, row: (_ for _ in ()).throw(SakError("shard.tar is gone")))
     dataset = ViewDataset(gone, cache.view_policy)
     assert dataset[WantedViews([0], 0, 0)] == LoadFailure("shard.tar is gone")

@@ -66,7 +66,7 @@ def test_unusable_images_are_listed_with_reasons_and_never_read(run, planted, tm
     assert "not an image" in reasons["bad-text"]
     assert "89478485" in reasons["bad-huge"]
     features = FeatureCache.open(str(tmp_path / "cache"))
-    keys = features.universe.keys(features.samples)
+    keys = features.sample_table.keys(features.samples)
     assert len(keys) == 16
     assert not any(key.startswith("bad") for key in keys)
     assert sum(key.startswith("odd") for key in keys) == 5

@@ -146,7 +146,7 @@ def test_batches_thrown_away_unreleased_stop_nothing_and_are_not_reused(cache):
         numbers += 1
         del batch
     assert numbers == 6
-    fresh = {tuple(keys): cache.read(cache.universe.locate(keys)).arrays["clip"]["l2/values"] for _, keys in kept}
+    fresh = {tuple(keys): cache.read(cache.sample_table.locate(keys)).arrays["clip"]["l2/values"] for _, keys in kept}
     assert all((array == fresh[tuple(keys)]).all() for array, keys in kept)
 
 
@@ -206,5 +206,5 @@ def test_too_few_samples_for_a_batch_are_refused_before_anything_is_read(cache):
 
 
 def test_absent_samples_change_nothing_for_the_blocks_of_others(cache):
-    blocks = [np.asarray(cache.universe.locate(keys)) // 8 for keys in keys_of(FeatureBatches(cache, order()))]
+    blocks = [np.asarray(cache.sample_table.locate(keys)) // 8 for keys in keys_of(FeatureBatches(cache, order()))]
     assert all(len(set(block.tolist())) <= 6 for block in blocks)

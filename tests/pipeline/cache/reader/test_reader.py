@@ -276,14 +276,14 @@ def test_a_larger_data_set_adds_a_column_and_readers_take_the_union(writer, made
     assert len(cache) == 30
     assert not cache.partial
     keys = ["n029", "n000", "n015", "n022"]
-    batch = cache.read(cache.universe.locate(keys))
+    batch = cache.read(cache.sample_table.locate(keys))
     assert batch.keys == keys
     assert len(set(batch.parts["dino"].tolist())) == 2
     targets = batch.decode()
     for level in (2, 4):
         assert cosine(targets["dino"][level], made.features("dino", keys)[level]) > 0.999
         assert torch.equal(targets["clip"][level], made.features("clip", keys)[level].half().float())
-    assert cache.universe.image(0)[0].key(cache.universe.image(0)[1]) == cache.universe.key(0)
+    assert cache.sample_table.image(0)[0].key(cache.sample_table.image(0)[1]) == cache.sample_table.key(0)
 
 
 def test_images_may_have_moved_unless_they_are_of_several_data_sets(writer, made, monkeypatch):
@@ -293,12 +293,12 @@ def test_images_may_have_moved_unless_they_are_of_several_data_sets(writer, made
     monkeypatch.setattr(ShardIndex, "relocated", lambda self, data: moved.append(data) or self)
     small, large = writer(), larger(writer, made)
     small.write("dino")
-    universe = FeatureCache.open(small.place).universe
-    assert universe.relocated("/elsewhere").samples == 20
+    sample_table = FeatureCache.open(small.place).sample_table
+    assert sample_table.relocated("/elsewhere").samples == 20
     assert moved == ["/elsewhere"]
     large.write("dino", elsewhere=set(small.keys))
     with pytest.raises(UsageError, match="of 2 data sets"):
-        FeatureCache.open(small.place).universe.relocated("/elsewhere")
+        FeatureCache.open(small.place).sample_table.relocated("/elsewhere")
 
 
 def test_one_data_set_of_several_can_be_read_alone(writer, made):
@@ -307,7 +307,7 @@ def test_one_data_set_of_several_can_be_read_alone(writer, made):
     large.write("dino", elsewhere=set(small.keys))
     alone = FeatureCache.open(small.place, data_key=small.index.data_key())
     assert len(alone) == 20
-    assert alone.universe.key(0) == "n000"
+    assert alone.sample_table.key(0) == "n000"
     with pytest.raises(CacheError, match="dino lacks 20 of 30"):
         FeatureCache.open(small.place, data_key=large.index.data_key()[:10])
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.cache.stores.base import ArrayLayout
-from pipeline.cache.stores.zarr_shard import ShardWriter, chunk_codec, decode_index, encode_index, index_bytes
+from pipeline.cache.stores.zarr_shard import chunk_codec, decode_index, encode_index, index_bytes
+from pipeline.cache.stores.zarr_store import ShardWriter
 from pipeline.storage import open_location
 
 SMALL = ArrayLayout("l3/scales", "float16", (7,), float("nan"))

@@ -136,4 +136,3 @@ def test_the_quarantine_names_each_bad_image_once_with_its_reason(filled):
     found = quarantine(Column.open(cache.top, place) for place in cache.columns)
     assert [(each.sample, each.key, each.reason) for each in found] == [(3, "n003", "truncated file")]
     assert [name.partition("-")[0] for name in found[0].columns] == ["clip", "dino", "sam"]
-    assert found[0].as_dict()["key"] == "n003"

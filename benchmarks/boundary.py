@@ -16,8 +16,8 @@ import numpy as np
 from report import machine, table, versions
 from scipy.ndimage import gaussian_filter
 
-from sak.metrics.boundary.score import count, from_label_map, segments_to_boundary
-from sak.metrics.boundary.thin import non_maximum_suppression
+from sak.metrics.boundary import count, from_label_map, segments_to_boundary
+from sak.metrics.boundary_thinning import non_maximum_suppression
 
 
 def synthetic(seed: int, size: tuple[int, int], cells: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,8 @@ from report import machine, table, versions
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from sak.metrics.boundary.score import count, from_boundary_map, from_label_map, segments_to_boundary
-from sak.metrics.boundary.thin import non_maximum_suppression
+from sak.metrics.boundary import count, from_boundary_map, from_label_map, segments_to_boundary
+from sak.metrics.boundary_thinning import non_maximum_suppression
 from sak.metrics.outputs import pixel_metric, read_output
 from sak.tasks import NYUD, PASCAL_CONTEXT, Dataset, Task
 

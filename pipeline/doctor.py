@@ -188,7 +188,7 @@ def _seen_by_torch() -> tuple[int, str, tuple[Device, ...]]:
 
 def weight_folders() -> tuple[str, ...]:
     """Where downloaded weights lie: the Hugging Face hub's folder, and torch.hub's for segment-anything."""
-    from sak.teachers.hub import SAM_URLS, UrlFile
+    from sak.teachers.registry import SAM_URLS, UrlFile
 
     torch_hub = str(UrlFile(SAM_URLS["vit_b"]).path.parent)
     if util.find_spec("huggingface_hub") is None:

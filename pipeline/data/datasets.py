@@ -26,7 +26,7 @@ from pipeline.data.sample import ListedDataset, TaskDataset
 from pipeline.settings import Frozen, parse_settings, read_yaml
 from sak import tasks as table
 from sak.errors import UsageError, nearest
-from sak.metrics.boundary.score import from_boundary_map
+from sak.metrics.boundary import from_boundary_map
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST_CLASSES = 2

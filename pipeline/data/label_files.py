@@ -19,7 +19,7 @@ from scipy.io.matlab import MatReadError
 from scipy.ndimage import correlate
 
 from sak.errors import SakError
-from sak.metrics.boundary.thin import thin
+from sak.metrics.boundary_thinning import thin
 from sak.tasks import IGNORE
 
 

@@ -24,7 +24,7 @@ from pipeline.data.label_files import (
     training_boundaries,
 )
 from pipeline.data.sample import ListedDataset
-from sak.metrics.boundary.score import from_boundary_map, from_label_map
+from sak.metrics.boundary import from_boundary_map, from_label_map
 from sak.tasks import IGNORE, NYUD_CLASSES, VOC_CLASSES
 
 PASCAL_TASKS = ("semseg", "human_parts", "sal", "normals", "edge")

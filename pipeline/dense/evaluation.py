@@ -27,8 +27,8 @@ from pipeline.pictures.colour import Stored, stored, write_prediction
 from pipeline.processes import work_pool
 from pipeline.progress import Update
 from sak.errors import SakError, UsageError
-from sak.metrics.boundary.score import BoundaryCounts, count
-from sak.metrics.boundary.thin import non_maximum_suppression
+from sak.metrics.boundary import BoundaryCounts, count
+from sak.metrics.boundary_thinning import non_maximum_suppression
 from sak.tasks import Dataset
 
 Kind = TypeVar("Kind")

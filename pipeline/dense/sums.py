@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from sak.metrics.boundary.score import BoundaryCounts, curve, score
+from sak.metrics.boundary import BoundaryCounts, curve, score
 from sak.metrics.outputs import PixelMetric, pixel_metric
 from sak.tasks import Task
 

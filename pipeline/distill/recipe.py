@@ -8,8 +8,7 @@ from pipeline.cluster import resolve_device
 from pipeline.data.loading import PhotometricJitter
 from pipeline.settings import Frozen, parse_settings, recipe_and_rest
 from pipeline.train.config import TrainingConfig
-from pipeline.train.distillation import LossRecipe, StudentRecipe
-from pipeline.train.standardise import Standardise
+from pipeline.train.distillation import LossRecipe, Standardise, StudentRecipe
 
 
 class DistillLossRecipe(LossRecipe):

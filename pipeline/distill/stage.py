@@ -11,13 +11,12 @@ from pipeline.data.distillation import CachedBatches, DistillBatch
 from pipeline.distill.recipe import DistillConfig, DistillRecipe, distill_config
 from pipeline.distill.targets import TargetSource, mean_similarities, open_held_out, open_targets
 from pipeline.train.devices import finish_trackers, make_accelerator
-from pipeline.train.distillation import LossRecipe, student_config
+from pipeline.train.distillation import LossRecipe, Scales, save_standardisers, standardisers, student_config
 from pipeline.train.figures import draw_distillation
 from pipeline.train.loop import Fit
 from pipeline.train.protocols import Evaluate, FitResult, Hooks, Step, StepResult
 from pipeline.train.run import RunDirectory, RunOptions, open_run
 from pipeline.train.saver import load_weights, save_weights
-from pipeline.train.standardise import Scales, save_standardisers, standardisers
 from sak.errors import UsageError
 from sak.losses.distillation import DistillationLoss
 from sak.student.build import build_student

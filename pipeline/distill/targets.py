@@ -18,8 +18,7 @@ from pipeline.data.live_teachers import LiveTeacher, LiveTeachers, live_from_man
 from pipeline.data.loading import ViewDataset, WantedViews, load_batches
 from pipeline.distill.recipe import DistillConfig
 from pipeline.storage.location import MissingFileError
-from pipeline.train.distillation import TeacherLevels
-from pipeline.train.standardise import Scales, own_units
+from pipeline.train.distillation import Scales, TeacherLevels, own_units
 from sak.errors import UsageError, nearest
 from sak.losses.distillation import image_similarities
 from sak.teachers.recipe import TeacherRecipe

@@ -15,7 +15,7 @@ from pipeline.pictures.charts import COLOURS, axes_row, figure_png
 from pipeline.processes import WAITING, usable_cores, work_pool
 from pipeline.storage.local import write_durably
 from sak.errors import UsageError, nearest
-from sak.metrics.boundary.score import (
+from sak.metrics.boundary import (
     MAX_DISTANCE,
     THRESHOLDS,
     BoundaryCounts,
@@ -27,7 +27,7 @@ from sak.metrics.boundary.score import (
     from_segmentation,
     score,
 )
-from sak.metrics.boundary.thin import non_maximum_suppression
+from sak.metrics.boundary_thinning import non_maximum_suppression
 
 Progress = Callable[[int, int], None]
 Truths = tuple[NDArray[np.bool_], ...]

@@ -19,8 +19,8 @@ from pipeline.dense.figures import draw_rep_sim, spread
 from pipeline.dense.task_data import TaskData
 from pipeline.dense.task_model import checkpoint_folder, describe
 from pipeline.finetune.recipe import EvaluationRecipe, FinetuneConfig
+from pipeline.train.distillation import Scales, own_units
 from pipeline.train.run import ABOUT, RunDirectory
-from pipeline.train.standardise import Scales, own_units
 from sak.errors import UsageError
 from sak.losses.distillation import image_similarities
 from sak.losses.tasks import LOSSES

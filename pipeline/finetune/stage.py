@@ -20,11 +20,11 @@ from pipeline.finetune.step import Balancing, Distillation, Objective, counts_of
 from pipeline.progress import Update
 from pipeline.train.backward import Backward, GradientSurgery, PlainBackward
 from pipeline.train.devices import check_trackers, finish_trackers, make_accelerator, synchronise
+from pipeline.train.distillation import Scales, load_standardisers, save_standardisers
 from pipeline.train.figures import draw_finetuning
 from pipeline.train.loop import Fit
 from pipeline.train.protocols import Evaluate, FitResult, Hooks
 from pipeline.train.run import RunOptions, Start, open_run
-from pipeline.train.standardise import Scales, load_standardisers, save_standardisers
 from sak.student.student import Student
 from sak.tasks import Dataset
 from sak.variants.frozen import Probe

@@ -1,16 +1,23 @@
-"""Charts as inline SVG: their colours become the page's variables, so they follow light and dark."""
+"""What the page's template shows: charts as inline SVG, numbers and pictures.
+
+A chart's colours become the page's variables, so they follow light and dark.
+"""
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, isfinite, pi, sin
+from importlib.resources import files
+from math import floor, isfinite, isnan, pi, sin
 
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pipeline.pictures.charts import COLOURS, Point, axes_row, draw_curve, figure_svg, name_points, svg_style
+from pipeline.tables import human_bytes
 
 INK, FAINT, LINE, OVER = "#1b2430", "#5a6675", "#d8dee6", "#fefefe"
 VARIABLES = {colour: f"var(--c{number})" for number, colour in enumerate(COLOURS)} | {
@@ -150,3 +157,29 @@ def _chart(figure: Figure, title: str, caption: str, names: Sequence[str] = ()) 
     inner = re.sub(r"#[0-9a-f]{6}\b", lambda match: VARIABLES.get(match[0], match[0]), inner)
     width, height = (round(72 * float(inches)) for inches in figure.get_size_inches())
     return Chart(Markup(inner), width, height, title, caption, names)
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def number(value: object, digits: int = 4) -> str:
+    """A number for a table, whole where its digits end before the point; a dash where there is none."""
+    if not isinstance(value, float | int) or isnan(value):
+        return "-"
+    text = f"{value:#,.{digits}g}".rstrip(".") if value else "0"
+    return f"{value:,.0f}" if "e+" in text else text
+
+
+def data_url(png: bytes) -> str:
+    """A PNG as the address of an image that is in the page itself."""
+    if not png.startswith(PNG):
+        raise ValueError("a picture of the page is a PNG")
+    return f"data:image/png;base64,{b64encode(png).decode('ascii')}"
+
+
+def render(**content: object) -> str:
+    """The document. What runs say is not trusted: all that is put into the template is escaped but our own charts."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "human_bytes": human_bytes}
+    source = files("pipeline.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(content)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.cache.reader.feature_cache import FeatureCache
 from pipeline.data.distillation import join
 from pipeline.data.loading import ViewDataset, WantedViews
-from pipeline.report.page import PNG, data_url
+from pipeline.report.charts import PNG, data_url
 from pipeline.report.runs import ReportedRun, one_line
 from sak.checkpoints.store import load_student
 from sak.errors import SakError

@@ -11,8 +11,7 @@ from pydantic import BaseModel, Field
 
 from pipeline.cache.folder import split_overlay
 from pipeline.cache.tools.inventory import ls, stats
-from pipeline.report.charts import scatter
-from pipeline.report.page import number
+from pipeline.report.charts import number, scatter
 from pipeline.report.runs import RESULTS, ReportedRun, listing, mapping, one_line
 from pipeline.train.run import differences
 from sak.errors import SakError

@@ -8,8 +8,7 @@ from typing import Any
 from pipeline.data.datasets import task_table
 from pipeline.pictures.charts import Point
 from pipeline.pictures.panel import title as task_title
-from pipeline.report.charts import Chart, heat_map, line_chart, radar
-from pipeline.report.page import number
+from pipeline.report.charts import Chart, heat_map, line_chart, number, radar
 from pipeline.report.runs import ReportedRun, mapping
 from pipeline.tables import TABLES
 from sak.errors import SakError

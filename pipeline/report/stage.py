@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.report.charts import render
 from pipeline.report.maps import feature_maps, predictions
 from pipeline.report.overview import caches, overview, settings, studies
-from pipeline.report.page import render
 from pipeline.report.results import curves, gates, metrics, similarity
 from pipeline.report.runs import find_runs
 from pipeline.storage.local import replace_durably

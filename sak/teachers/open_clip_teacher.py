@@ -11,10 +11,10 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
-from sak.teachers.hub import OPEN_CLIP_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.positions import grid_of, resample_tokens
 from sak.teachers.preprocess import Normalization
 from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.registry import OPEN_CLIP_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.teacher import Blueprint, Tower, first_eps
 from sak.teachers.timm_teacher import TimmBlueprint, check_architecture, check_tag
 from sak.teachers.weights import State

@@ -9,10 +9,10 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
-from sak.teachers.hub import SAM_URLS, UrlFile
 from sak.teachers.positions import SamBlueprint, fuse_attention
 from sak.teachers.preprocess import IMAGENET
 from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.registry import SAM_URLS, UrlFile
 from sak.teachers.teacher import Tower, first_eps
 from sak.teachers.weights import State
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sak.errors import SakError
 from sak.features import FeatureMaps
-from sak.teachers.hub import PublishedFile
 from sak.teachers.preprocess import IMAGENET, Normalization, Preprocessing, check_images, check_range
 from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.registry import PublishedFile
 from sak.teachers.weights import State, canonical, check_state, random_state, state_sha256
 from sak.weight_files import WeightsError, fill_buffers, random_seed, read_tensors
 

@@ -13,10 +13,10 @@ from timm.models import get_deprecated_models, get_pretrained_cfg, list_pretrain
 from torch import Tensor, nn
 
 from sak.errors import UsageError, nearest
-from sak.teachers.hub import TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.positions import SamBlueprint, fuse_attention, grid_of, resample_tokens
 from sak.teachers.preprocess import Normalization
 from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.registry import TIMM_FILES, HubFiles, PublishedFile, UrlFile
 from sak.teachers.teacher import Blueprint, Tower, first_eps
 from sak.teachers.weights import State, WeightsError
 

@@ -13,8 +13,8 @@ from pipeline.dense.task_model import load_task_model
 from pipeline.distill.stage import DistillConfig, distill
 from pipeline.evaluate.results import Evaluated, StoredEvaluation, write_stored
 from pipeline.finetune.stage import FinetuneConfig, finetune
+from pipeline.train.distillation import load_standardisers
 from pipeline.train.run import RunDirectory
-from pipeline.train.standardise import load_standardisers
 from sak.checkpoints.store import load_student
 from sak.errors import UsageError
 

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from pipeline import doctor
 from sak.errors import UsageError
-from sak.teachers.hub import SAM_URLS
+from sak.teachers.registry import SAM_URLS
 
 
 @pytest.fixture(scope="module")

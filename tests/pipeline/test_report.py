@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from pipeline.report import ReportConfig, write_report
-from pipeline.report.charts import heat_map, line_chart, radar, scatter
+from pipeline.report.charts import data_url, heat_map, line_chart, number, radar, scatter
 from pipeline.report.overview import starts_from
-from pipeline.report.page import data_url, number
 from pipeline.report.runs import ReportedRun
 from sak.errors import SakError, UsageError
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 from pipeline.demo.weights.shipped import LICENCE, demo_model, shipped_file
 from sak.errors import UsageError
-from sak.teachers.hub import PublishedFile
 from sak.teachers.preprocess import IMAGENET
 from sak.teachers.recipe import Size, TeacherRecipe
+from sak.teachers.registry import PublishedFile
 from sak.teachers.teacher import Blueprint
 from sak.teachers.timm_teacher import TimmBlueprint, TimmSamBlueprint
 from sak.teachers.weights import State

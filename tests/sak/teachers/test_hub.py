@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from sak.errors import SakError
-from sak.teachers.hub import HubFiles, UrlFile
+from sak.teachers.registry import HubFiles, UrlFile
 
 FILES = HubFiles("owner/name", ("model.safetensors", "pytorch_model.bin"))
 

@@ -8,8 +8,7 @@ import pytest
 from sak.errors import UsageError
 from sak.teachers import TEACHERS, build_teacher, list_teachers, teacher_facts, teacher_recipe, weights_available
 from sak.teachers.build import _blueprint
-from sak.teachers.hub import HubFiles
-from sak.teachers.registry import find_teacher, published_file
+from sak.teachers.registry import HubFiles, find_teacher, published_file
 
 ROWS = list_teachers()
 PUBLISHERS = ("openai", "laion2b", "datacompxl")  # MIT by their publishers, apache-2.0 in timm's table

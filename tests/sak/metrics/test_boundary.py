@@ -8,12 +8,12 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from skimage.morphology import thin as reference_thin
 
-from sak.metrics.boundary import score as ground_truth
-from sak.metrics.boundary import thin as suppress
-from sak.metrics.boundary.matching import Matching, Reach, offsets_within
-from sak.metrics.boundary.matching import match as match_in_reach
-from sak.metrics.boundary.score import BoundaryCounts, count, score
-from sak.metrics.boundary.thin import thin
+from sak.metrics import boundary as ground_truth
+from sak.metrics import boundary_thinning as suppress
+from sak.metrics.boundary import BoundaryCounts, count, score
+from sak.metrics.boundary_matching import Matching, Reach, offsets_within
+from sak.metrics.boundary_matching import match as match_in_reach
+from sak.metrics.boundary_thinning import thin
 
 
 def masks(seed: int, density: float, size: int = 24) -> np.ndarray:

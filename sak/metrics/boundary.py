@@ -1,4 +1,8 @@
-"""Boundaries of label maps, counts of one image, their sum over a data set, and its numbers: ODS, OIS, AP."""
+"""Boundary F-measure (odsF, OIS, AP) by the SEISM protocol over the BSDS matching, without MATLAB.
+
+Boundaries of label maps, counts of one image, their sum over a data set and its numbers; `boundary_thinning` (with
+non-maximum suppression) and `boundary_matching` are its steps.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import label
 
-from sak.metrics.boundary.matching import Reach, match
-from sak.metrics.boundary.thin import thin
+from sak.metrics.boundary_matching import Reach, match
+from sak.metrics.boundary_thinning import thin
 
 
 def segments_to_boundary(labels: NDArray[Any]) -> NDArray[np.bool_]:

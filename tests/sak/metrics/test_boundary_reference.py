@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
-from sak.metrics.boundary import score as ground_truth
-from sak.metrics.boundary import thin as suppress
-from sak.metrics.boundary.score import THRESHOLDS, BoundaryCounts, count, count_masks, score
-from sak.metrics.boundary.thin import thin
+from sak.metrics import boundary as ground_truth
+from sak.metrics import boundary_thinning as suppress
+from sak.metrics.boundary import THRESHOLDS, BoundaryCounts, count, count_masks, score
+from sak.metrics.boundary_thinning import thin
 
 CASES = (
     "01_s64_shift_1ann_md0075",

@@ -25,9 +25,8 @@ from sak.errors import SakError, UsageError, nearest
 if TYPE_CHECKING:
     from pipeline.train.protocols import FitResult
 
-_UsageError: type[Exception] = typer.BadParameter.__bases__[
-    0
-]  # typer carries its own click, so this is where its usage errors are found
+# typer carries its own click, so this is where its usage errors are found
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 INTERRUPTED = 130
 
@@ -710,13 +709,14 @@ def compare(
 
 @app.command()
 def export(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run of distill or finetune, or a checkpoint's folder.")],
     to: Annotated[str, typer.Option(help="safetensors, torch-export or onnx.")],
     out: Annotated[Path, typer.Option(help="The export's folder.")],
     outputs: Annotated[
         str | None, typer.Option(help="predictions, features or task-features; predictions where there are heads.")
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="best, or last.")] = "best",
+    checkpoint: Checkpoint = "best",
     averaged: Annotated[bool, typer.Option("--averaged", help="The averaged weights (training.ema).")] = False,
     image_size: Annotated[
         tuple[int, int] | None, typer.Option(help="HEIGHT WIDTH, other than the trained one.")
@@ -732,18 +732,7 @@ def export(
     """
     from pipeline.export.stage import run_export
 
-    done = run_export(
-        run,
-        out,
-        to=to,
-        outputs=outputs,
-        checkpoint="last" if checkpoint == "last" else "best",
-        averaged=averaged,
-        image_size=image_size,
-        dynamic_size=dynamic_size,
-        overwrite=overwrite,
-        say=_say,
-    )
+    done = run_export(**_flags(context), say=_say)
     typer.echo(f"Wrote {done.folder} ({done.format}), at most {done.difference:.1e} from the run; read its README.md")
 
 

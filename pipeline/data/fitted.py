@@ -20,8 +20,7 @@ from pipeline.data.sample import TaskSample
 from sak.features import bilinear_resize
 from sak.metrics.outputs import read_output
 from sak.tasks import Task
-
-Size = tuple[int, int]
+from sak.teachers.recipe import Size
 
 MOST_VALUES = 2**26
 """Of an output at an image's own size that are held at once: 256 MiB."""

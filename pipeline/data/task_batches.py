@@ -18,10 +18,10 @@ from sak.errors import UsageError
 from sak.losses.targets import Targets
 from sak.student.router import noise_shape
 from sak.student.student import Student
+from sak.teachers.recipe import Size
 from sak.variants.frozen import Amalgam
 
-Size = tuple[int, int]
-Guides = Callable[[Tensor], Mapping[str, Targets]]
+LiveTargets = Callable[[Tensor], Mapping[str, Targets]]
 """Normalised images (B, 3, H, W) to teacher -> targets: the teachers that run beside the training."""
 Noise = Mapping[int, Mapping[str, Tensor]]
 DrawNoise = Callable[[Sequence[str], int], Noise]
@@ -80,18 +80,18 @@ class TaskBatch:
         self,
         loaded: AugmentedImages,
         device: torch.device,
-        guides: Guides | None = None,
+        teachers: LiveTargets | None = None,
         draw: DrawNoise | None = None,
     ) -> None:
         self.keys: Sequence[str] = loaded.names
         self.images = loaded.images.to(device, non_blocking=True)
         self.labels = {task: label.to(device, non_blocking=True) for task, label in loaded.labels.items()}
-        self._epoch, self._guides, self._draw = loaded.epoch, guides, draw
+        self._epoch, self._teachers, self._draw = loaded.epoch, teachers, draw
 
     @cached_property
     def targets(self) -> Mapping[str, Targets]:
         """Teacher -> what it makes of these very pixels; none without teachers."""
-        return {} if self._guides is None else self._guides(self.images)
+        return {} if self._teachers is None else self._teachers(self.images)
 
     @cached_property
     def noise(self) -> Noise | None:
@@ -134,7 +134,7 @@ class TaskBatches:
         workers: processes that read and augment.
         rank: this process's number.
         ranks: processes that share the batches.
-        guides: the teachers that run beside the training.
+        teachers: those that run beside the training.
         draw: the routers' noise.
     """
 
@@ -147,7 +147,7 @@ class TaskBatches:
     workers: int = 0
     rank: int = 0
     ranks: int = 1
-    guides: Guides | None = None
+    teachers: LiveTargets | None = None
     draw: DrawNoise | None = None
 
     def __post_init__(self) -> None:
@@ -170,7 +170,7 @@ class TaskBatches:
         loader = AugmentedDataset(self.dataset, self.size, self.seed)
         pin = self.device.type == "cuda"
         for loaded in load_batches(loader, map(self.part, count(step)), workers=self.workers, pin=pin):
-            yield TaskBatch(loaded, self.device, self.guides, self.draw)
+            yield TaskBatch(loaded, self.device, self.teachers, self.draw)
 
     def part(self, step: int) -> WantedImages:
         """This process's images of a global step."""
@@ -191,7 +191,7 @@ def _epoch_order(seed: int, epoch: int, images: int) -> list[int]:
     return order
 
 
-class GateNoise:
+class ImageNoise:
     """Standard normal draws for every level and task of routers; `shapes` by level, (tasks, experts) and any grid.
 
     An image's noise follows from (seed, epoch, its name), so that any process in any order draws the same.
@@ -210,11 +210,11 @@ class GateNoise:
         return noise
 
 
-def gate_noise(network: nn.Module, seed: int) -> GateNoise | None:
+def gate_noise(network: nn.Module, seed: int) -> ImageNoise | None:
     """Of a student's or an amalgamation's routers; None where the network has none."""
     if isinstance(network, Amalgam):
         tasks = tuple(network.config.tasks)
-        return GateNoise(tasks, dict.fromkeys(network.levels, (len(tasks), len(network.experts))), seed)
+        return ImageNoise(tasks, dict.fromkeys(network.levels, (len(tasks), len(network.experts))), seed)
     if not isinstance(network, Student) or network.config.fusion != "mor" or not network.config.tasks:
         return None
     config = network.config
@@ -223,4 +223,4 @@ def gate_noise(network: nn.Module, seed: int) -> GateNoise | None:
         level: noise_shape(config.gate_noise, batch=len(tasks), experts=experts, grid=config.grid_at(level))
         for level in config.tapped
     }
-    return GateNoise(tasks, shapes, seed)
+    return ImageNoise(tasks, shapes, seed)

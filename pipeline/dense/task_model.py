@@ -17,9 +17,9 @@ from sak.checkpoints.store import WEIGHTS, load_student
 from sak.errors import SakError, UsageError, nearest
 from sak.student.student import Student
 from sak.tasks import DATASETS, Dataset
+from sak.teachers.recipe import Size
 from sak.variants.frozen import Probe
 
-Size = tuple[int, int]
 Checkpoint = Literal["best", "last"]
 STAGE = "finetune"
 

@@ -13,6 +13,7 @@ from pipeline.data.pascal_nyud import Nyud, PascalContext
 from pipeline.data.sample import ListedDataset
 from pipeline.pictures.charts import COLOURS, axes_row, figure_png
 from pipeline.processes import WAITING, usable_cores, work_pool
+from pipeline.progress import Update
 from pipeline.storage.local import write_durably
 from sak.errors import UsageError, nearest
 from sak.metrics.boundary import (
@@ -29,7 +30,6 @@ from sak.metrics.boundary import (
 )
 from sak.metrics.boundary_thinning import non_maximum_suppression
 
-Progress = Callable[[int, int], None]
 Truths = tuple[NDArray[np.bool_], ...]
 
 
@@ -172,7 +172,7 @@ def parse_protocol(name: str) -> Protocol:
     return "seism" if name == "seism" else "bsds"
 
 
-def evaluate_boundaries(config: BoundaryConfig, *, progress: Progress | None = None) -> BoundaryReport:
+def evaluate_boundaries(config: BoundaryConfig, *, progress: Update | None = None) -> BoundaryReport:
     """Score a folder of predictions; images are shared out over processes, memory stays flat.
 
     Raises UsageError for an unknown data set, DataError naming a prediction that is missing or of a wrong size.

@@ -24,12 +24,11 @@ from pipeline.evaluate.results import (
     weights_digest,
     write_stored,
 )
-from pipeline.progress import Update
+from pipeline.progress import Say, Update
 from pipeline.train.run import CONFIG
 from sak.errors import UsageError
 from sak.tasks import Dataset
 
-Say = Callable[[str], None]
 Bar = Callable[[str], AbstractContextManager[Update]]
 """Opens a progress bar of its own for each part of the work, such as `pipeline.progress.progress_bar`."""
 

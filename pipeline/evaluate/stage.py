@@ -9,9 +9,10 @@ from typing import Any
 from pipeline.cluster import resolve_device
 from pipeline.data.datasets import open_dataset
 from pipeline.dense.figures import draw_gates, draw_predictions, spread
-from pipeline.evaluate.evaluator import Bar, EvaluateConfig, Evaluator, OpenedRun, Say
+from pipeline.evaluate.evaluator import Bar, EvaluateConfig, Evaluator, OpenedRun
 from pipeline.evaluate.results import EvaluationTables, StoredEvaluation, write_stored
 from pipeline.pictures.colour import write_whole
+from pipeline.progress import Say
 from pipeline.train.config import TrainingConfig
 from pipeline.train.devices import make_accelerator
 from sak.errors import UsageError

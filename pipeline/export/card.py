@@ -92,7 +92,7 @@ import numpy, onnxruntime
 
 student = onnxruntime.InferenceSession({here!r} + "/student.onnx", providers=["CPUExecutionProvider"])
 images = numpy.random.rand(1, 3, {height}, {width}).astype("float32")
-mean, std = (numpy.array(each, "float32").reshape(3, 1, 1) for each in ({mean}, {std}))
+mean, std = (numpy.array(values, "float32").reshape(3, 1, 1) for values in ({mean}, {std}))
 names = [output.name for output in student.get_outputs()]
 outputs = dict(zip(names, student.run(None, {{"images": (images - mean) / std}})))
 """,

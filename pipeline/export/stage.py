@@ -5,12 +5,13 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import torch
 from torch import Tensor
 
+from pipeline.dense.task_model import Checkpoint, check_options
 from pipeline.export.card import find_source, write_card
 from pipeline.export.formats import FORMATS, Exported
 from sak.checkpoints.store import deployable
@@ -40,7 +41,7 @@ def run_export(  # noqa: PLR0913 (the flags of the command)
     *,
     to: str,
     outputs: str | None = None,
-    checkpoint: Literal["best", "last"] = "best",
+    checkpoint: Checkpoint = "best",
     averaged: bool = False,
     image_size: tuple[int, int] | None = None,
     dynamic_size: bool = False,
@@ -64,6 +65,7 @@ def run_export(  # noqa: PLR0913 (the flags of the command)
     Raises:
         SakError: no student there, a format or option that does not go together, or outputs that are not the run's.
     """
+    check_options(checkpoint)
     if to not in FORMATS:
         raise UsageError(f"--to: no format {to!r}{nearest(to, FORMATS)}")
     folder = Path(out)

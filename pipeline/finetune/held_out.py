@@ -26,8 +26,8 @@ from sak.losses.distillation import image_similarities
 from sak.losses.tasks import LOSSES
 from sak.metrics.delta_m import delta_m
 from sak.tasks import Dataset, Task
+from sak.teachers.recipe import Size
 
-Size = tuple[int, int]
 SLOW_METRIC = "odsF"
 
 

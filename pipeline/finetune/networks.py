@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.cache.spec import load_spec
-from pipeline.finetune.recipe import FinetuneConfig, FinetuneRecipe, Size
+from pipeline.finetune.recipe import FinetuneConfig, FinetuneRecipe
 from pipeline.train.distillation import TeacherLevels, student_config
 from pipeline.train.run import ABOUT
 from sak.checkpoints.store import WEIGHTS, load_student, transfer
@@ -20,7 +20,7 @@ from sak.student.build import build_student, multi_task_baseline, new_student
 from sak.student.config import StudentConfig, size_from_json
 from sak.student.student import Student
 from sak.tasks import Dataset
-from sak.teachers.recipe import TeacherRecipe
+from sak.teachers.recipe import Size, TeacherRecipe
 from sak.variants.frozen import Amalgam, AmalgamConfig, Probe, ProbeConfig
 
 TEACHER, TEACHERS, IMAGENET, RANDOM = "teacher:", "teachers:", "imagenet", "random:"

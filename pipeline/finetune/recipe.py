@@ -14,14 +14,13 @@ from pipeline.train.distillation import LossRecipe, StudentRecipe
 from sak.errors import UsageError, nearest
 from sak.student.config import Fusion, Lora
 from sak.tasks import Dataset
+from sak.teachers.recipe import Size
 from sak.variants.decoders import DECODERS
 from sak.variants.weighting import Kind as WeightingKind
 
 Baseline = Literal["single-task", "multi-task"]
 TRUNK = ("stem", "paths", "norms", "aligners")
 """What a `Student` has from its distillation; the rest is new to fine-tuning."""
-
-Size = tuple[int, int]
 
 
 class LoraRecipe(Frozen):

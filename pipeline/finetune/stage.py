@@ -155,7 +155,7 @@ def make_batches(
         workers=config.recipe.data.workers,
         rank=accelerator.process_index,
         ranks=accelerator.num_processes,
-        guides=live_teachers,
+        teachers=live_teachers,
         draw=gate_noise(network, training.seed),
     )
     training.check_part(training.batch_size // accelerator.num_processes)

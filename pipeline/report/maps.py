@@ -32,7 +32,7 @@ LARGEST_PICTURE = 8 << 20
 
 
 @dataclass(frozen=True)
-class MapPair:
+class PicturePair:
     """A teacher's map and the student's as addresses of pictures, and the cosine of the maps."""
 
     teacher: str
@@ -46,7 +46,7 @@ class MappedImage:
 
     key: str
     picture: str
-    maps: dict[str, dict[int, MapPair]]
+    maps: dict[str, dict[int, PicturePair]]
 
 
 def feature_maps(runs: Sequence[ReportedRun]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def mapped_images(run: ReportedRun, count: int) -> list[MappedImage]:
     return mapped
 
 
-def _pair(teacher: Tensor, student: Tensor) -> MapPair:
+def _pair(teacher: Tensor, student: Tensor) -> PicturePair:
     """Both (C, h, w) on the teacher's grid, in the components of the teacher's."""
     height, width = teacher.shape[-2:]
     if student.shape != teacher.shape:
@@ -100,7 +100,7 @@ def _pair(teacher: Tensor, student: Tensor) -> MapPair:
     tokens = ((both - both.mean(2, keepdim=True)) / deviation).permute(0, 2, 1)
     _, _, directions = torch.linalg.svd(tokens[0], full_matrices=False)
     components = (tokens @ directions[:COMPONENTS].T).numpy().reshape(2, height, width, -1)
-    return MapPair(_coloured(components[0]), _coloured(components[1]), cosine)
+    return PicturePair(_coloured(components[0]), _coloured(components[1]), cosine)
 
 
 def _coloured(components: NDArray[np.float64]) -> str:

@@ -146,9 +146,9 @@ class StudentRecipe(Frozen):
     """The student; teachers, their widths and the image size come from the cache.
 
     `stem` is a timm ViT or Swin, or a size (`width`, `depth`, `heads`; a Swin's `embed`, `depths`, `heads`, `window`),
-    `weights` where it starts from: `pretrained`, a file
-    or `random:SEED`. `adapters: false` is the many-to-one student, which has linear aligners alone. `aligners` are a
-    linear map per teacher and level behind the paths; null: where a teacher's width is another, as in the paper.
+    `weights` where it starts from: `pretrained`, a file or `random:SEED`. `adapters: false` is the many-to-one student,
+    which has linear aligners alone. `aligners` are a linear map per teacher and level behind the paths; null: where a
+    teacher's width is another, as in the paper.
     """
 
     stem: str | dict[str, int | bool | tuple[int, ...]] = "vit_base_patch16_384.augreg_in21k_ft_in1k"

@@ -12,7 +12,7 @@ __getattr__ = lazy_names(
         "new_student parameter_counts single_task_baseline without_lora",
         "sak.student.config": "Lora StudentConfig",
         "sak.student.router": "Gates",
-        "sak.student.sizes": "PATCH STEMS Size StemSize",
+        "sak.student.sizes": "AnyStemSize PATCH STEMS StemSize",
         "sak.student.student": "Student StudentOutput",
         "sak.variants.swin": "SwinSize",
     },

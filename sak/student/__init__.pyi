@@ -10,7 +10,7 @@ from sak.student.config import StudentConfig as StudentConfig
 from sak.student.router import Gates as Gates
 from sak.student.sizes import PATCH as PATCH
 from sak.student.sizes import STEMS as STEMS
-from sak.student.sizes import Size as Size
+from sak.student.sizes import AnyStemSize as AnyStemSize
 from sak.student.sizes import StemSize as StemSize
 from sak.student.student import Student as Student
 from sak.student.student import StudentOutput as StudentOutput

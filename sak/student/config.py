@@ -12,7 +12,7 @@ from torch import nn
 from sak.errors import UsageError, nearest
 from sak.features import default_levels
 from sak.student.router import GateNoise
-from sak.student.sizes import Size, StemSize, stem_size
+from sak.student.sizes import AnyStemSize, StemSize, stem_size
 from sak.variants.decoders import DECODERS
 from sak.variants.swin import SwinSize
 
@@ -72,7 +72,7 @@ class StudentConfig:
     """
 
     image_size: tuple[int, int]
-    stem: str | Size = "vit_base_patch16_384.augreg_in21k_ft_in1k"
+    stem: str | AnyStemSize = "vit_base_patch16_384.augreg_in21k_ft_in1k"
     weights: str = "pretrained"
     teachers: Mapping[str, int | None] = field(default_factory=dict)
     tasks: Mapping[str, int] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class StudentConfig:
         self._check_names()
         self._check_parts(size)
 
-    def _check_sizes(self, size: Size) -> None:
+    def _check_sizes(self, size: AnyStemSize) -> None:
         step = size.multiple
         if len(self.image_size) != 2 or any(side < step or side % step for side in self.image_size):
             raise UsageError(f"image_size must be (height, width) in multiples of {step}, got {self.image_size}")
@@ -126,7 +126,7 @@ class StudentConfig:
         for option, known in (words | {"decoder": tuple(DECODERS)}).items():
             _check_choice(option, getattr(self, option), known)
 
-    def _check_parts(self, size: Size) -> None:
+    def _check_parts(self, size: AnyStemSize) -> None:
         widths = {size.width_at(level) for level in self.tapped}
         other = [
             f"{name} ({width})" for name, width in self.teachers.items() if width is not None and widths != {width}
@@ -143,7 +143,7 @@ class StudentConfig:
             raise UsageError("freeze all-but-routers would freeze LoRA too: leave lora out, or freeze the stem alone")
 
     @property
-    def size(self) -> Size:
+    def size(self) -> AnyStemSize:
         """Width, depth and heads of the stem."""
         return stem_size(self.stem)
 
@@ -210,9 +210,9 @@ class StudentConfig:
         return _construct(cls, plain, "student")
 
 
-def size_from_json(value: Mapping[str, Any]) -> Size:
+def size_from_json(value: Mapping[str, Any]) -> AnyStemSize:
     """A stem's size from JSON: a Swin where there are depths, else a ViT; unknown options are errors."""
-    kind: type[Size] = SwinSize if "depths" in value else StemSize
+    kind: type[AnyStemSize] = SwinSize if "depths" in value else StemSize
     return _construct(kind, value, "stem")
 
 

@@ -58,7 +58,7 @@ class StemSize:
         return PATCH
 
 
-Size = StemSize | SwinSize
+AnyStemSize = StemSize | SwinSize
 
 STEMS: dict[str, StemSize] = {
     "vit_small_patch16_384.augreg_in21k_ft_in1k": StemSize(width=384, depth=12, heads=6),
@@ -74,7 +74,7 @@ _THEIA = {
 }
 
 
-def stem_size(stem: str | Size) -> Size:
+def stem_size(stem: str | AnyStemSize) -> AnyStemSize:
     """The size of a stem given by name or by size; `UsageError` where the name is unknown or no stem can be it."""
     if not isinstance(stem, str):
         return stem
@@ -100,7 +100,7 @@ def plain_vit(size: StemSize, image_size: tuple[int, int]) -> VisionTransformer:
 
 
 @lru_cache(maxsize=64)
-def _timm_size(name: str) -> Size:
+def _timm_size(name: str) -> AnyStemSize:
     if not timm.is_model(name):
         raise UsageError(f"stem {name!r} is no timm model{nearest(name, STEMS | _THEIA)}")
     with torch.device("meta"):

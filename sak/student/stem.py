@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sak.errors import SakError, UsageError, demo_weights
 from sak.student.adapter_path import run_block
-from sak.student.sizes import PATCH, Size, StemSize, plain_vit
+from sak.student.sizes import PATCH, AnyStemSize, StemSize, plain_vit
 from sak.variants.foreign import THEIA, renamed, theia_file
 from sak.variants.lora import LORA_KEYS
 from sak.variants.swin import SwinStem
@@ -110,7 +110,7 @@ DEMO = "demo/"
 _UNUSED = ("norm.", "fc_norm.", "head.")
 
 
-def load_stem_weights(stem: Stem | SwinStem, name: str | Size, weights: str) -> None:
+def load_stem_weights(stem: Stem | SwinStem, name: str | AnyStemSize, weights: str) -> None:
     """Fill the stem from `pretrained`, `demo/stem` or a file; `SakError` where they are missing or do not fit.
 
     The position embedding is resampled bicubically with antialias where the stem has another grid, as timm does.
@@ -129,7 +129,7 @@ def load_stem_weights(stem: Stem | SwinStem, name: str | Size, weights: str) -> 
         _fill(stem, read_tensors(Path(weights)), source=weights)
 
 
-def _pretrained(name: str | Size) -> dict[str, Tensor]:
+def _pretrained(name: str | AnyStemSize) -> dict[str, Tensor]:
     if not isinstance(name, str):
         raise UsageError(f"there are no pretrained weights for {name}; name a timm stem, a file, or random:SEED")
     if "." not in name:
@@ -171,6 +171,6 @@ def _resampled(pos_embed: Tensor, stem: Stem, source: str) -> Tensor:
     return resample_abs_pos_embed(pos_embed, list(stem.vit.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
-def position_prefix(size: Size) -> int:
+def position_prefix(size: AnyStemSize) -> int:
     """Rows of a stem's position embedding that belong to no patch."""
     return int(isinstance(size, StemSize) and size.class_position)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Self
 from sak.errors import SakError, UsageError
 
 Size = tuple[int, int]
+"""(height, width)."""
+
 FORMS = (
     "timm/<model>.<tag>, open_clip/<arch>/<tag>, segment_anything/<vit_b|vit_l|vit_h>, demo/<dino|clip|sam|stem>, "
     "custom:<module>:<builder>"

@@ -18,8 +18,7 @@ from sak.student.heads import Decoded, SimpleHead
 from sak.student.router import Gates, Router, draw_noise, mix
 from sak.student.sizes import PATCH
 from sak.teachers import Teacher, TeacherRecipe, build_teacher
-
-Size = tuple[int, int]
+from sak.teachers.recipe import Size
 
 
 def _sizes_to_json(image_size: Size, tasks: Mapping[str, int]) -> dict[str, Any]:

@@ -88,12 +88,12 @@ def test_workers_give_the_same_batches():
 def test_parts_are_rows_of_the_whole_and_the_teachers_run_once():
     asked = []
 
-    def guides(images):
+    def teachers(images):
         asked.append(len(images))
         return {}
 
     config = StudentConfig((32, 32), StemSize(8, 4, 2), "random:0", teachers={"t": 8}, tasks={"depth": 1})
-    (batch,) = taken(batches(guides=guides, draw=gate_noise(new_student(config), 7)), 0, 1)
+    (batch,) = taken(batches(teachers=teachers, draw=gate_noise(new_student(config), 7)), 0, 1)
     first, second = batch.split(2)
     assert torch.equal(torch.cat([first.images, second.images]), batch.images)
     assert torch.equal(torch.cat([first.noise[4]["depth"], second.noise[4]["depth"]]), batch.noise[4]["depth"])

@@ -20,6 +20,7 @@ Overrides = Mapping[str, Any] | Sequence[str]
 """Values by dotted names, or `a.b=value` lines whose values are YAML."""
 
 LENGTHS = ("epochs", "steps")
+OTHER_LENGTH = {"epochs": "steps", "steps": "epochs"}
 TRAINING_FLAGS = ("batch_size", "precision", "seed")
 _FLOAT = "tag:yaml.org,2002:float"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -118,11 +119,18 @@ def section_of(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], str
 
 
 def overridden(document: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """A copy of `document` with dotted names set. A name in a list cannot be set alone: set the whole list."""
+    """A copy of `document` with dotted names set. A name in a list cannot be set alone: set the whole list.
+
+    `steps` replaces the document's `epochs`, and the other way round; both among the overrides are left to the check.
+    """
     result = dict(document)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
+    pairs = list(overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides))
+    names = {name for name, _ in pairs}
     for name, value in pairs:
         inner, last = section_of(result, name)
+        other = OTHER_LENGTH.get(last)
+        if other is not None and value is not None and f"{name.removesuffix(last)}{other}" not in names:
+            inner.pop(other, None)
         inner[last] = value
     return result
 
@@ -151,7 +159,7 @@ def recipe_and_rest(
     length = {name: rest.pop(name) for name in LENGTHS if name in rest}
     if len(length) > 1:
         raise UsageError("give --epochs or --steps, one of them")
-    settings = {f"training.{name}": length.get(name) for name in LENGTHS if length}  # the one replaces the other
+    settings = {f"training.{name}": value for name, value in length.items()}
     stands_for = {**{name: (f"training.{name}",) for name in TRAINING_FLAGS}, **(also or {})}
     for flag, names in stands_for.items():
         if flag in rest:

@@ -16,14 +16,22 @@ from pipeline.cache.spec import CacheSpec, parse_spec
 from pipeline.distill.stage import DistillConfig, DistillRecipe
 from pipeline.finetune.recipe import FinetuneRecipe
 from pipeline.finetune.stage import FinetuneConfig
-from pipeline.settings import Frozen, dump_yaml, overridden, parse_settings, parse_yaml, read_yaml, section_of
+from pipeline.settings import (
+    OTHER_LENGTH,
+    Frozen,
+    dump_yaml,
+    overridden,
+    parse_settings,
+    parse_yaml,
+    read_yaml,
+    section_of,
+)
 from sak.errors import UsageError, nearest
 
 Settings = dict[str, Any]
 
 RECIPE, CONFIG = "recipe", "config"
 ALL_TEACHERS = "*"
-OTHER_LENGTH = {"epochs": "steps", "steps": "epochs"}
 _SET_WHOLE = ("encoding", "size", "scale", "ratio")
 
 

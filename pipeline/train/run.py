@@ -22,10 +22,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 
 from pipeline.progress import Update
+from pipeline.settings import dump_yaml, read_yaml
 from pipeline.storage.local import is_scratch, replace_durably
 from pipeline.storage.location import explain
 from sak.errors import UsageError
@@ -59,7 +59,7 @@ class RunDirectory:
                 run._clear()
         with _explained(root):
             root.mkdir(parents=True, exist_ok=True)
-            run._write(CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+            run._write(CONFIG, dump_yaml(config))
             run.checkpoints.mkdir()
             run.figures.mkdir()
         return run
@@ -87,10 +87,9 @@ class RunDirectory:
         """
         run = cls(root)
         try:
-            before = yaml.safe_load((root / CONFIG).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"{root} is not a run to resume ({reason}); start one without --resume") from error
+            before = read_yaml(root / CONFIG, "a run's settings")
+        except UsageError as error:
+            raise UsageError(f"{root} is not a run to resume ({error}); start one without --resume") from error
         differing = differences(before, config)
         if reads is not None and "reads" in run.about():
             differing += differences(run.about()["reads"], json.loads(_json(reads)), "reads.")
@@ -103,7 +102,7 @@ class RunDirectory:
             run.checkpoints.mkdir(exist_ok=True)
             run.figures.mkdir(exist_ok=True)
             if differing:
-                run._write(CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+                run._write(CONFIG, dump_yaml(config))
         return run
 
     @contextmanager

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.distill.stage import DistillRecipe
 from pipeline.finetune.recipe import FinetuneRecipe
-from pipeline.settings import load_settings, read_yaml
+from pipeline.settings import load_settings, overridden, read_yaml
 from pipeline.train.distillation import StudentRecipe, TeacherLevels, student_config
 from sak.errors import UsageError
 from sak.student.build import make_student, parameter_counts
@@ -149,6 +149,7 @@ def test_an_unreadable_recipe_is_one_clear_line(tmp_path):
 def test_epochs_and_steps_exclude_each_other_and_parts_must_divide_the_batch():
     with pytest.raises(UsageError, match="give epochs or steps, one of them"):
         load_settings(DistillRecipe, None, ["training.steps=3", "training.epochs=1"])
+    assert overridden({"training": {"epochs": 2}}, ["training.steps=3"]) == {"training": {"steps": 3}}
     with pytest.raises(UsageError, match="batch_size 10 does not divide into 4 accumulated parts"):
         load_settings(DistillRecipe, None, ["training.batch_size=10", "training.accumulate=4"])
 

@@ -18,7 +18,7 @@ from pipeline.data.live_teachers import build_from_manifest
 from pipeline.extract.job import to_images
 from pipeline.images.access import ImageAccess, decode_rgb
 from pipeline.images.views import replay
-from sak.losses.targets import ProjectedTarget
+from sak.losses.projection import ProjectedTarget
 from sak.teachers import Teacher
 
 SLACK = 1.5

@@ -25,7 +25,7 @@ from pipeline.cache.stores.base import Arrays, StoredViews
 from pipeline.images.source import ReplayError
 from pipeline.images.views import ViewPolicy
 from sak.errors import UsageError
-from sak.losses.targets import Targets
+from sak.losses.projection import Targets
 
 Levels = Sequence[int] | Mapping[str, Sequence[int]]
 

@@ -15,7 +15,7 @@ from pipeline.cache.reader.process import Piece, StoredPart
 from pipeline.cache.selection import Numbers, SampleTable
 from pipeline.cache.stores.base import ROW, Rows
 from sak.errors import UsageError
-from sak.losses.targets import Grid
+from sak.losses.projection import Grid
 
 NOWHERE = -1
 

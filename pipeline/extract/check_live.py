@@ -150,7 +150,7 @@ def _level(column: Column, level: int, live: LevelFidelity, noise: float) -> Liv
     recorded = [record.fidelity[str(level)] for record in column.records.values() if str(level) in record.fidelity]
     stated = sum(map(LevelFidelity.from_json, recorded), LevelFidelity()).relative_error
     return LiveLevel(
-        column=column.place.name,
+        column=column.id.name,
         random=column.random,
         level=level,
         samples=live.samples,

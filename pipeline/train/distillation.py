@@ -63,7 +63,7 @@ def _by_channel(cache: FeatureCache, name: str) -> list[Standardisation]:
     reader = cache.readers[name]
     calibration = reader.columns[0].calibration()
     if calibration is None:
-        raise UsageError(f"{reader.columns[0].place.name} has no calibration; extract it again")
+        raise UsageError(f"{reader.columns[0].id.name} has no calibration; extract it again")
     statistics = [calibration.levels[level] for level in reader.levels]
     return [channel_standardiser(level.mean, level.scale.square()) for level in statistics]
 

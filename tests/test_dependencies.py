@@ -43,6 +43,11 @@ def test_every_dependency_is_imported_or_named_with_its_reason():
     assert _asked() - _imported() == set(BY_OTHERS)
 
 
+def test_every_package_that_is_imported_is_asked_for():
+    ours_or_extra = {"sak", "onnx", "onnxruntime", "onnxscript", "tensorboard", "wandb", "s3fs", "gcsfs", "setuptools"}
+    assert _imported() - _asked() - ours_or_extra == set()
+
+
 def test_constraints_pin_every_dependency_and_nothing_that_left():
     pinned = {_normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]}
     assert _asked() <= pinned

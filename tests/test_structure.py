@@ -15,8 +15,11 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def imported(tree: ast.Module, modules: set[str]) -> Iterator[str]:
-    """The files that a file's import statements name, wherever they stand: in functions and for type checkers too."""
+def imported(module: str, tree: ast.Module, modules: set[str]) -> Iterator[str]:
+    """The files that a file's import statements run, wherever they stand: in functions and for type checkers too.
+
+    An import runs the packages above its module as well, but for those that the importing file lies in itself.
+    """
 
     def file_of(name: str) -> str | None:
         return name if name in modules else f"{name}.__init__" if f"{name}.__init__" in modules else None
@@ -24,15 +27,19 @@ def imported(tree: ast.Module, modules: set[str]) -> Iterator[str]:
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
-            names = [file_of(alias.name) for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [file_of(f"{node.module}.{alias.name}") or file_of(node.module) for alias in node.names]
-        yield from (name for name in names if name is not None)
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            above = [".".join(parts[:count]) for count in range(1, len(parts))]
+            runs = [name, *(package for package in above if not f"{module}.".startswith(f"{package}."))]
+            yield from (file for file in map(file_of, runs) if file is not None)
 
 
 def cycle(trees: dict[str, ast.Module]) -> list[str]:
     """The files of one import cycle; empty where there is none."""
-    graph = {module: set(imported(tree, set(trees))) - {module} for module, tree in trees.items()}
+    graph = {module: set(imported(module, tree, set(trees))) - {module} for module, tree in trees.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -62,6 +69,15 @@ def test_a_cycle_through_a_package_and_a_function_is_found():
         "sak.planted.low": ast.parse("def late():\n    from sak.planted import something"),
     })  # fmt: skip
     assert set(found) == {"sak.planted.__init__", "sak.planted.low"}
+
+
+def test_a_cycle_by_what_a_package_imports_is_found():
+    found = cycle({
+        "sak.planted.__init__": ast.parse("from sak.user import use"),
+        "sak.planted.low": ast.parse(""),
+        "sak.user": ast.parse("from sak.planted.low import low"),
+    })  # fmt: skip
+    assert set(found) == {"sak.planted.__init__", "sak.user"}
 
 
 def test_no_file_is_longer_than_one_reads():

@@ -74,11 +74,7 @@ def column_states(need: CacheNeed) -> list[ColumnState]:
     columns = _open_columns(need)
     if need.spec is None:
         names = None if need.teachers is None else set(need.teachers)
-        return [
-            _as_it_is(column)
-            for column in columns
-            if names is None or names & {column.place.teacher, column.place.name}
-        ]
+        return [_as_it_is(column) for column in columns if names is None or names & {column.id.teacher, column.id.name}]
     sizes = {column.teacher: column.total for column in plan_cache(need.spec, 1).columns}
     return [_state(need, need.spec, teacher, columns, sizes[teacher]) for teacher in need.spec.teachers]
 
@@ -98,7 +94,7 @@ def _state(need: CacheNeed, spec: CacheSpec, teacher: str, columns: Sequence[Col
     same = [
         column
         for column in columns
-        if column.place.teacher == teacher
+        if column.id.teacher == teacher
         and not spec_differences(column.manifest, teacher, spec)
         and _is_of_data(column, need.data)
     ]
@@ -111,7 +107,7 @@ def _state(need: CacheNeed, spec: CacheSpec, teacher: str, columns: Sequence[Col
         teacher=teacher,
         encoding=encoding.kind if encoding.pca is None else f"{encoding.kind} PCA {encoding.pca}",
         random=weights.startswith("random"),
-        name=same[0].place.name if same else None,
+        name=same[0].id.name if same else None,
         wanted=None if samples is None else need.views * min(samples, need.limit or samples),
         there=sum(_attempted(column, need) for column in same),
         bytes_per_image=size,
@@ -151,7 +147,7 @@ def _refuse_more(need: CacheNeed, column: Column) -> None:
     """UsageError where a column has samples beyond the limit: a training would read them too."""
     if need.limit is not None and any(column.present(view)[need.limit :].any() for view in range(column.views)):
         raise UsageError(
-            f"{need.cache}: {column.place.name} has more than the first {need.limit} images, and a training reads all "
+            f"{need.cache}: {column.id.name} has more than the first {need.limit} images, and a training reads all "
             "that is there; give extract.limit a cache of its own"
         )
 
@@ -167,10 +163,10 @@ def _as_it_is(column: Column) -> ColumnState:
     nbytes = sum(record.nbytes for record in column.records.values())
     return ColumnState(
         cache=str(column.folder.location),
-        teacher=column.place.teacher,
+        teacher=column.id.teacher,
         encoding=column.manifest.document["encoding"]["kind"],
         random=column.random,
-        name=column.place.name,
+        name=column.id.name,
         wanted=there,
         there=there,
         bytes_per_image=nbytes / there if there else 0.0,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.calibration import Calibration
 from pipeline.cache.column_codec import ColumnCodec
-from pipeline.cache.folder import CacheFolder, ColumnPath
+from pipeline.cache.folder import CacheFolder, ColumnId
 from pipeline.cache.manifest import CacheError, Manifest
 from pipeline.cache.records import BlockRecord, file_record, parse_record_name, record_name
 from pipeline.cache.stores import FORMATS
@@ -40,22 +40,22 @@ class Column:
     """
 
     folder: CacheFolder
-    place: ColumnPath
+    id: ColumnId
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: CacheFolder, place: ColumnPath) -> "Column":
+    def open(cls, folder: CacheFolder, column: ColumnId) -> "Column":
         """DamageError or CacheError where the manifest is damaged, gone or another column's."""
-        return cls(folder, place, folder.manifest(place))
+        return cls(folder, column, folder.manifest(column))
 
     def fresh(self) -> "Column":
         """The same column, nothing read yet."""
-        return Column(self.folder, self.place, self.manifest)
+        return Column(self.folder, self.id, self.manifest)
 
     @property
     def location(self) -> Location:
         """The column's folder."""
-        return self.folder.at(self.place)
+        return self.folder.at(self.id)
 
     @property
     def random(self) -> bool:
@@ -65,7 +65,7 @@ class Column:
     @cached_property
     def index(self) -> ShardIndex:
         """The shard index of its data."""
-        return self.folder.index(self.place.data)
+        return self.folder.index(self.id.data)
 
     @cached_property
     def store(self) -> ColumnStore:

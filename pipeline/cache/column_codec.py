@@ -18,7 +18,7 @@ from pipeline.cache.manifest import Manifest
 from pipeline.cache.spec import EncodingSpec
 from pipeline.cache.stores.base import ArrayLayout, ColumnLayout
 from sak.features import FeatureMaps, map_to_tokens
-from sak.losses.targets import Grid, ProjectedTarget, TargetMaps, Targets
+from sak.losses.projection import Grid, ProjectedTarget, TargetMaps, Targets
 
 _MERGED_BY = {"cosine_min": min, "token_norm_max": max, "deviation_max": max}
 

@@ -18,7 +18,7 @@ _LAYER = re.compile(r"[a-z][a-z0-9+]+://[^/:]*(?::\d+(?=/))?[^:]*|[^:]+")
 
 
 @dataclass(frozen=True)
-class ColumnPath:
+class ColumnId:
     """A column's folders: `name` is `<teacher>-<spec key>`, `data` the first digits of the data key."""
 
     name: str
@@ -35,7 +35,7 @@ class ColumnPath:
         return self.name.rpartition("-")[0]
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "ColumnPath":
+    def of(cls, manifest: Manifest) -> "ColumnId":
         """Where the column of a manifest lies."""
         return cls(manifest.name, data_name(manifest.data_key))
 
@@ -67,17 +67,17 @@ class CacheFolder:
         location.create_exclusive(_CACHE, seal({"kind": _KIND}))
         return cls.open(location)
 
-    def columns(self) -> Iterator[ColumnPath]:
+    def columns(self) -> Iterator[ColumnId]:
         """The path of every column, by name; a folder without a manifest too, for `verify` to find."""
         for name in self.location.list("columns"):
             for data in self.location.list(f"columns/{name}"):
-                yield ColumnPath(name, data)
+                yield ColumnId(name, data)
 
-    def at(self, column: ColumnPath) -> Location:
+    def at(self, column: ColumnId) -> Location:
         """A column's folder."""
         return self.location / column.path
 
-    def manifest(self, path: ColumnPath) -> Manifest:
+    def manifest(self, path: ColumnId) -> Manifest:
         """What a column is; DamageError where its manifest is damaged, CacheError where it is gone or another's."""
         location = self.at(path)
         try:
@@ -86,9 +86,9 @@ class CacheFolder:
             raise CacheError(
                 f"{location}: a column without a manifest; remove it with `sak-cli cache prune`, or extract it again"
             ) from error
-        if ColumnPath.of(manifest) != path:
+        if ColumnId.of(manifest) != path:
             raise CacheError(
-                f"{location}: its manifest is that of {ColumnPath.of(manifest).path}; move the folder back where it was"
+                f"{location}: its manifest is that of {ColumnId.of(manifest).path}; move the folder back where it was"
             )
         return manifest
 
@@ -144,9 +144,9 @@ class Cache:
         return self.layers[0]
 
     @cached_property
-    def columns(self) -> dict[ColumnPath, tuple[CacheFolder, ...]]:
+    def columns(self) -> dict[ColumnId, tuple[CacheFolder, ...]]:
         """Every column with the folders that hold a part of it, the first one foremost."""
-        columns: dict[ColumnPath, tuple[CacheFolder, ...]] = {}
+        columns: dict[ColumnId, tuple[CacheFolder, ...]] = {}
         for layer in self.layers:
             for column in layer.columns():
                 columns[column] = (*columns.get(column, ()), layer)

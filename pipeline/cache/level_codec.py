@@ -19,7 +19,7 @@ from pipeline.cache.spec import EncodingSpec
 from pipeline.cache.stores.base import ArrayLayout
 from sak.errors import SakError
 from sak.features import map_to_tokens, tokens_to_map
-from sak.losses.targets import Grid, is_projectable, project
+from sak.losses.projection import Grid, is_projectable, project
 
 _FAVOUR = 0.01  # see `ChannelScale`
 

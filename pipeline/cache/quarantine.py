@@ -23,8 +23,8 @@ def quarantine(columns: Iterable[Column]) -> list[Quarantined]:
     for column in columns:
         for record in column.records.values():
             for absent in record.absent:
-                sample = (column.place.data, absent.sample)
-                bad.setdefault(sample, (absent.key, absent.reason, set()))[2].add(column.place.name)
+                sample = (column.id.data, absent.sample)
+                bad.setdefault(sample, (absent.key, absent.reason, set()))[2].add(column.id.name)
     return [
         Quarantined(data, sample, key, reason, tuple(sorted(names)))
         for (data, sample), (key, reason, names) in sorted(bad.items())

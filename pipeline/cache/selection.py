@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.column import Column
-from pipeline.cache.folder import Cache, ColumnPath
+from pipeline.cache.folder import Cache, ColumnId
 from pipeline.cache.key import column_document, explain_difference
 from pipeline.cache.manifest import CacheError, Manifest, data_name
 from pipeline.cache.spec import CacheSpec
@@ -52,11 +52,11 @@ def select_columns(
     return {column.teacher: _parts(cache, [path for path in paths if path.name == column.name]) for column in chosen}
 
 
-def _is_data(path: ColumnPath, data_key: str) -> bool:
+def _is_data(path: ColumnId, data_key: str) -> bool:
     return bool(data_key) and (path.data.startswith(data_key) or path.data == data_name(data_key))
 
 
-def _one(cache: Cache, wanted: str, paths: Sequence[ColumnPath], spec: CacheSpec | None) -> ColumnPath:
+def _one(cache: Cache, wanted: str, paths: Sequence[ColumnId], spec: CacheSpec | None) -> ColumnId:
     """The one column that `wanted` means, by the first of its parts."""
     columns = {path.name: path for path in reversed(paths) if wanted in (path.teacher, path.name)}
     if not columns:
@@ -112,12 +112,12 @@ def spec_differences(manifest: Manifest, teacher: str, spec: CacheSpec) -> list[
     return differing
 
 
-def _parts(cache: Cache, paths: Sequence[ColumnPath]) -> tuple[Column, ...]:
+def _parts(cache: Cache, paths: Sequence[ColumnId]) -> tuple[Column, ...]:
     """Every part of a column; parts of one data set in several folders must share their calibration."""
     parts = [Column.open(layer, path) for path in paths for layer in cache.columns[path]]
     by_data: dict[str, Column] = {}
     for part in parts:
-        first = by_data.setdefault(part.place.data, part)
+        first = by_data.setdefault(part.id.data, part)
         digests = {record.calibration for column in (first, part) for record in column.records.values()}
         if len(digests) > 1:
             raise CacheError(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.cache.calibration import Calibration
 from pipeline.cache.column import CALIBRATION, Column
 from pipeline.cache.column_codec import LevelFidelity
-from pipeline.cache.folder import Cache, ColumnPath
+from pipeline.cache.folder import Cache, ColumnId
 from pipeline.cache.key import explain_difference
 from pipeline.cache.lease import SECONDS, Lease, LeaseLostError, Leases, Owner, kept_alive
 from pipeline.cache.manifest import MANIFEST, CacheError, Manifest
@@ -51,7 +51,7 @@ class WritableColumn:
 
         CacheError where the column that is there has another content.
         """
-        path = ColumnPath.of(wanted)
+        path = ColumnId.of(wanted)
         below = tuple(Column.open(layer, path) for layer in cache.layers[1:] if path in set(layer.columns()))
         first = below[0].manifest if below else wanted
         location = cache.top.at(path)

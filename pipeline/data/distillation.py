@@ -19,7 +19,7 @@ from pipeline.data.loading import PhotometricJitter, ViewDataset, ViewImages, Wa
 from pipeline.images.source import ReplayError
 from sak.errors import UsageError
 from sak.features import FeatureMaps
-from sak.losses.targets import ProjectedTarget, Target, TargetMaps, Targets
+from sak.losses.projection import ProjectedTarget, Target, TargetMaps, Targets
 
 Live = Callable[[Tensor], Mapping[str, Targets]]
 """(B, 3, H, W) in [0, 1] to teacher -> targets."""

@@ -21,7 +21,7 @@ from pipeline.cache.selection import select_columns
 from pipeline.cache.spec import CacheSpec
 from sak.errors import SakError, UsageError
 from sak.features import FeatureMaps
-from sak.losses.targets import Grid
+from sak.losses.projection import Grid
 from sak.student.config import StudentConfig
 from sak.teachers.recipe import OtherTeacherError, TeacherRecipe
 

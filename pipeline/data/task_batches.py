@@ -15,7 +15,7 @@ from pipeline.data.label_files import DataError
 from pipeline.data.loading import BatchLoader, load_batches
 from pipeline.data.sample import TaskDataset
 from sak.errors import UsageError
-from sak.losses.targets import Targets
+from sak.losses.projection import Targets
 from sak.student.router import noise_shape
 from sak.student.student import Student
 from sak.teachers.recipe import Size

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.datasets import task_table
+from pipeline.train.resume import load_weights, save_weights
 from pipeline.train.run import ABOUT
-from pipeline.train.saver import load_weights, save_weights
 from sak.checkpoints.probe_store import PROBE_WEIGHTS, fill_heads, load_probe, save_probe
 from sak.checkpoints.store import WEIGHTS, load_student
 from sak.errors import SakError, UsageError, nearest

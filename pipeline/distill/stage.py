@@ -15,8 +15,8 @@ from pipeline.train.distillation import LossRecipe, Scales, save_standardisers, 
 from pipeline.train.figures import draw_distillation
 from pipeline.train.loop import Fit
 from pipeline.train.protocols import Evaluate, FitResult, Hooks, Step, StepResult
+from pipeline.train.resume import load_weights, save_weights
 from pipeline.train.run import RunDirectory, RunOptions, open_run
-from pipeline.train.saver import load_weights, save_weights
 from sak.errors import UsageError
 from sak.losses.distillation import DistillationLoss
 from sak.student.build import build_student

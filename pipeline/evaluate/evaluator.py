@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from pipeline.data.datasets import check_tree, files_read, open_dataset, task_table
 from pipeline.data.sample import ListedDataset
 from pipeline.dense.evaluation import Evaluation, Predict, evaluate_tasks
-from pipeline.dense.figures import recorded_gates
+from pipeline.dense.gates import recorded_gates
 from pipeline.dense.task_data import label_statistics, needs_labels, trivial_predict
 from pipeline.dense.task_model import Checkpoint, TaskModels, check_options
 from pipeline.evaluate.results import (

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.data.sample import TaskDataset
 from pipeline.dense.evaluation import Evaluation, from_plain, to_plain
-from pipeline.dense.figures import MeanGates
+from pipeline.dense.gates import MeanGates
 from pipeline.dense.sums import TaskEvaluation
 from pipeline.dense.task_data import HOW
 from pipeline.pictures.colour import write_whole

@@ -8,10 +8,11 @@ from typing import Any
 
 from pipeline.cluster import resolve_device
 from pipeline.data.datasets import open_dataset
-from pipeline.dense.figures import draw_gates, draw_predictions, spread
+from pipeline.dense.gates import draw_gates
 from pipeline.evaluate.evaluator import Bar, EvaluateConfig, Evaluator, OpenedRun
 from pipeline.evaluate.results import EvaluationTables, StoredEvaluation, write_stored
 from pipeline.pictures.colour import write_whole
+from pipeline.pictures.panel import draw_predictions, spread
 from pipeline.progress import Say
 from pipeline.train.config import TrainingConfig
 from pipeline.train.devices import make_accelerator

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.dense.task_model import Checkpoint, checkpoint_folder, read_about
 from pipeline.export.formats import Exported
 from pipeline.tables import text_table
-from pipeline.train.saver import EMA_FOLDER
+from pipeline.train.resume import EMA_FOLDER
 from sak import __version__
 from sak.checkpoints.store import WEIGHTS, load_student
 from sak.errors import SakError, UsageError

@@ -18,7 +18,7 @@ from pipeline.data.live_teachers import build_from_manifest
 from pipeline.extract.job import to_images
 from pipeline.images.access import ImageAccess, decode_rgb
 from pipeline.images.views import replay
-from sak.losses.targets import ProjectedTarget
+from sak.losses.projection import ProjectedTarget
 from sak.teachers import Teacher
 
 SLACK = 1.5
@@ -150,7 +150,7 @@ def _level(column: Column, level: int, live: LevelFidelity, noise: float) -> Liv
     recorded = [record.fidelity[str(level)] for record in column.records.values() if str(level) in record.fidelity]
     stated = sum(map(LevelFidelity.from_json, recorded), LevelFidelity()).relative_error
     return LiveLevel(
-        column=column.place.name,
+        column=column.id.name,
         random=column.random,
         level=level,
         samples=live.samples,

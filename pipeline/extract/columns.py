@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import column_layout
-from pipeline.cache.folder import Cache, ColumnPath
+from pipeline.cache.folder import Cache, ColumnId
 from pipeline.cache.key import column_document, document_key
 from pipeline.cache.lease import SECONDS
 from pipeline.cache.manifest import Manifest
@@ -122,7 +122,7 @@ def open_targets(
     targets = {}
     for name, identity in identities.items():
         manifest, column = make_manifest(spec, name, identity, index), None
-        if begin or ColumnPath.of(manifest) in cache.columns:
+        if begin or ColumnId.of(manifest) in cache.columns:
             column = WritableColumn.create_or_open(cache, manifest, lease_seconds=lease_seconds)
         targets[name] = Target(column.manifest if column else manifest, column)
     return targets
@@ -181,7 +181,7 @@ def samples_elsewhere(cache: Cache, manifest: Manifest, index: ShardIndex, views
     """
     held = {view: np.zeros(len(index), bool) for view in range(views)}
     for column in _siblings(cache, manifest):
-        other = cache.index(column.place.data)
+        other = cache.index(column.id.data)
         rows = other.locate(index.keys())
         shared = np.flatnonzero(rows >= 0)
         shared = shared[(index.columns.digest[shared] == other.columns.digest[rows[shared]]).all(1)]
@@ -192,7 +192,7 @@ def samples_elsewhere(cache: Cache, manifest: Manifest, index: ShardIndex, views
 
 def _siblings(cache: Cache, manifest: Manifest) -> Iterator[Column]:
     """The columns of the same teacher and spec key over other data."""
-    own = ColumnPath.of(manifest)
+    own = ColumnId.of(manifest)
     for path, folders in cache.columns.items():
         if path.name == own.name and path.data != own.data:
             yield from (Column.open(folder, path) for folder in folders)

@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from pipeline.cache.column import CALIBRATION, record_block
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPath, split_overlay
+from pipeline.cache.folder import Cache, CacheFolder, ColumnId, split_overlay
 from pipeline.cache.key import canonical_json
 from pipeline.cache.lease import SECONDS
 from pipeline.cache.manifest import MANIFEST
@@ -32,7 +32,7 @@ from pipeline.extract.worker import ExtractionRun, identify
 from pipeline.progress import Messages, Say
 from sak.errors import UsageError
 
-Damaged = tuple[ColumnPath, int, int]  # (column, view, block)
+Damaged = tuple[ColumnId, int, int]  # (column, view, block)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class _Lost:
     elsewhere: tuple[int, ...]
 
     @property
-    def path(self) -> ColumnPath:
+    def path(self) -> ColumnId:
         """Its column's folders."""
-        return self.column.column.place
+        return self.column.column.id
 
     @property
     def name(self) -> str:
@@ -146,11 +146,11 @@ def _restore_columns(
     return verify(cache, deep=True, progress=messages.progress)
 
 
-def _columns_with_bad(verification: Verification, *files: str) -> set[ColumnPath]:
+def _columns_with_bad(verification: Verification, *files: str) -> set[ColumnId]:
     """The columns in which one of `files` has a problem."""
     ends = tuple(f"/{file}" for file in files)
     return {
-        ColumnPath(problem.column, problem.data)
+        ColumnId(problem.column, problem.data)
         for problem in verification.problems
         if problem.column and problem.data and problem.file.endswith(ends)
     }
@@ -176,7 +176,7 @@ def _restore_manifests(cache: Cache, verification: Verification, spec: str, say:
             continue
         identity = identify(cache.top, wanted, path.teacher)
         manifest = make_manifest(wanted, path.teacher, identity, cache.index(path.data))
-        if ColumnPath.of(manifest) != path:
+        if ColumnId.of(manifest) != path:
             say(f"{path.path}: {spec} describes {manifest.name}, another column; its manifest stays damaged")
             continue
         cache.top.at(path).write_bytes(MANIFEST, manifest.to_bytes())
@@ -242,7 +242,7 @@ def _lost(cache: Cache, damaged: Damaged, config: RepairConfig) -> _Lost:
     return _Lost(column, view, block, samples.stop, batch_size, tuple(held.tolist()))
 
 
-def _writable(cache: Cache, path: ColumnPath, config: RepairConfig) -> WritableColumn:
+def _writable(cache: Cache, path: ColumnId, config: RepairConfig) -> WritableColumn:
     return WritableColumn.create_or_open(cache, cache.top.manifest(path), lease_seconds=config.lease_seconds)
 
 

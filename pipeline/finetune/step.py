@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.data.task_batches import TaskBatch
 from pipeline.train.protocols import Step, StepResult
 from sak.losses.distillation import DistillationLoss
-from sak.losses.targets import Targets
+from sak.losses.projection import Targets
 from sak.losses.tasks import Average, alone, task_losses
 from sak.student.heads import Decoded
 from sak.student.student import Student, StudentOutput

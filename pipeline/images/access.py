@@ -63,7 +63,7 @@ class ImageAccess:
         ShardError where the shard no longer holds them (with `verify`, where any bit differs), StorageError where it
         cannot be read.
         """
-        span, root = self.index.place(sample), self.index.root
+        span, root = self.index.byte_range(sample), self.index.root
         if self.index.kind != "tars":
             data = root.read_bytes(span.file)
         elif root.is_remote:
@@ -79,7 +79,7 @@ class ImageAccess:
             return [self.read(sample) for sample in wanted]
         by_shard: dict[str, list[int]] = {}
         for sample in dict.fromkeys(wanted):
-            by_shard.setdefault(self.index.place(sample).file, []).append(sample)
+            by_shard.setdefault(self.index.byte_range(sample).file, []).append(sample)
         images: dict[int, bytes] = {}
         for shard, group in by_shard.items():
             images |= self._read_near(shard, group)
@@ -92,8 +92,8 @@ class ImageAccess:
     def _read_near(self, shard: str, samples: list[int]) -> dict[int, bytes]:
         """Samples of one remote shard, in as few ranges as leave little between them."""
         groups: list[list[tuple[int, ByteRange]]] = []
-        for sample in sorted(samples, key=lambda sample: self.index.place(sample).offset):
-            span = self.index.place(sample)
+        for sample in sorted(samples, key=lambda sample: self.index.byte_range(sample).offset):
+            span = self.index.byte_range(sample)
             if groups:
                 first, last = groups[-1][0][1], groups[-1][-1][1]
                 if span.offset - last.end <= _NEAR and span.end - first.offset <= _LONGEST:

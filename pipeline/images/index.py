@@ -70,7 +70,7 @@ class ShardIndex:
         """SHA-256 of the image's bytes, 32 of them."""
         return self.columns.digest[self._checked(sample)].tobytes()
 
-    def place(self, sample: int) -> ByteRange:
+    def byte_range(self, sample: int) -> ByteRange:
         """Where the image of one sample lies: in its tar, or a file of its own."""
         columns, row = self.columns, self._checked(sample)
         if self.kind == "tars":

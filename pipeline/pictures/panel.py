@@ -1,13 +1,28 @@
 """Panels: pictures in a grid with titles and legends, of one image's predictions, and of predictions beside labels."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.pictures.colour import Meaning, Pixels, Stored, colour, colour_map, depth_limits, meaning
+from pipeline.data.fitted import fit, own_labels, read_at_own_size
+from pipeline.data.sample import TaskDataset
+from pipeline.pictures.colour import (
+    Meaning,
+    Pixels,
+    Stored,
+    colour,
+    colour_map,
+    depth_limits,
+    label_as_stored,
+    meaning,
+    stored,
+    write_whole,
+)
 from sak.tasks import Dataset, Task
 
 GAP = 10
@@ -193,3 +208,47 @@ def title(task: Task) -> str:
 
 def _is_smooth(task: Task) -> bool:
     return task.colouring != "palette"
+
+
+@torch.no_grad()
+def draw_predictions(
+    predict: Callable[[torch.Tensor], Mapping[str, torch.Tensor]],
+    dataset: TaskDataset,
+    table: Dataset,
+    path: Path,
+    *,
+    size: tuple[int, int],
+    device: torch.device,
+    images: Sequence[int],
+) -> Path:
+    """Labels and predictions of the data set's `images` (numbers); the data set holds every task of the table."""
+    compared = [_compared(predict, dataset, table, index, size, device) for index in images]
+    write_whole(path, as_png(comparison(table, compared)))
+    return path
+
+
+def spread(count: int, wanted: int) -> tuple[int, ...]:
+    """Up to `wanted` image numbers evenly over a data set of `count`."""
+    wanted = min(wanted, count)
+    return tuple((2 * index + 1) * count // (2 * wanted) for index in range(wanted))
+
+
+def _compared(
+    predict: Callable[[torch.Tensor], Mapping[str, torch.Tensor]],
+    dataset: TaskDataset,
+    table: Dataset,
+    index: int,
+    size: tuple[int, int],
+    device: torch.device,
+) -> Compared:
+    sample = dataset[index]
+    fitted = fit(sample.image, size)
+    outputs = predict(torch.from_numpy(fitted.image)[None].to(device))
+    own = own_labels(sample)
+    scales = {task.name: fitted.scale if task.metric == "RMSE" else 1.0 for task in table}
+    predictions = {
+        task.name: stored(task, read_at_own_size(task, outputs[task.name] * scales[task.name], fitted))
+        for task in table
+    }
+    labels = {task.name: label_as_stored(task, own[task.name]) for task in table}
+    return Compared(sample.name, sample.image.astype(np.uint8), predictions, labels)

@@ -24,7 +24,7 @@ from pipeline.report.runs import ReportedRun, one_line
 from sak.checkpoints.store import load_student
 from sak.errors import SakError
 from sak.features import bilinear_resize
-from sak.losses.targets import ProjectedTarget
+from sak.losses.projection import ProjectedTarget
 
 SIDE, COMPONENTS = 132, 3  # pixels of a picture; principal components
 IMAGES, RUNS = 2, 3

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.dense.evaluation import from_plain
-from pipeline.dense.figures import MeanGates
+from pipeline.dense.gates import MeanGates
 from pipeline.train.run import ABOUT, CONFIG, RunDirectory, random_teachers
 from sak.errors import UsageError
 

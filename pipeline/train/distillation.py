@@ -20,8 +20,8 @@ from sak.checkpoints.store import write_whole
 from sak.errors import SakError, UsageError, nearest
 from sak.features import FeatureMaps, default_levels, map_to_tokens
 from sak.losses.distillation import DistillationLoss
+from sak.losses.projection import ProjectedTarget
 from sak.losses.standardise import Standardisation, channel_standardiser, phi_s
-from sak.losses.targets import ProjectedTarget
 from sak.student.config import StudentConfig, size_from_json
 from sak.student.sizes import stem_size
 
@@ -63,7 +63,7 @@ def _by_channel(cache: FeatureCache, name: str) -> list[Standardisation]:
     reader = cache.readers[name]
     calibration = reader.columns[0].calibration()
     if calibration is None:
-        raise UsageError(f"{reader.columns[0].place.name} has no calibration; extract it again")
+        raise UsageError(f"{reader.columns[0].id.name} has no calibration; extract it again")
     statistics = [calibration.levels[level] for level in reader.levels]
     return [channel_standardiser(level.mean, level.scale.square()) for level in statistics]
 

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its `metrics.jsonl`."""
+"""Pictures of a run: curves drawn from its `metrics.jsonl`, rep_sim by level."""
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
+from pipeline.pictures.colour import write_whole
 from pipeline.storage.location import explain
 from pipeline.train.run import RunDirectory
 from pipeline.train.step_log import WAIT_WARNING
@@ -138,4 +139,17 @@ def _save(figure: Figure, axes: Sequence[Axes], path: Path, *, legend: bool = Tr
         path.write_bytes(figure_png(figure))
     except OSError as error:
         raise explain(error, str(path)) from error
+    return path
+
+
+def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int], path: Path, *, images: int) -> Path:
+    """How like each teacher's maps the student's are on so many images, a line a teacher over the student's levels."""
+    figure, (axes,) = axes_row(1, width=4.6, height=3.4)
+    for number, (teacher, values) in enumerate(similarity.items()):
+        draw_curve(axes, list(enumerate(values)), marks=True, color=COLOURS[number % len(COLOURS)], label=teacher)
+    axes.set_xticks(range(len(levels)), [f"level {level}" for level in levels])
+    axes.set(title=f"rep_sim by level, {images:,} validation images", ylabel="cosine of the whole map", ylim=(None, 1))
+    axes.grid(alpha=0.2)
+    draw_legend(axes)
+    write_whole(path, figure_png(figure, dpi=130))
     return path

@@ -18,8 +18,8 @@ from pipeline.train.backward import Backward, PlainBackward
 from pipeline.train.config import TrainingConfig, make_optimiser, set_rate
 from pipeline.train.devices import start_trackers
 from pipeline.train.protocols import B, BatchSource, FitResult, Hooks, Step
+from pipeline.train.resume import Ema, Progress, Saver
 from pipeline.train.run import RunDirectory, RunOptions
-from pipeline.train.saver import Ema, Progress, Saver
 from pipeline.train.step_log import StepLog, Window
 from pipeline.train.stop import Agreement, StopRequest
 

@@ -15,8 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps, bilinear_resize
-from sak.losses.standardise import Standardisation
-from sak.losses.targets import (
+from sak.losses.projection import (
     ProjectedTarget,
     Target,
     Targets,
@@ -26,6 +25,7 @@ from sak.losses.targets import (
     is_projectable,
     upsample,
 )
+from sak.losses.standardise import Standardisation
 
 SMALLEST_NORM = 1e-8
 """A shorter vector counts as one of this length: a zero map has cosine 0, not NaN."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sak.errors import UsageError
 from sak.features import at_least_float32
-from sak.losses.targets import ProjectedTarget, Target
+from sak.losses.projection import ProjectedTarget, Target
 
 
 def hadamard(order: int) -> Tensor | None:

@@ -47,7 +47,7 @@ def test_the_printed_reader_gives_our_values(reader, tmp_path, encoding, layout)
     )
     for name in ("dino", "sam"):
         column = Column.open(*_place(writer.write(name, views=2)))
-        folder = tmp_path / "cache" / column.place.path
+        folder = tmp_path / "cache" / column.id.path
         assert reader["read_map"](folder, 3, 4) is None
         for sample, view, level in ((0, 0, 2), (9, 1, 4)):
             ours = _ours(column, sample, view, level)
@@ -99,7 +99,7 @@ def test_the_example_with_webdataset_gives_every_sample(opened, capsys):
 
 def _place(writable):
     column = writable.column
-    return column.folder, column.place
+    return column.folder, column.id
 
 
 def _ours(column, sample, view, level):

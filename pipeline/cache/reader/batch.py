@@ -20,7 +20,7 @@ from pipeline.cache.stores.base import StoredViews
 from pipeline.cache.stores.ranges import Bytes
 from sak.errors import SakError
 from sak.features import FeatureMaps
-from sak.losses.targets import ProjectedTarget, Target, TargetMaps, Targets
+from sak.losses.projection import ProjectedTarget, Target, TargetMaps, Targets
 
 Features = Mapping[str, Mapping[str, Tensor]]
 Parts = Mapping[str, Numbers]

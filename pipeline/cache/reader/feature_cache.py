@@ -25,7 +25,7 @@ from pipeline.cache.stores.base import Arrays, StoredViews
 from pipeline.images.source import ReplayError
 from pipeline.images.views import ViewPolicy
 from sak.errors import UsageError
-from sak.losses.targets import Targets
+from sak.losses.projection import Targets
 
 Levels = Sequence[int] | Mapping[str, Sequence[int]]
 
@@ -43,7 +43,7 @@ def levels_of(levels: Levels | None, teacher: str, selected: Mapping[str, tuple[
 def one_pixel_recipe(selected: Mapping[str, tuple[Column, ...]]) -> None:
     """CacheError unless all columns show the same pixels of the same views."""
     recipes = {
-        columns[0].place.name: {name: columns[0].manifest.document[name] for name in ("views", "pixels")}
+        columns[0].id.name: {name: columns[0].manifest.document[name] for name in ("views", "pixels")}
         for columns in selected.values()
     }
     (first, expected), *others = recipes.items()
@@ -125,7 +125,7 @@ class FeatureCache:
         opened = Cache.open(path)
         selected = select_columns(opened, teachers, spec, data_key)
         one_pixel_recipe(selected)
-        data = {column.place.data for columns in selected.values() for column in columns}
+        data = {column.id.data for columns in selected.values() for column in columns}
         sample_table = SampleTable.of({name: opened.index(name) for name in sorted(data)})
         readers = {
             teacher: TeacherReader(
@@ -291,7 +291,7 @@ class FeatureCache:
 
     def describe(self) -> dict[str, Any]:
         """What was read, for a run's `run.json`: columns by name and data, views, how many samples of how many."""
-        columns = sorted({column.place.path for reader in self.readers.values() for column in reader.columns})
+        columns = sorted({column.id.path for reader in self.readers.values() for column in reader.columns})
         return {
             "cache": str(self.cache),
             "columns": columns,

@@ -15,7 +15,7 @@ from pipeline.cache.reader.process import Piece, StoredPart
 from pipeline.cache.selection import Numbers, SampleTable
 from pipeline.cache.stores.base import ROW, Rows
 from sak.errors import UsageError
-from sak.losses.targets import Grid
+from sak.losses.projection import Grid
 
 NOWHERE = -1
 
@@ -88,7 +88,7 @@ class TeacherReader:
         if view not in self._parts:
             parts = np.full(self.sample_table.samples, NOWHERE, np.int8)
             for number, column in reversed(list(enumerate(self.columns))):
-                parts[self.sample_table.widen(column.place.data, column.present(view))] = number
+                parts[self.sample_table.widen(column.id.data, column.present(view))] = number
             self._parts[view] = parts
         return self._parts[view]
 
@@ -100,13 +100,13 @@ class TeacherReader:
         """(N,): samples neither present nor known to be unusable; extraction is not through with them."""
         missing = self.parts(view) == NOWHERE
         for column in self.columns:
-            missing &= ~self.sample_table.widen(column.place.data, column.absent(view))
+            missing &= ~self.sample_table.widen(column.id.data, column.absent(view))
         return missing
 
     @cached_property
     def stored(self) -> tuple[StoredPart, ...]:
         """What is read of each part."""
-        return tuple(StoredPart(column.place.path, column.store, self.arrays) for column in self.columns)
+        return tuple(StoredPart(column.id.path, column.store, self.arrays) for column in self.columns)
 
     def pieces(self, view: int, samples: Numbers) -> tuple[list[Piece], Numbers]:
         """What to read where for samples that are present, and the part that each is in (n,)."""
@@ -115,7 +115,7 @@ class TeacherReader:
         pieces = []
         for part in np.unique(parts).tolist():
             rows = parts == part
-            numbers = self.sample_table.rows_in(self.columns[part].place.data, samples[rows])
+            numbers = self.sample_table.rows_in(self.columns[part].id.data, samples[rows])
             pieces.append(Piece(part, numbers, None if rows.all() else rows))
         return pieces, parts
 
@@ -125,7 +125,7 @@ class TeacherReader:
         for part in np.unique(parts).tolist():
             here = parts == part
             column = self.columns[part]
-            rows[here] = column.stored_views(view, self.sample_table.rows_in(column.place.data, samples[here]))
+            rows[here] = column.stored_views(view, self.sample_table.rows_in(column.id.data, samples[here]))
         return rows
 
     def forget(self) -> None:
@@ -139,11 +139,11 @@ class TeacherReader:
         sample = int(samples[0])
         why = "was not extracted yet"
         for column in self.columns:
-            row = int(self.sample_table.rows_in(column.place.data, samples[:1])[0])
+            row = int(self.sample_table.rows_in(column.id.data, samples[:1])[0])
             absent = [bad for record in column.records.values() for bad in record.absent if record.view == view]
             why = next((f"is in quarantine: {bad.reason}" for bad in absent if bad.sample == row), why)
         raise CacheError(
-            f"{self.columns[0].place.name}: sample {self.sample_table.key(sample)!r}, view {view}, {why}; "
+            f"{self.columns[0].id.name}: sample {self.sample_table.key(sample)!r}, view {view}, {why}; "
             "read only the samples that `samples_in` lists"
         )
 
@@ -157,7 +157,7 @@ def wanted_levels(column: Column, levels: Sequence[int] | None) -> tuple[int, ..
     unknown = [level for level in wanted if level not in have]
     if unknown or not wanted:
         raise UsageError(
-            f"{column.place.name} has levels {', '.join(map(str, have))}, "
+            f"{column.id.name} has levels {', '.join(map(str, have))}, "
             f"not {', '.join(map(str, unknown)) or 'none'}; choose among them, or extract others"
         )
     return wanted

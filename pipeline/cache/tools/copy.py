@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import LevelFidelity
-from pipeline.cache.folder import Cache, ColumnPath
+from pipeline.cache.folder import Cache, ColumnId
 from pipeline.cache.lease import Lease
 from pipeline.cache.records import BlockRecord, from_ranges
 from pipeline.cache.stores import FORMATS
@@ -87,7 +87,7 @@ def copy_cache(
     )
 
 
-def _wanted(cache: Cache, teachers: Sequence[str] | None) -> list[ColumnPath]:
+def _wanted(cache: Cache, teachers: Sequence[str] | None) -> list[ColumnId]:
     paths = sorted(cache.columns, key=lambda path: path.path)
     for name in teachers or ():
         if not any(name in (path.teacher, path.name) for path in paths):
@@ -99,9 +99,7 @@ def _wanted(cache: Cache, teachers: Sequence[str] | None) -> list[ColumnPath]:
 class _ColumnCopy:
     """One column's copy; where the source is an overlay, each block comes from the foremost folder that has it."""
 
-    def __init__(
-        self, source: Cache, target: Cache, path: ColumnPath, to_format: str | None, codec: str | None
-    ) -> None:
+    def __init__(self, source: Cache, target: Cache, path: ColumnId, to_format: str | None, codec: str | None) -> None:
         parts = [Column.open(folder, path) for folder in source.columns[path]]
         first = parts[0].manifest
         target.top.add_index(parts[0].folder.index(path.data))

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from pipeline.cache.column import Column
 from pipeline.cache.column_codec import LevelFidelity, level_arrays
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPath
+from pipeline.cache.folder import Cache, CacheFolder, ColumnId
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import CacheError
 from pipeline.cache.reader.teacher_reader import TeacherReader
@@ -35,7 +35,7 @@ class ColumnSummary:
     damage: str | None = None
 
     @classmethod
-    def at(cls, folder: CacheFolder, path: ColumnPath) -> Self:
+    def at(cls, folder: CacheFolder, path: ColumnId) -> Self:
         """What is known before anything is read."""
         return cls(cache=str(folder.location), name=path.name, data=path.data)
 
@@ -97,7 +97,7 @@ class ColumnListing(ColumnSummary):
     @property
     def teacher(self) -> str:
         """The teacher's name in the spec."""
-        return ColumnPath(self.name, self.data).teacher
+        return ColumnId(self.name, self.data).teacher
 
     @property
     def complete(self) -> bool:
@@ -201,14 +201,14 @@ def du(cache: str | Path | Cache) -> list[Usage]:
     return [row for folder, path in _columns(cache) for row in _usage(folder, path)]
 
 
-def _columns(cache: str | Path | Cache) -> Iterator[tuple[CacheFolder, ColumnPath]]:
+def _columns(cache: str | Path | Cache) -> Iterator[tuple[CacheFolder, ColumnId]]:
     return ((folder, path) for path, folders in Cache.open(cache).columns.items() for folder in folders)
 
 
 def _read(known: Summary, folder: CacheFolder, rows: Callable[[Summary, Column], list[Summary]]) -> list[Summary]:
     """`rows` of what is `known` and the opened column; where that is damaged, one row that says so."""
     try:
-        column = Column.open(folder, ColumnPath(known.name, known.data))
+        column = Column.open(folder, ColumnId(known.name, known.data))
         return rows(replace(known, random=column.random), column)
     except (CacheError, DamageError) as error:
         return [replace(known, damage=str(error))]
@@ -246,7 +246,7 @@ def _present(record: BlockRecord) -> int:
     return sum(stop - start for start, stop in record.present)
 
 
-def _usage(folder: CacheFolder, path: ColumnPath) -> list[Usage]:
+def _usage(folder: CacheFolder, path: ColumnId) -> list[Usage]:
     entries = list(folder.at(path).walk())
     kinds = Counter[str]()
     for entry in entries:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.column import Column
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPath
+from pipeline.cache.folder import Cache, CacheFolder, ColumnId
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import MANIFEST
 from pipeline.cache.tools.inventory import column_cells, column_table
@@ -121,7 +121,7 @@ def prune(plan: PrunePlan) -> int:
     folder = CacheFolder.open(plan.cache)
     freed = 0
     for candidate in plan.remove:
-        location = folder.at(ColumnPath(candidate.name, candidate.data))
+        location = folder.at(ColumnId(candidate.name, candidate.data))
         if _writers(location):
             continue
         for part in ("records", "views", "data", "leases"):
@@ -134,7 +134,7 @@ def prune(plan: PrunePlan) -> int:
     return freed
 
 
-def _named(name: str, columns: Sequence[ColumnPath], folder: CacheFolder) -> list[ColumnPath]:
+def _named(name: str, columns: Sequence[ColumnId], folder: CacheFolder) -> list[ColumnId]:
     """The columns of one name; a whole name goes before those that it is the beginning of."""
     meant = [path for path in columns if path.name == name] or [path for path in columns if path.name.startswith(name)]
     names = sorted({path.name for path in meant})
@@ -145,7 +145,7 @@ def _named(name: str, columns: Sequence[ColumnPath], folder: CacheFolder) -> lis
     return meant
 
 
-def _candidate(folder: CacheFolder, path: ColumnPath) -> PruneCandidate:
+def _candidate(folder: CacheFolder, path: ColumnId) -> PruneCandidate:
     entries = list(folder.at(path).walk())
     writers = _writers(folder.at(path))
     random = False
@@ -162,7 +162,7 @@ def _candidate(folder: CacheFolder, path: ColumnPath) -> PruneCandidate:
     )
 
 
-def _relying(folder: CacheFolder, candidate: ColumnPath, stay: Sequence[ColumnPath]) -> tuple[str, ...]:
+def _relying(folder: CacheFolder, candidate: ColumnId, stay: Sequence[ColumnId]) -> tuple[str, ...]:
     """Larger data sets' columns leave out what another column held when they were extracted."""
     relying = []
     for path in stay:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.cache.calibration import Calibration
 from pipeline.cache.column import CALIBRATION, Column, check_file, record_block
 from pipeline.cache.column_codec import ColumnCodec
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPath, split_overlay
+from pipeline.cache.folder import Cache, CacheFolder, ColumnId, split_overlay
 from pipeline.cache.key import document_key
 from pipeline.cache.lease import Leases
 from pipeline.cache.manifest import MANIFEST, data_name, unseal
@@ -66,10 +66,10 @@ class Verification:
         return not self.problems
 
     @property
-    def damaged_blocks(self) -> tuple[tuple[ColumnPath, int, int], ...]:
+    def damaged_blocks(self) -> tuple[tuple[ColumnId, int, int], ...]:
         """(column, view, block) of every block that must be extracted again."""
         blocks = {
-            (ColumnPath(problem.column, problem.data), problem.view, problem.block)
+            (ColumnId(problem.column, problem.data), problem.view, problem.block)
             for problem in self.problems
             if problem.column and problem.data and problem.view is not None and problem.block is not None
         }
@@ -150,7 +150,7 @@ def _identity_problems(folder: CacheFolder) -> Iterator[Problem]:
 class _ColumnCheck:
     """One column: first what concerns it as a whole, then block by block; `records` are those that can be read."""
 
-    def __init__(self, folder: CacheFolder, path: ColumnPath, *, deep: bool) -> None:
+    def __init__(self, folder: CacheFolder, path: ColumnId, *, deep: bool) -> None:
         self.deep = deep
         self.records: list[BlockRecord] = []
         self.missing = 0

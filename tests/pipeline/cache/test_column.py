@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from pipeline.cache.column import CALIBRATION, Column
-from pipeline.cache.folder import Cache, CacheFolder, ColumnPath, split_overlay
+from pipeline.cache.folder import Cache, CacheFolder, ColumnId, split_overlay
 from pipeline.cache.lease import LeaseLostError, Owner
 from pipeline.cache.manifest import CacheError, Manifest, NewerSchemaError, seal, unseal
 from pipeline.cache.records import BlockRecord
@@ -252,7 +252,7 @@ def test_a_damaged_manifest_is_a_clear_error(writer):
     for damaged in (b"", b"{}", b"[1]", data[:-30], data.replace(b'"block": 8', b'"block": 9'), b"\xff" + data[1:]):
         column.location.write_bytes("manifest.json", damaged)
         with pytest.raises(DamageError, match=r"manifest\.json: damaged"):
-            Column.open(column.folder, column.place)
+            Column.open(column.folder, column.id)
 
 
 def test_any_changed_byte_of_manifest_or_record_is_found(writer):
@@ -274,12 +274,12 @@ def _flipped(data, place):
 
 def test_a_manifest_in_another_place_is_refused(writer):
     column = writer().open("dino").column
-    moved = ColumnPath("dino-0000", column.place.data)
+    moved = ColumnId("dino-0000", column.id.data)
     column.folder.at(moved).write_bytes("manifest.json", column.location.read_bytes("manifest.json"))
     with pytest.raises(CacheError, match="its manifest is that of"):
         Column.open(column.folder, moved)
     with pytest.raises(CacheError, match="without a manifest"):
-        Column.open(column.folder, ColumnPath("dino-1", "2"))
+        Column.open(column.folder, ColumnId("dino-1", "2"))
 
 
 def test_a_cache_from_a_newer_schema_asks_for_an_upgrade(writer):

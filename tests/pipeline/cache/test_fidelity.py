@@ -13,7 +13,7 @@ from pipeline.cache.column_codec import LevelFidelity, measure
 from pipeline.cache.level_codec import LevelCodec, Reduced, Reduction
 from pipeline.cache.spec import EncodingSpec
 from sak.features import FeatureMaps
-from sak.losses.targets import project
+from sak.losses.projection import project
 from sak.teachers.build import build_teacher
 
 CALIBRATED, TESTED, SIZE = 32, 12, 128

@@ -18,7 +18,7 @@ from pipeline.images.access import ImageAccess, decode_rgb
 from pipeline.images.source import ReplayError
 from pipeline.images.views import make_view, render
 from sak.errors import SakError
-from sak.losses.targets import ProjectedTarget
+from sak.losses.projection import ProjectedTarget
 
 
 @pytest.fixture

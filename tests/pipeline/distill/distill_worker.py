@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.data.distillation import CachedBatches
 from pipeline.distill.stage import distill, distill_config
-from pipeline.train import saver
+from pipeline.train import resume as saver
 from pipeline.train.run import RunOptions, Start
 
 STEPS = {"steps": 20, "batch_size": 8, "device": "cpu"}

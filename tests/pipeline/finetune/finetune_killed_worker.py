@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.data.task_batches import TaskBatches
 from pipeline.finetune.stage import finetune, finetune_config
-from pipeline.train import saver
+from pipeline.train import resume as saver
 
 STEPS = {"steps": 10, "device": "cpu", "overrides": ["training.checkpoint_every=3"]}
 

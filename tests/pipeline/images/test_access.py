@@ -123,7 +123,7 @@ def test_no_descriptor_is_pickled(index, image):
 
 
 def test_a_flipped_bit_is_found_where_reading_verifies(index, shards):
-    place = index.place(6)
+    place = index.byte_range(6)
     data = bytearray((shards / place.file).read_bytes())
     data[place.offset + place.size // 2] ^= 16
     (shards / place.file).write_bytes(data)
@@ -134,7 +134,7 @@ def test_a_flipped_bit_is_found_where_reading_verifies(index, shards):
 
 
 def test_a_cut_or_lost_shard_is_named(index, shards):
-    place = index.place(6)
+    place = index.byte_range(6)
     data = (shards / place.file).read_bytes()
     (shards / place.file).write_bytes(data[: place.offset + 10])
     with pytest.raises(ShardError, match=rf"train-001.tar: s06: 10 of {place.size} bytes are there"):

@@ -43,7 +43,7 @@ def test_every_sample_has_its_key_label_place_and_digest(shards, image):
     assert index.shards == ("train-000.tar", "train-001.tar", "train-002.tar")
     for number in range(12):
         assert index.digest(number) == hashlib.sha256(image(number)).digest()
-        place = index.place(number)
+        place = index.byte_range(number)
         data = (shards / place.file).read_bytes()
         assert data[place.offset : place.offset + place.size] == image(number)
 
@@ -96,9 +96,9 @@ def test_members_belong_to_samples_as_webdataset_has_it(tmp_path, tar, image):
     assert index.keys() == ["sub/a", "b", "c"]
     assert index.labels.tolist() == [7, -1, -1]
     assert index.digest(0) == hashlib.sha256(image(1)).digest()
-    assert index.place(2).size == 0
+    assert index.byte_range(2).size == 0
     assert [index.suffixes[number] for number in index.columns.suffix] == [".JPEG", ".png", ".jpg"]
-    assert sum(index.place(row).size for row in range(3)) == len(image(1)) + len(image(2))
+    assert sum(index.byte_range(row).size for row in range(3)) == len(image(1)) + len(image(2))
 
 
 def test_a_key_twice_in_a_shard_is_reported(fault):

@@ -57,7 +57,7 @@ def test_a_subset_is_an_index_of_its_samples(keys, draw):
     assert subset.keys() == index.keys(rows)
     assert subset.locate(index.keys(rows)).tolist() == list(range(len(rows)))
     assert [subset.digest(new) for new in range(len(rows))] == [index.digest(old) for old in rows]
-    assert [subset.place(new) for new in range(len(rows))] == [index.place(old) for old in rows]
+    assert [subset.byte_range(new) for new in range(len(rows))] == [index.byte_range(old) for old in rows]
 
 
 def test_a_large_subset_is_taken_in_parts(monkeypatch):

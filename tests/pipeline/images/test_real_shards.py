@@ -37,7 +37,7 @@ def test_all_real_shards_index_as_tarfile_reads_them(index, test_data):
     assert len(index) == 250
     assert index.keys() == list(expected)
     for row, (key, (shard, offset, size, digest)) in enumerate(expected.items()):
-        place = index.place(row)
+        place = index.byte_range(row)
         assert (place.file, place.offset, place.size, index.digest(row)) == (shard, offset, size, digest)
         assert index.label(row) == labels[key]
     assert (len(index.shards), len(set(labels.values())), index.suffixes) == (4, 250, (".jpg",))

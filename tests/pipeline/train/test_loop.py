@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.config import OptimiserConfig, WarmupCosine, make_optimiser, set_rate
 from pipeline.train.protocols import TrainingError
-from pipeline.train.saver import Progress
+from pipeline.train.resume import Progress
 
 
 def weights(fit):

@@ -13,8 +13,8 @@ from pipeline.train.config import TrainingConfig
 from pipeline.train.devices import make_accelerator
 from pipeline.train.loop import Fit
 from pipeline.train.protocols import Hooks
+from pipeline.train.resume import save_weights
 from pipeline.train.run import RunDirectory
-from pipeline.train.saver import save_weights
 from sak.checkpoints.reference import from_reference_state_dict, reference_key
 from sak.features import FeatureMaps
 from sak.losses.distillation import DistillationLoss

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from sak.errors import UsageError
 from sak.features import FeatureMaps
 from sak.losses.distillation import DistillationLoss, _Root, image_similarities, rep_sim
-from sak.losses.targets import ProjectedTarget, TargetMaps, project
+from sak.losses.projection import ProjectedTarget, TargetMaps, project
 
 TEACHERS = ("dinov2", "clip", "sam")
 CASES = ("t7_s6", "t16_s6", "equal", "t5_s6", "t7x9_s6x8", "t6x9_s6x6", "t10_s6x8")

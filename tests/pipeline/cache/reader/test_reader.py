@@ -18,7 +18,7 @@ from pipeline.images.source import ReplayError
 from pipeline.storage import open_location
 from sak.errors import UsageError
 from sak.features import FeatureMaps
-from sak.losses.targets import ProjectedTarget, TargetMaps, project
+from sak.losses.projection import ProjectedTarget, TargetMaps, project
 
 
 def fill(maker):

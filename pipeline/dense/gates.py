@@ -1,6 +1,6 @@
-"""Pictures of a fine-tuned network: gates by level, predictions beside labels, rep_sim by level."""
+"""What the routers choose: gates recorded over images, their mean, and a picture of it (the paper's Figure 4)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import fsum
@@ -14,12 +14,9 @@ from accelerate.utils import gather_object
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pipeline.data.fitted import fit, own_labels, read_at_own_size
-from pipeline.data.sample import TaskDataset
-from pipeline.dense.evaluation import Predict
-from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
-from pipeline.pictures.colour import label_as_stored, stored, write_whole
-from pipeline.pictures.panel import Compared, as_png, comparison, title
+from pipeline.pictures.charts import figure_png
+from pipeline.pictures.colour import write_whole
+from pipeline.pictures.panel import title
 from sak.student.student import Student, StudentOutput
 from sak.tasks import Dataset
 from sak.variants.frozen import Amalgam, AmalgamOutput
@@ -115,55 +112,3 @@ def draw_gates(gates: MeanGates, table: Dataset, path: Path) -> Path:
     )
     write_whole(path, figure_png(figure, dpi=130))
     return path
-
-
-def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int], path: Path, *, images: int) -> Path:
-    """How like each teacher's maps the student's are on so many images, a line a teacher over the student's levels."""
-    figure, (axes,) = axes_row(1, width=4.6, height=3.4)
-    for number, (teacher, values) in enumerate(similarity.items()):
-        draw_curve(axes, list(enumerate(values)), marks=True, color=COLOURS[number % len(COLOURS)], label=teacher)
-    axes.set_xticks(range(len(levels)), [f"level {level}" for level in levels])
-    axes.set(title=f"rep_sim by level, {images:,} validation images", ylabel="cosine of the whole map", ylim=(None, 1))
-    axes.grid(alpha=0.2)
-    draw_legend(axes)
-    write_whole(path, figure_png(figure, dpi=130))
-    return path
-
-
-@torch.no_grad()
-def draw_predictions(
-    predict: Predict,
-    dataset: TaskDataset,
-    table: Dataset,
-    path: Path,
-    *,
-    size: tuple[int, int],
-    device: torch.device,
-    images: Sequence[int],
-) -> Path:
-    """Labels and predictions of the data set's `images` (numbers); the data set holds every task of the table."""
-    compared = [_compared(predict, dataset, table, index, size, device) for index in images]
-    write_whole(path, as_png(comparison(table, compared)))
-    return path
-
-
-def spread(count: int, wanted: int) -> tuple[int, ...]:
-    """Up to `wanted` image numbers evenly over a data set of `count`."""
-    wanted = min(wanted, count)
-    return tuple((2 * index + 1) * count // (2 * wanted) for index in range(wanted))
-
-
-def _compared(
-    predict: Predict, dataset: TaskDataset, table: Dataset, index: int, size: tuple[int, int], device: torch.device
-) -> Compared:
-    sample = dataset[index]
-    fitted = fit(sample.image, size)
-    outputs = predict(torch.from_numpy(fitted.image)[None].to(device))
-    own = own_labels(sample)
-    scales = {task.name: fitted.scale if task.metric == "RMSE" else 1.0 for task in table}
-    predictions = {
-        task.name: stored(task, read_at_own_size(task, outputs[task.name] * scales[task.name], fitted))
-        for task in table
-    }
-    labels = {task.name: label_as_stored(task, own[task.name]) for task in table}
-    return Compared(sample.name, sample.image.astype(np.uint8), predictions, labels)

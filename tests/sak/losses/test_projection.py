@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from sak.errors import UsageError
 from sak.features import FeatureMaps, resize_matrix
-from sak.losses import targets as projection
+from sak.losses import projection
 from sak.losses.distillation import DistillationLoss
+from sak.losses.projection import ProjectedTarget, TargetMaps, gram, is_projectable, project, upsample
 from sak.losses.standardise import channel_standardiser, phi_s
-from sak.losses.targets import ProjectedTarget, TargetMaps, gram, is_projectable, project, upsample
 
 SIDES = st.integers(1, 9)
 

@@ -179,12 +179,13 @@ def teachers(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo_teachers(
+    context: typer.Context,
     out: Annotated[
         Path | None, typer.Option(help="Folder for scenes, runs, weights and cards; run again, it goes on.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="Some of dino, clip, sam, stem, separated by commas.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe, as in recipes/demo_teachers/.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Override: dino.steps=2000.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override: dino.steps=2000.")] = None,
     device: Device = "auto",
     processes: Annotated[int | None, typer.Option(help="Processes that render scenes; all cores by default.")] = None,
     show: Annotated[
@@ -206,16 +207,7 @@ def demo_teachers(
     if out is None:
         raise UsageError("--out is missing: the folder for scenes, runs, weights and cards; --show alone needs none")
     with progress_bar("steps") as progress:
-        results = run_demo_teachers(
-            out,
-            only=comma_list(only) or (),
-            config=config,
-            overrides=sets or (),
-            device=device,
-            processes=processes,
-            say=typer.echo,
-            progress=progress,
-        )
+        results = run_demo_teachers(**_flags(context, but=("show",)), say=typer.echo, progress=progress)
     for name, result in results.items():
         typer.echo(f"{name}: {'stopped' if result.stopped else 'done'} after {result.step:,} steps")
     stopped = [result.signal or 0 for result in results.values() if result.stopped]
@@ -485,6 +477,7 @@ def ablate(
 
 @app.command()
 def report(
+    context: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Runs, or folders that hold some, such as a study's.")],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Its heading.")] = "Swiss Army Knife: report",
@@ -499,8 +492,7 @@ def report(
     """
     from pipeline.report import ReportConfig, write_report
 
-    config = ReportConfig(tuple(runs), out, title, maps, overwrite)
-    typer.echo(f"Wrote {write_report(config, _say)}")
+    typer.echo(f"Wrote {write_report(ReportConfig(**_flags(context)), _say)}")
 
 
 cache_app = typer.Typer(no_args_is_help=True, help="Plan, look at, prove, mend and move feature caches.")
@@ -780,7 +772,7 @@ def comma_list(text: str | None) -> tuple[str, ...] | None:
 
 
 LISTS: dict[str, Callable[[str | None], object]] = {
-    **dict.fromkeys(("teachers", "teachers_online", "tasks"), comma_list),
+    **dict.fromkeys(("teachers", "teachers_online", "tasks", "only"), comma_list),
     "levels": partial(number_list, "--levels"),
 }
 """Parameter -> how its list is taken apart."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.data.distillation import CachedBatches
 from pipeline.distill.stage import distill, distill_config
-from pipeline.train import resume as saver
+from pipeline.train import resume
 from pipeline.train.run import RunOptions, Start
 
 STEPS = {"steps": 20, "batch_size": 8, "device": "cpu"}
@@ -65,7 +65,7 @@ def killed_in_a_step(cache, out, recipe):
 
 def killed_while_saving(cache, out, recipe):
     """SIGKILL in the third checkpoint, whose largest file is half written."""
-    plain, saved = saver.write_state, []
+    plain, saved = resume.write_state, []
 
     def write_state(folder, state):
         plain(folder, state)
@@ -75,7 +75,7 @@ def killed_while_saving(cache, out, recipe):
             (folder / "training.json").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    saver.write_state = write_state
+    resume.write_state = write_state
     run(cache, out, recipe, overrides=["training.checkpoint_every=3"])
 
 

@@ -221,6 +221,8 @@ def test_the_reader_is_whole_and_small():
 def test_what_cannot_be_exported_is_refused_in_one_line(run, tmp_path):
     with pytest.raises(UsageError, match=r"no format 'onyx'.*onnx"):
         run_export(run.place, run.out, to="onyx")
+    with pytest.raises(UsageError, match="no checkpoint 'lsat'; did you mean 'last'"):
+        run_export(run.place, run.out, to="onnx", checkpoint="lsat")
     with pytest.raises(UsageError, match="no such folder"):
         run_export(tmp_path / "nowhere", run.out, to="onnx")
     with pytest.raises(UsageError, match="dynamic-size is for torch-export and onnx"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.data.task_batches import TaskBatches
 from pipeline.finetune.stage import finetune, finetune_config
-from pipeline.train import resume as saver
+from pipeline.train import resume
 
 STEPS = {"steps": 10, "device": "cpu", "overrides": ["training.checkpoint_every=3"]}
 
@@ -27,7 +27,7 @@ def in_a_step() -> None:
 
 def while_saving() -> None:
     """SIGKILL in the checkpoint of step 6, whose largest file is half written."""
-    plain = saver.write_state
+    plain = resume.write_state
 
     def write_state(folder, state):
         plain(folder, state)
@@ -36,7 +36,7 @@ def while_saving() -> None:
             (folder / "training.json").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    saver.write_state = write_state
+    resume.write_state = write_state
 
 
 if __name__ == "__main__":

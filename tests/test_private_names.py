@@ -9,11 +9,15 @@ FILES = [ROOT / "cli.py", *sorted((ROOT / "sak").rglob("*.py")), *sorted((ROOT /
 
 OF_LIBRARIES = {
     "_build_vision_tower",  # open_clip: builds its tower from a configuration
+    "_cache",  # numba: where a compiled function lies; the demo's renderer keeps it beside its own
+    "_cache_file",
     "_convert_radio",  # timm: RADIO's keys
     "_dynamo_marked_constant",  # torch: what its own decorator sets, which takes a second to import
     "_exit",  # os
+    "_foreach_lerp_",  # torch
     "_reset_state",  # accelerate: one state a run
     "_shared_state",
+    "_source_stamp",  # numba
 }
 """What has no public name, or a dear one."""
 

@@ -5,7 +5,7 @@ one line.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -116,6 +116,15 @@ def section_of(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], str
         settings[parent] = dict(inner)  # YAML's aliases share mappings
         settings = settings[parent]
     return settings, last
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every value that is no mapping, or an empty one."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def overridden(document: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:

@@ -38,9 +38,9 @@ class CacheNeed:
 class ColumnState:
     """One teacher's column in one cache, against what is wanted of it.
 
-    `name` is its folder's, None where it is not begun. `wanted` and `there` count samples over all views, None where
-    the number of images is not known. `bytes_per_image` is of one view; `views` is how many are
-    wanted, or there.
+    `name` is its folder's, None where it is not begun. `wanted` and `there` count samples over all views, `wanted` is
+    None where the number of images is not known. `bytes_per_image` is of one view; `views` is how many are wanted, or
+    there.
     """
 
     cache: str
@@ -80,7 +80,7 @@ def column_states(need: CacheNeed) -> list[ColumnState]:
 
 
 def _open_columns(need: CacheNeed) -> list[Column]:
-    """None where the cache is to be made. A cache that is only read must be there."""
+    """None yet where the cache is to be made; a cache that is only read must be there."""
     try:
         columns = Cache.open(need.cache).columns
     except SakError:

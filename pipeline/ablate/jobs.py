@@ -12,7 +12,6 @@ from pipeline.ablate.stage_settings import (
     EvaluateSettings,
     Settings,
     StageSettings,
-    flattened,
     merged,
     only_teachers,
     resolve_spec,
@@ -25,7 +24,7 @@ from pipeline.cache.spec import CacheSpec
 from pipeline.data.datasets import task_table
 from pipeline.evaluate.results import store_name
 from pipeline.finetune.stage import FinetuneConfig
-from pipeline.settings import parse_settings, read_yaml
+from pipeline.settings import flattened, parse_settings, read_yaml
 from sak.errors import UsageError
 
 DIGITS = 12

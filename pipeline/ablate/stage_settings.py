@@ -3,7 +3,7 @@
 A study's settings are nested mappings, with dotted names for what lies deeper; `merged` lays changes over a base.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,6 +20,7 @@ from pipeline.settings import (
     OTHER_LENGTH,
     Frozen,
     dump_yaml,
+    flattened,
     overridden,
     parse_settings,
     parse_yaml,
@@ -251,12 +252,3 @@ def _put(settings: Settings, name: str, value: Any) -> None:
     if last in OTHER_LENGTH and value is not None:
         settings.pop(OTHER_LENGTH[last], None)
     settings[last] = deepcopy(value)
-
-
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every value that is no mapping, or an empty one."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -19,7 +19,7 @@ _LAYER = re.compile(r"[a-z][a-z0-9+]+://[^/:]*(?::\d+(?=/))?[^:]*|[^:]+")
 
 @dataclass(frozen=True)
 class ColumnId:
-    """A column's folders: `name` is `<teacher>-<spec key>`, `data` the first digits of the data key."""
+    """Which column: `name` is `<teacher>-<spec key>`, `data` the first digits of the data key."""
 
     name: str
     data: str
@@ -36,7 +36,7 @@ class ColumnId:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "ColumnId":
-        """Where the column of a manifest lies."""
+        """The column of a manifest."""
         return cls(manifest.name, data_name(manifest.data_key))
 
 
@@ -68,7 +68,7 @@ class CacheFolder:
         return cls.open(location)
 
     def columns(self) -> Iterator[ColumnId]:
-        """The path of every column, by name; a folder without a manifest too, for `verify` to find."""
+        """Every column, by name; a folder without a manifest too, for `verify` to find."""
         for name in self.location.list("columns"):
             for data in self.location.list(f"columns/{name}"):
                 yield ColumnId(name, data)

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from pipeline.cache.spec import CacheSpec, TeacherSpec
+from pipeline.settings import flattened
 
 SCHEMA = 1
 KEY_DIGITS = 16
@@ -74,21 +75,13 @@ def document_key(document: Mapping[str, Any]) -> str:
 
 def explain_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(field, value in a, value in b) where two documents differ, by dotted name; None where one has no such field."""
-    left, right = _flat(a), _flat(b)
+    left, right = dict(flattened(a)), dict(flattened(b))
     names = sorted(left.keys() | right.keys())
     return [
         (name, left.get(name), right.get(name))
         for name in names
         if name not in left or name not in right or canonical_json(left[name]) != canonical_json(right[name])
     ]
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {}
-        flat |= inner or {f"{prefix}{name}": value}
-    return flat
 
 
 def _plain(value: object, where: str) -> object:

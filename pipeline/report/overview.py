@@ -13,6 +13,7 @@ from pipeline.cache.folder import split_overlay
 from pipeline.cache.tools.inventory import ls, stats
 from pipeline.report.charts import number, scatter
 from pipeline.report.runs import RESULTS, ReportedRun, listing, mapping, one_line
+from pipeline.settings import flattened
 from pipeline.train.run import differences
 from sak.errors import SakError
 
@@ -49,20 +50,12 @@ def settings(runs: Sequence[ReportedRun]) -> list[tuple[str, list[tuple[str, Any
     for run in runs:
         base = next(first for first in runs if first.stage == run.stage)
         if base is run:
-            title, values = f"{run.name}: all settings", _flat(run.config)
+            title, values = f"{run.name}: all settings", list(flattened(run.config))
         else:
             title = f"{run.name}: what differs from {base.name}"
             values = [(name, now) for name, _, now in differences(base.config, run.config)]
         shown.append((title, values[:MOST_SETTINGS]))
     return shown
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for name, value in config.items():
-        nested = isinstance(value, Mapping) and value
-        flat += _flat(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", value)]
-    return flat
 
 
 def starts_from(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:

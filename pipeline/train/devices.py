@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 
+from pipeline.settings import flattened
 from pipeline.train.config import TrainingConfig
 from sak.errors import UsageError, nearest
 
@@ -57,7 +58,11 @@ def start_trackers(accelerator: Accelerator, project: str, settings: Mapping[str
         return
     folder = Path(accelerator.project_dir or ".")
     own = {"wandb": {"dir": str(folder), "name": folder.resolve().name}}
-    accelerator.init_trackers(project, config=dict(_flat(settings)), init_kwargs=own)
+    plain = {
+        name: value if isinstance(value, int | float | str | bool) else str(value)
+        for name, value in flattened(settings)
+    }
+    accelerator.init_trackers(project, config=plain, init_kwargs=own)
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
@@ -69,16 +74,6 @@ def finish_trackers(accelerator: Accelerator) -> None:
 def _end_process_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat
 
 
 class SummedBatchNorm(nn.BatchNorm2d):

@@ -183,7 +183,7 @@ def _evaluation_images(asked: EvaluateSettings, trained: FinetuneConfig) -> int 
 
 
 def _training_images(job: TrainJob, columns: Iterable[ColumnState]) -> int | None:
-    """None where a training's length is told in epochs of images that nobody counted."""
+    """None where a training's length is given in epochs of an unknown number of images."""
     config = job.settings.checked
     if not isinstance(config, DistillConfig | FinetuneConfig):
         return None

@@ -199,7 +199,7 @@ class RunningJob:
         self.process.wait()
 
     def last_line(self) -> str:
-        """The last thing it said, which is its error where it failed; empty where it said nothing yet."""
+        """The last line it printed, which is its error where it failed; empty where it printed nothing yet."""
         lines = reversed(last_lines(self.log, _TAIL_BYTES, self.offset))
         return next((line.strip() for line in lines if line.strip()), "")
 

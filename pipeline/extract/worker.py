@@ -133,7 +133,7 @@ class WorkerContext:
 
     @cached_property
     def index(self) -> ShardIndex:
-        """The shard index, its images where the run was told they are."""
+        """The shard index, its images where the run says they are."""
         index = self.cache.index(self.run.data_key)
         return index if index.data == self.run.data else index.relocated(self.run.data)
 

@@ -205,7 +205,7 @@ def make_backward(
 
 
 def warnings_of(origin: Origin, live_teachers: LiveTeachers | None) -> list[str]:
-    """What the user must hear before it starts: whatever knows nothing."""
+    """What the user must hear before it starts: everything with random weights."""
     random = live_teachers.random if live_teachers is not None else []
     line = f"warning: live teachers with RANDOM weights: {', '.join(random)}"
     return [*origin.warnings, *([line] if random else ())]

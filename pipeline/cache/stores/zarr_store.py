@@ -201,7 +201,7 @@ def column_documents(layout: ColumnLayout, views: int) -> Mapping[str, bytes]:
 
 
 def _chunk_codecs(name: str, array: ArrayLayout) -> dict[str, Any]:
-    """What `create_array` is told of a chunk's way to bytes: the lossless codec by its own settings, then CRC32C."""
+    """Arguments of `create_array` for how a chunk becomes bytes: the lossless codec with its own settings, then CRC32C."""
     codec, checksum = chunk_codec(name, array), {"name": "crc32c"}
     if codec is None:
         return {"compressors": [checksum]}
@@ -251,7 +251,7 @@ def _sealed(document: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without zarr's word at every pcodec array that this codec stands in no specification."""
+    """Without zarr's warning, at every pcodec array, that this codec is in no specification."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3 specification")
         yield

@@ -15,10 +15,11 @@ from pipeline.data.fitted import Fitted, fit, read_at_own_size
 from pipeline.dense.task_model import Checkpoint, TaskModels, check_options
 from pipeline.images.access import decode_photo
 from pipeline.images.source import IMAGE_EXTENSIONS, BadImage
-from pipeline.pictures.colour import Stored, colour, prediction_file, stored, write_prediction, write_whole
+from pipeline.pictures.colour import Stored, colour, prediction_file, stored, write_prediction
 from pipeline.pictures.panel import as_png, prediction_panel
 from pipeline.processes import work_pool
 from pipeline.progress import Update
+from pipeline.storage.local import replace_file
 from sak.errors import UsageError
 from sak.tasks import Dataset
 
@@ -87,9 +88,9 @@ class PhotoWork:
             path = write_prediction(self.out, task, name, predictions[task.name])
             if task.colouring == "colormap":
                 coloured = Image.fromarray(colour(task, predictions[task.name]))
-                write_whole(path.with_name(f"{path.name.removesuffix('.npy')}.png"), as_png(coloured))
+                replace_file(path.with_name(f"{path.name.removesuffix('.npy')}.png"), as_png(coloured))
         sheet = prediction_panel(name, photo.pixels, self.table, predictions)
-        write_whole(panel_file(self.out, name), as_png(sheet))
+        replace_file(panel_file(self.out, name), as_png(sheet))
 
 
 FEW = 8

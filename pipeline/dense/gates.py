@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pipeline.pictures.charts import figure_png
-from pipeline.pictures.colour import write_whole
 from pipeline.pictures.panel import title
+from pipeline.storage.local import replace_file
 from sak.student.student import Student, StudentOutput
 from sak.tasks import Dataset
 from sak.variants.frozen import Amalgam, AmalgamOutput
@@ -110,5 +110,5 @@ def draw_gates(gates: MeanGates, table: Dataset, path: Path) -> Path:
     figure.suptitle(
         f"Mean gate of the routers over {gates.images:,} images, by level (block), task and expert", fontsize=10.5
     )
-    write_whole(path, figure_png(figure, dpi=130))
+    replace_file(path, figure_png(figure, dpi=130))
     return path

@@ -16,7 +16,7 @@ from pipeline.dense.evaluation import Evaluation, from_plain, to_plain
 from pipeline.dense.gates import MeanGates
 from pipeline.dense.sums import TaskEvaluation
 from pipeline.dense.task_data import HOW
-from pipeline.pictures.colour import write_whole
+from pipeline.storage.local import replace_file
 from pipeline.tables import text_table
 from sak.metrics.delta_m import MultiTaskGain
 from sak.metrics.normals import LIMITS
@@ -116,7 +116,7 @@ def read_stored(path: Path, of: Evaluated) -> StoredEvaluation | None:
 
 def write_stored(path: Path, document: Mapping[str, Any]) -> None:
     """Write an evaluation's JSON, whole or not at all."""
-    write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    replace_file(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 Rows = list[dict[str, object]]

@@ -11,9 +11,9 @@ from pipeline.data.datasets import open_dataset
 from pipeline.dense.gates import draw_gates
 from pipeline.evaluate.evaluator import Bar, EvaluateConfig, Evaluator, OpenedRun
 from pipeline.evaluate.results import EvaluationTables, StoredEvaluation, write_stored
-from pipeline.pictures.colour import write_whole
 from pipeline.pictures.panel import draw_predictions, spread
 from pipeline.progress import Say
+from pipeline.storage.local import replace_file
 from pipeline.train.config import TrainingConfig
 from pipeline.train.devices import make_accelerator
 from sak.errors import UsageError
@@ -88,7 +88,7 @@ def _write(own: OpenedRun, tables: EvaluationTables, document: Mapping[str, Any]
     text = own.path.with_suffix(".md")
     title = f"{own.directory.name}: {own.of.dataset}, {own.of.split}"
     write_stored(own.path, document)
-    write_whole(text, tables.to_markdown(title).encode())
+    replace_file(text, tables.to_markdown(title).encode())
     return own.path, text
 
 

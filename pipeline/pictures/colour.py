@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.storage.local import scratch_beside
-from sak.errors import SakError
+from pipeline.storage.local import replace_file
 from sak.tasks import IGNORE, Colour, Task
 
 Stored = NDArray[Any]
@@ -49,7 +48,7 @@ def write_prediction(folder: Path, task: Task, name: str, values: Stored) -> Pat
         np.save(buffer, values, allow_pickle=False)
     else:
         picture(task, values).save(buffer, "PNG")
-    write_whole(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue())
     return path
 
 
@@ -60,18 +59,6 @@ def picture(task: Task, values: Stored) -> Image.Image:
         image = image.convert("P")
         image.putpalette([component for colour in task.palette for component in colour])
     return image
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file through a scratch name beside it, making its folder; not forced onto the disk, it can be redone."""
-    scratch = scratch_beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise SakError(f"{path} cannot be written ({error.strerror}); make room, or choose another folder") from error
 
 
 IGNORED: Colour = (224, 224, 192)

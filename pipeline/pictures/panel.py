@@ -21,8 +21,8 @@ from pipeline.pictures.colour import (
     label_as_stored,
     meaning,
     stored,
-    write_whole,
 )
+from pipeline.storage.local import replace_file
 from sak.tasks import Dataset, Task
 
 GAP = 10
@@ -223,7 +223,7 @@ def draw_predictions(
 ) -> Path:
     """Labels and predictions of the data set's `images` (numbers); the data set holds every task of the table."""
     compared = [_compared(predict, dataset, table, index, size, device) for index in images]
-    write_whole(path, as_png(comparison(table, compared)))
+    replace_file(path, as_png(comparison(table, compared)))
     return path
 
 

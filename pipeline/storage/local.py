@@ -59,6 +59,20 @@ def replace_durably(target: Path, data: bytes) -> None:
         raise
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, making its folder; not forced onto the disk: what is lost can be made again."""
+    scratch = scratch_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(data)
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror}); make room, or choose another folder"
+        ) from error
+
+
 def fsync_file(path: Path) -> None:
     """Make a file's bytes durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

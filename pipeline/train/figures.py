@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pipeline.pictures.charts import COLOURS, axes_row, draw_curve, draw_legend, figure_png
-from pipeline.pictures.colour import write_whole
-from pipeline.storage.location import explain
+from pipeline.storage.local import replace_file
 from pipeline.train.run import RunDirectory
 from pipeline.train.step_log import WAIT_WARNING
 
@@ -135,10 +134,7 @@ def _save(figure: Figure, axes: Sequence[Axes], path: Path, *, legend: bool = Tr
         panel.grid(alpha=0.2)
     for panel in axes if legend else ():
         draw_legend(panel)
-    try:
-        path.write_bytes(figure_png(figure))
-    except OSError as error:
-        raise explain(error, str(path)) from error
+    replace_file(path, figure_png(figure))
     return path
 
 
@@ -151,5 +147,5 @@ def draw_rep_sim(similarity: Mapping[str, Sequence[float]], levels: Sequence[int
     axes.set(title=f"rep_sim by level, {images:,} validation images", ylabel="cosine of the whole map", ylim=(None, 1))
     axes.grid(alpha=0.2)
     draw_legend(axes)
-    write_whole(path, figure_png(figure, dpi=130))
+    replace_file(path, figure_png(figure, dpi=130))
     return path

@@ -201,7 +201,7 @@ def column_documents(layout: ColumnLayout, views: int) -> Mapping[str, bytes]:
 
 
 def _chunk_codecs(name: str, array: ArrayLayout) -> dict[str, Any]:
-    """Arguments of `create_array` for how a chunk becomes bytes: the lossless codec with its own settings, then CRC32C."""
+    """Arguments of `create_array` for a chunk's way to bytes: the lossless codec with its own settings, then CRC32C."""
     codec, checksum = chunk_codec(name, array), {"name": "crc32c"}
     if codec is None:
         return {"compressors": [checksum]}

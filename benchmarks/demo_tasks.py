@@ -103,9 +103,9 @@ def results(out: Path, name: str) -> str:
         gain = run not in ("trivial", "single-task") and "single-task" in found
         row["delta_m, %"] = number(delta_m(rows, values, found["single-task"]).value, sign=True) if gain else ""
         lines.append(row)
-    told = [f"{name}, {run}'s losses\n\n{table(list(losses(out / name / run)))}" for run in ("sak", "multi-task")
+    tables = [f"{name}, {run}'s losses\n\n{table(list(losses(out / name / run)))}" for run in ("sak", "multi-task")
             if run in whole]  # fmt: skip
-    return "\n\n".join([table(lines), *told])
+    return "\n\n".join([table(lines), *tables])
 
 
 def losses(run: Path) -> Iterator[dict[str, object]]:

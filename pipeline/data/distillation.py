@@ -47,7 +47,7 @@ class DecodedRows:
 
 
 class DistillBatch:
-    """Images and targets of one process's part of a batch.
+    """Images and targets of one rank's part of a batch.
 
     `images` (B, 3, H, W) uint8 on the device. Targets are decoded (and live teachers run) when first asked for, so
     that this counts as computing, not as waiting for data.

@@ -131,7 +131,7 @@ class PhotometricJitter:
 
 @dataclass(frozen=True)
 class WantedViews:
-    """The images of one process's part of a batch: sample numbers, the view they are seen in, the epoch."""
+    """The images of one rank's part of a batch: sample numbers, the view they are seen in, the epoch."""
 
     samples: Sequence[int]
     view: int

@@ -1,4 +1,4 @@
-"""Batches of augmented images with their labels: a pure function of the seed and the step, whatever the processes."""
+"""Batches of augmented images with their labels: a pure function of the seed and the step, on any number of ranks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ DrawNoise = Callable[[Sequence[str], int], Noise]
 
 @dataclass(frozen=True)
 class WantedImages:
-    """One process's part of a batch: image numbers in the data set, and the epoch that augmentation is drawn for."""
+    """One rank's part of a batch: image numbers in the data set, and the epoch that augmentation is drawn for."""
 
     indices: Sequence[int]
     epoch: int
@@ -128,12 +128,12 @@ class TaskBatches:
         dataset: a training split.
         indices: the images of it that are trained on.
         size: (H, W) of the crops.
-        batch_size: global; every process takes an equal part of each batch.
+        batch_size: global; every rank takes an equal part of each batch.
         seed: of the order and the augmentation.
         device: where batches go.
         workers: processes that read and augment.
-        rank: this process's number.
-        ranks: processes that share the batches.
+        rank: this one's number.
+        ranks: how many share the batches.
         teachers: those that run beside the training.
         draw: the routers' noise.
     """
@@ -151,7 +151,7 @@ class TaskBatches:
     draw: DrawNoise | None = None
 
     def __post_init__(self) -> None:
-        """UsageError where there is no whole batch, or it does not divide among the processes."""
+        """UsageError where there is no whole batch, or it does not divide among the ranks."""
         if self.batch_size % self.ranks:
             raise UsageError(f"a batch of {self.batch_size} does not divide among {self.ranks} processes")
         if len(self.indices) < self.batch_size:
@@ -173,7 +173,7 @@ class TaskBatches:
             yield TaskBatch(loaded, self.device, self.teachers, self.draw)
 
     def part(self, step: int) -> WantedImages:
-        """This process's images of a global step."""
+        """This rank's images of a global step."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = _epoch_order(self.seed, epoch, len(self.indices))
         share = self.batch_size // self.ranks
@@ -194,7 +194,7 @@ def _epoch_order(seed: int, epoch: int, images: int) -> list[int]:
 class ImageNoise:
     """Standard normal draws for every level and task of routers; `shapes` by level, (tasks, experts) and any grid.
 
-    An image's noise follows from (seed, epoch, its name), so that any process in any order draws the same.
+    An image's noise follows from (seed, epoch, its name), so that any rank in any order draws the same.
     """
 
     def __init__(self, tasks: Sequence[str], shapes: Mapping[int, tuple[int, ...]], seed: int) -> None:

@@ -1,6 +1,6 @@
-"""The metrics of a data set from a predict function: every image once, at its own size, whatever the processes.
+"""The metrics of a data set from a predict function: every image once, at its own size, on any number of ranks.
 
-Batches are the same however many processes share them, and sums are exact in any order, so that several processes give
+Batches are the same however many ranks share them, and sums are exact in any order, so that several ranks give
 the very numbers of one. Processes beside this one read images, match boundaries and write predictions.
 """
 
@@ -87,25 +87,25 @@ def evaluate_tasks(  # noqa: PLR0913 (what is evaluated, and where and how)
     limit: int | None = None,
     rescale_depth: bool = True,
 ) -> Evaluation:
-    """Every metric of the table's tasks; every process gets them all.
+    """Every metric of the table's tasks; every rank gets them all.
 
     Args:
         predict: the network, in evaluation mode already.
         dataset: read in `workers` processes (0: in this one), which also match boundaries and write predictions.
         table: the tasks; the data set needs the labels of all but edges, which have a ground truth of their own.
         size: (H, W) that `predict` takes; see `pipeline.data.fitted` for images of other sizes.
-        accelerator: whose processes share the batches, and on whose device they are.
-        batch_size: images in a forward of one process.
-        workers: processes beside this one.
+        accelerator: whose ranks share the batches, and on whose device they are.
+        batch_size: images in a forward of one rank.
+        workers: processes of each rank beside its own.
         boundary: False leaves edges out: matching them takes longer than all else.
-        progress: how many images are done, reported by the main process.
+        progress: how many images are done, reported by the main rank.
         save: a folder for the predictions; see `pipeline.pictures.colour`.
         limit: the first images alone.
         rescale_depth: multiply the depth of an image that was shrunk by its factor, as the training augmentation
             divides it: a shrunk scene looks as if it were farther away.
 
     Raises:
-        SakError: an image, a label or a ground truth cannot be read, a prediction is not finite; on all processes.
+        SakError: an image, a label or a ground truth cannot be read, a prediction is not finite; on all ranks.
     """
     if batch_size < 1 or workers < 0 or (limit is not None and limit < 1):
         raise UsageError(
@@ -134,14 +134,14 @@ def _check(table: Dataset, dataset: TaskDataset) -> None:
 
 
 def _batches(images: int, batch_size: int, accelerator: Accelerator) -> list[range]:
-    """This process's batches of image numbers: the k-th of all goes to process k modulo their number."""
+    """This rank's batches of image numbers: the k-th of all goes to rank k modulo their number."""
     starts = range(0, images, batch_size)[accelerator.process_index :: accelerator.num_processes]
     return [range(start, min(start + batch_size, images)) for start in starts]
 
 
 @contextmanager
 def _failing_together(accelerator: Accelerator) -> Iterator[None]:
-    """An error of ours in one process is one of all: the others would wait for this one's sums for ever."""
+    """An error of ours on one rank is one of all: the others would wait for this one's sums for ever."""
     failure: SakError | None = None
     try:
         yield
@@ -204,7 +204,7 @@ class EvaluationWork:
 
 
 class _Evaluator:
-    """One process's part: predict the batches that others have read, add up, hand on what others finish."""
+    """One rank's part: predict the batches that others have read, add up, hand on what others finish."""
 
     def __init__(self, predict: Predict, work: EvaluationWork, accelerator: Accelerator, rescale_depth: bool) -> None:
         self.predict, self.work, self.accelerator, self.rescale_depth = predict, work, accelerator, rescale_depth
@@ -226,7 +226,7 @@ class _Evaluator:
             self._add_boundaries(pool.finished(waiting=0))
 
     def reduced(self) -> dict[str, TaskEvaluation]:
-        """Task -> numbers of all processes' images, in the table's order."""
+        """Task -> numbers of all ranks' images, in the table's order."""
         sums: dict[str, PixelSums | BoundarySums] = {**self.pixels, **self.boundaries}
         return {name: sums[name].reduced(self.accelerator) for name in self.work.table.names}
 

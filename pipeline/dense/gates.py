@@ -47,7 +47,7 @@ class GateRecorder:
             self.rows.append(stacked.flatten(1))
 
     def means(self, accelerator: Accelerator) -> MeanGates | None:
-        """The means over the images of all processes, the same on each; None without routers."""
+        """The means over the images of all ranks, the same on each; None without routers."""
         rows = torch.cat(self.rows).tolist() if self.rows else []
         named = [(self.experts, self.names)]
         if accelerator.num_processes > 1:

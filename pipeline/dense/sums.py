@@ -1,4 +1,4 @@
-"""A task's numbers, summed over images and processes, exact in any order: integers, and floats added by `fsum`."""
+"""A task's numbers, summed over images and ranks, exact in any order: integers, and floats added by `fsum`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -61,7 +61,7 @@ class PixelSums:
                 self.metric.state[name].zero_()
 
     def reduced(self, accelerator: Accelerator) -> TaskEvaluation:
-        """The numbers of all processes' images."""
+        """The numbers of all ranks' images."""
         rows = torch.stack(self.rows).tolist() if self.rows else []
         counts = self.counts.to(self.metric.device)
         if accelerator.num_processes > 1:
@@ -92,7 +92,7 @@ class BoundarySums:
         self.images.append((index, counts))
 
     def reduced(self, accelerator: Accelerator) -> TaskEvaluation:
-        """ODS, and OIS, AP and the curve beside it, of all processes' images; all in percent but thresholds."""
+        """ODS, and OIS, AP and the curve beside it, of all ranks' images; all in percent but thresholds."""
         images = gather_object(self.images) if accelerator.num_processes > 1 else self.images
         counts = [count for _, count in sorted(images, key=lambda pair: pair[0])]
         best, total, task = score(counts), sum(counts[1:], start=counts[0]), self.task

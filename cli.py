@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -518,6 +517,8 @@ def cache_plan(
 
     Example: [cyan]sak-cli cache plan cache_specs/sak_b.yaml --samples 1281167 --images-per-second 300[/cyan]
     """
+    from dataclasses import asdict
+
     from pipeline.cache.spec import load_spec
     from pipeline.cache.tools.plan import Rates, plan, plan_text
     from pipeline.cache.tools.sizes import probe

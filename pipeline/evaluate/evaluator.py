@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 
 from pipeline.data.datasets import check_tree, files_read, open_dataset, task_table
@@ -25,6 +24,7 @@ from pipeline.evaluate.results import (
     write_stored,
 )
 from pipeline.progress import Say, Update
+from pipeline.settings import read_yaml
 from pipeline.train.run import CONFIG
 from sak.errors import UsageError
 from sak.tasks import Dataset
@@ -192,8 +192,8 @@ class Evaluator:
 def trained_on(run: Path) -> Path:
     """The data that a run's configuration names; UsageError where it names none, or that is not there."""
     try:
-        data = yaml.safe_load((run / CONFIG).read_text()).get("data")
-    except (OSError, yaml.YAMLError, AttributeError):
+        data = read_yaml(run / CONFIG).get("data")
+    except UsageError:
         data = None
     if not isinstance(data, str):
         raise UsageError(f"{run} does not say where its data is; name the data set's folder with --data")

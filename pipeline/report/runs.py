@@ -5,14 +5,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from pipeline.dense.evaluation import from_plain
 from pipeline.dense.gates import MeanGates
+from pipeline.settings import parse_yaml
 from pipeline.train.run import ABOUT, CONFIG, RunDirectory, random_teachers
 from sak.errors import UsageError
 
@@ -202,7 +202,7 @@ def _ends(paths: Sequence[Path]) -> dict[Path, str]:
 def read_run(directory: Path, name: str) -> ReportedRun:
     """One run; a file that is damaged is left out and said."""
     problems: list[str] = []
-    config = _read(directory / CONFIG, yaml.safe_load, problems)
+    config = _read(directory / CONFIG, partial(parse_yaml, source="its text"), problems)
     about = _read(directory / ABOUT, _parsed, problems)
     try:
         lines = [line for line in _checked(RunDirectory(directory).metrics()) if isinstance(line, dict)]
@@ -235,6 +235,6 @@ def _checked(content: Any) -> Any:
 def _read(path: Path, parse: Callable[[str], Any], problems: list[str]) -> Mapping[str, Any]:
     try:
         return mapping(parse(path.read_text()))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, UsageError) as error:
         problems.append(f"{path.name} cannot be read ({one_line(error)[:200]})")
         return {}

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline.ablate.jobs import Job, TrainJob, job_name
+from pipeline.ablate.jobs import StudyJob, TrainJob, job_name
 from pipeline.ablate.stage_settings import spec_document
 from pipeline.cache.spec import CacheSpec
 from pipeline.settings import dump_yaml
@@ -64,7 +64,7 @@ class StudyFolder:
         named = {"spec": spec_document(spec), "order": list(spec.teachers)}
         return self.root / "specs" / f"{job_name('spec', named)}.yaml"
 
-    def write_inputs(self, job: Job) -> None:
+    def write_inputs(self, job: StudyJob) -> None:
         """The files that a job's command names."""
         if isinstance(job, TrainJob) and job.stage != "evaluate":
             _write(self.recipe(job), job.settings.recipe)

@@ -60,7 +60,7 @@ class TrainJob:
     stored: str | None = None
 
 
-Job = ExtractJob | TrainJob
+StudyJob = ExtractJob | TrainJob
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Work:
     """All runs of a study, and all jobs that they need, each after those before it."""
 
     runs: tuple[StudyRun, ...]
-    jobs: Mapping[str, Job]
+    jobs: Mapping[str, StudyJob]
 
 
 def make_work(study: Study, source: str) -> Work:
@@ -248,7 +248,7 @@ class _Extraction:
         return ExtractJob(job_name("extract", document), self.need)
 
 
-def _with_extractions(jobs: Sequence[TrainJob]) -> dict[str, Job]:
+def _with_extractions(jobs: Sequence[TrainJob]) -> dict[str, StudyJob]:
     """The jobs, and before them the extractions that fill their caches: one for all that may share one."""
     extractions: list[_Extraction] = []
     for job in jobs:
@@ -256,7 +256,7 @@ def _with_extractions(jobs: Sequence[TrainJob]) -> dict[str, Job]:
             if need is not None and need.spec is not None:
                 _join(extractions, need, need.spec, job.name)
     filling = [(extraction.job(), extraction.readers) for extraction in extractions]
-    work: dict[str, Job] = {extraction.name: extraction for extraction, _ in filling}
+    work: dict[str, StudyJob] = {extraction.name: extraction for extraction, _ in filling}
     for job in jobs:
         before = [extraction.name for extraction, readers in filling if job.name in readers]
         work[job.name] = replace(job, after=(*before, *job.after))

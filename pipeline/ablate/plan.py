@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from pipeline.ablate.columns import ColumnState, column_states, free_space
 from pipeline.ablate.folders import State, StudyFolder, last_lines, read_json
-from pipeline.ablate.jobs import ExtractJob, Job, StudyRun, TrainJob, Work
+from pipeline.ablate.jobs import ExtractJob, StudyJob, StudyRun, TrainJob, Work
 from pipeline.ablate.stage_settings import EvaluateSettings
 from pipeline.ablate.study import STAGES, TRAINED, AssumedRates, Study
 from pipeline.cache.folder import split_overlay
@@ -28,7 +28,7 @@ _MARGIN = 1.05  # of a disk that is to take the columns
 class JobPlan:
     """One job: how far it is, its columns, how long all of it takes (None: not known) and what that rests on."""
 
-    job: Job
+    job: StudyJob
     state: State
     columns: tuple[ColumnState, ...]
     seconds: float | None
@@ -161,7 +161,7 @@ def _extraction_state(columns: Sequence[ColumnState]) -> State:
     return State.STARTED if any(column.there for column in columns) else State.NEW
 
 
-def _images(job: Job, columns: Sequence[ColumnState], work: Work) -> int | None:
+def _images(job: StudyJob, columns: Sequence[ColumnState], work: Work) -> int | None:
     """Images that a job goes through; None where that is not known."""
     if isinstance(job, ExtractJob):
         missing = [column.missing for column in columns if column.missing is not None]

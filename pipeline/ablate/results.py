@@ -10,7 +10,7 @@ from statistics import fmean, pstdev, stdev
 from typing import Any
 
 from pipeline.ablate.folders import State, StudyFolder, about
-from pipeline.ablate.jobs import Job, StudyRun, TrainJob, Work
+from pipeline.ablate.jobs import StudyJob, StudyRun, TrainJob, Work
 from pipeline.ablate.plan import StudyPlan, run_speed
 from pipeline.ablate.study import Study, StudyRow
 from pipeline.finetune.stage import FinetuneConfig
@@ -120,7 +120,7 @@ def collect(plan: StudyPlan, folder: StudyFolder, failed: Mapping[str, str], tit
     return Results(title, tuple(rows), tuple(results), columns, dataset, study.paper, study.plot, tuple(notes))
 
 
-def _tasks(job: Job) -> tuple[str, ...]:
+def _tasks(job: StudyJob) -> tuple[str, ...]:
     """The tasks that a fine-tuning trains; none of another job."""
     settings = job.settings.checked if isinstance(job, TrainJob) else None
     return settings.rows.names if isinstance(settings, FinetuneConfig) else ()

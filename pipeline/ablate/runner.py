@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ablate.folders import State, StudyFolder, last_lines
-from pipeline.ablate.jobs import ExtractJob, Job
+from pipeline.ablate.jobs import ExtractJob, StudyJob
 from pipeline.ablate.plan import StudyPlan
 from pipeline.ablate.stage_settings import flag
 from pipeline.progress import duration
@@ -68,7 +68,7 @@ class JobRunner:
 
     def __init__(self, plan: StudyPlan, folder: StudyFolder, settings: JobSettings, say: Callable[[str], None]) -> None:
         self.folder, self.settings, self.say = folder, settings, say
-        self.waiting: dict[str, Job] = {pending.job.name: pending.job for pending in plan.pending}
+        self.waiting: dict[str, StudyJob] = {pending.job.name: pending.job for pending in plan.pending}
         self.running: dict[str, RunningJob] = {}
         self.outcome = JobsOutcome()
         self.total = len(self.waiting)
@@ -102,14 +102,14 @@ class JobRunner:
                 del self.waiting[name]
                 self._start(job)
 
-    def _is_ready(self, job: Job) -> bool:
+    def _is_ready(self, job: StudyJob) -> bool:
         """Whether nothing that it needs is missing, and nobody extracts into the same cache."""
         if any(before in self.waiting or before in self.running for before in job.after):
             return False
         busy = {running.job.need.cache for running in self.running.values() if isinstance(running.job, ExtractJob)}
         return not (isinstance(job, ExtractJob) and job.need.cache in busy)
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: StudyJob) -> None:
         taken = {running.slot for running in self.running.values()}
         slot = next(number for number in range(self.settings.jobs) if number not in taken)
         self.folder.write_inputs(job)
@@ -165,7 +165,7 @@ class JobRunner:
 class RunningJob:
     """A stage as a process of its own: what it says goes to a log, from `offset` on, and it does not outlive us."""
 
-    job: Job
+    job: StudyJob
     slot: int
     log: Path
     offset: int
@@ -173,7 +173,7 @@ class RunningJob:
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(cls, job: Job, slot: int, folder: StudyFolder, settings: JobSettings) -> "RunningJob":
+    def start(cls, job: StudyJob, slot: int, folder: StudyFolder, settings: JobSettings) -> "RunningJob":
         """Start it in a session of its own, so that a terminal's Ctrl-C reaches it through us alone."""
         command, log = arguments(job, folder, settings.device), folder.log(job.name)
         with log.open("ab") as file:
@@ -218,7 +218,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def arguments(job: Job, folder: StudyFolder, device: str) -> list[str]:
+def arguments(job: StudyJob, folder: StudyFolder, device: str) -> list[str]:
     """What follows `sak-cli`; a training that has a checkpoint goes on, one that has none begins anew."""
     if isinstance(job, ExtractJob):
         return _extraction(job, folder, device)

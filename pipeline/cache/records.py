@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.cache.manifest import field, seal, unseal
 from pipeline.cache.stores.base import DamageError, FileRecord
 
-Ranges = tuple[tuple[int, int], ...]
+SampleRanges = tuple[tuple[int, int], ...]
 
 
 def record_name(view: int, block: int) -> str:
@@ -28,14 +28,14 @@ def parse_record_name(name: str) -> tuple[int, int] | None:
     return numbers if numbers and record_name(*numbers) == name else None
 
 
-def to_ranges(samples: "Iterable[int] | NDArray[np.int64]") -> Ranges:
+def to_ranges(samples: "Iterable[int] | NDArray[np.int64]") -> SampleRanges:
     """Ascending sample numbers as half-open ranges."""
     numbers = np.asarray(list(samples), np.int64)
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
     return tuple((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
 
 
-def from_ranges(ranges: Ranges) -> NDArray[np.int64]:
+def from_ranges(ranges: SampleRanges) -> NDArray[np.int64]:
     """The sample numbers in half-open ranges."""
     return np.concatenate([np.arange(start, stop) for start, stop in ranges] or [np.empty(0, np.int64)])
 
@@ -67,12 +67,12 @@ class BlockRecord:
 
     view: int
     block: int
-    present: Ranges
+    present: SampleRanges
     files: tuple[FileRecord, ...]
     views: FileRecord | None
     calibration: str | None
     absent: tuple[Absent, ...] = ()
-    elsewhere: Ranges = ()
+    elsewhere: SampleRanges = ()
     fidelity: Mapping[str, Any] = default(default_factory=dict)
     facts: Mapping[str, Any] = default(default_factory=dict)
 
@@ -123,5 +123,5 @@ class BlockRecord:
             raise DamageError(f"{where}: not a block record ({error!r}); see `sak-cli cache verify`") from error
 
 
-def _ranges(read: Sequence[Sequence[int]]) -> Ranges:
+def _ranges(read: Sequence[Sequence[int]]) -> SampleRanges:
     return tuple((int(start), int(stop)) for start, stop in read)

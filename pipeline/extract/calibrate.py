@@ -13,7 +13,7 @@ from pipeline.cache.calibration import Calibrator, calibration_samples
 from pipeline.cache.column_codec import reduction_of
 from pipeline.cache.level_codec import FeatureError
 from pipeline.cache.manifest import Manifest
-from pipeline.extract.columns import Target
+from pipeline.extract.columns import ExtractionTarget
 from pipeline.extract.job import answered, forward_in_pieces, to_images
 from pipeline.extract.plan import ExtractionPlan
 from pipeline.extract.worker import ExtractionRun, LoadedTeacher, WorkerContext, worker_context
@@ -25,7 +25,7 @@ _IMAGES = {"cuda": 64, "cpu": 4}  # a teacher's speed is measured with so many
 _REPEATS = 2  # the faster counts
 
 
-def uncalibrated(targets: Mapping[str, Target]) -> dict[str, int]:
+def uncalibrated(targets: Mapping[str, ExtractionTarget]) -> dict[str, int]:
     """Those of the teachers whose columns have no calibration yet, and the samples that theirs takes."""
     return {
         name: min(_settings(target.manifest)[0], target.manifest.layout.samples)

@@ -69,7 +69,7 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True)
-class Target:
+class ExtractionTarget:
     """One teacher's column: what it is, and the column itself, None where it is not begun (dry runs begin none)."""
 
     manifest: Manifest
@@ -117,14 +117,14 @@ def open_targets(
     *,
     begin: bool,
     lease_seconds: float,
-) -> dict[str, Target]:
+) -> dict[str, ExtractionTarget]:
     """Every teacher's column, begun where it is not there and `begin`."""
     targets = {}
     for name, identity in identities.items():
         manifest, column = make_manifest(spec, name, identity, index), None
         if begin or ColumnId.of(manifest) in cache.columns:
             column = WritableColumn.create_or_open(cache, manifest, lease_seconds=lease_seconds)
-        targets[name] = Target(column.manifest if column else manifest, column)
+        targets[name] = ExtractionTarget(column.manifest if column else manifest, column)
     return targets
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.records import record_name
 from pipeline.cache.stores.base import ROW, ColumnLayout
-from pipeline.extract.columns import Samples, Target
+from pipeline.extract.columns import ExtractionTarget, Samples
 from pipeline.storage import Location
 from pipeline.storage.location import StorageError
 
@@ -99,7 +99,11 @@ class ExtractionPlan:
 
 
 def make_plan(
-    targets: Mapping[str, Target], *, views: int, limit: int | None, elsewhere: Mapping[str, Elsewhere] | None = None
+    targets: Mapping[str, ExtractionTarget],
+    *,
+    views: int,
+    limit: int | None,
+    elsewhere: Mapping[str, Elsewhere] | None = None,
 ) -> ExtractionPlan:
     """Compare what is planned with what is recorded, here and, by teacher, `elsewhere`."""
     layouts = {name: target.manifest.layout for name, target in targets.items()}

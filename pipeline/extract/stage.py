@@ -15,7 +15,7 @@ from pipeline.cluster import Cluster, open_cluster, resolve_device
 from pipeline.extract.calibrate import calibrate, measure_speed, uncalibrated
 from pipeline.extract.columns import (
     ExtractConfig,
-    Target,
+    ExtractionTarget,
     chosen_teachers,
     find_index,
     open_targets,
@@ -77,7 +77,7 @@ def extract(config: ExtractConfig, messages: Messages | None = None) -> ExtractR
             return report
 
 
-def _open_columns(config: ExtractConfig, messages: Messages) -> tuple[Cache, ShardIndex, dict[str, Target]]:
+def _open_columns(config: ExtractConfig, messages: Messages) -> tuple[Cache, ShardIndex, dict[str, ExtractionTarget]]:
     """Cache, index and every teacher's column; what is cheap to check fails before all images are read."""
     spec = load_spec(config.spec, config.overrides)
     names = chosen_teachers(spec, config.teachers)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline.cache.calibration import Calibrator
 from pipeline.cache.column_codec import LevelFidelity, measure
-from pipeline.cache.level_codec import LevelCodec, Reduction
+from pipeline.cache.level_codec import LevelCodec
+from pipeline.cache.projection import Reduction
 from pipeline.cache.spec import CacheSpec, EncodingSpec, load_spec
 from sak.features import FeatureMaps
 from sak.teachers import build_teacher

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cache.calibration import Calibration, LevelStatistics
-from pipeline.cache.level_codec import LevelCodec, Reduced, Reduction, level_layout
+from pipeline.cache.level_codec import LevelCodec, level_layout
 from pipeline.cache.manifest import Manifest
+from pipeline.cache.projection import Reduced, Reduction
 from pipeline.cache.spec import EncodingSpec
 from pipeline.cache.stores.base import ArrayLayout, ColumnLayout
 from sak.features import FeatureMaps, map_to_tokens

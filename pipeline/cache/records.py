@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.manifest import field, seal, unseal
 from pipeline.cache.stores.base import DamageError, FileRecord
+from pipeline.storage import Location
 
 SampleRanges = tuple[tuple[int, int], ...]
 
@@ -101,6 +102,10 @@ class BlockRecord:
     def to_bytes(self) -> bytes:
         """The record as it lies on disk."""
         return seal(asdict(self))
+
+    def write(self, column: Location) -> bool:
+        """Write it into a column's folder, the last of a block's files; False where another writer was first."""
+        return column.create_exclusive(f"records/{self.name}.json", self.to_bytes())
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "BlockRecord":

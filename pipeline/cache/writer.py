@@ -183,7 +183,7 @@ class BlockJob:
             record = self._publish_files(record)
         self._lease.confirm()
         location = self._column.column.location
-        if not location.create_exclusive(f"records/{record.name}.json", record.to_bytes()):
+        if not record.write(location):
             raise LeaseLostError(f"{location}: another writer recorded {record.name}; this one's work is dropped")
         return record
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from pipeline.cache.column_codec import reduction_of
 from pipeline.cache.folder import Cache
 from pipeline.cache.key import explain_difference
-from pipeline.cache.level_codec import area_pool
 from pipeline.cache.manifest import Manifest
+from pipeline.cache.projection import area_pool
 from pipeline.cache.reader.feature_cache import FeatureCache
 from pipeline.cache.selection import select_columns
 from pipeline.cache.spec import CacheSpec

@@ -10,9 +10,9 @@ from pipeline.cache.reader.batches import ReadingOrder
 from pipeline.data.distillation import CachedBatches, DistillBatch
 from pipeline.distill.recipe import DistillConfig, DistillRecipe, distill_config
 from pipeline.distill.targets import TargetSource, mean_similarities, open_held_out, open_targets
+from pipeline.pictures.charts import draw_distillation
 from pipeline.train.devices import finish_trackers, make_accelerator
 from pipeline.train.distillation import LossRecipe, Scales, save_standardisers, standardisers, student_config
-from pipeline.train.figures import draw_distillation
 from pipeline.train.loop import Fit
 from pipeline.train.protocols import Evaluate, FitResult, Hooks, Step, StepResult
 from pipeline.train.resume import load_weights, save_weights

@@ -18,9 +18,9 @@ from pipeline.dense.evaluation import Predict, evaluate_tasks
 from pipeline.dense.task_data import TaskData
 from pipeline.dense.task_model import checkpoint_folder, describe
 from pipeline.finetune.recipe import EvaluationRecipe, FinetuneConfig
+from pipeline.pictures.charts import draw_rep_sim
 from pipeline.pictures.panel import spread
 from pipeline.train.distillation import Scales, own_units
-from pipeline.train.figures import draw_rep_sim
 from pipeline.train.run import ABOUT, RunDirectory
 from sak.errors import UsageError
 from sak.losses.distillation import image_similarities

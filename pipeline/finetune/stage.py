@@ -17,11 +17,11 @@ from pipeline.finetune.held_out import Measure, best_measure, draw_live_rep_sim,
 from pipeline.finetune.networks import Origin, find_origin, make_network, run_of
 from pipeline.finetune.recipe import FinetuneConfig, FinetuneRecipe, finetune_config
 from pipeline.finetune.step import Balancing, Distillation, Objective, counts_of_all, finetune_step, without_unused
+from pipeline.pictures.charts import draw_finetuning
 from pipeline.progress import Update
 from pipeline.train.backward import Backward, GradientSurgery, PlainBackward
 from pipeline.train.devices import check_trackers, finish_trackers, make_accelerator, synchronise
 from pipeline.train.distillation import Scales, load_standardisers, save_standardisers
-from pipeline.train.figures import draw_finetuning
 from pipeline.train.loop import Fit
 from pipeline.train.protocols import Evaluate, FitResult, Hooks
 from pipeline.train.run import RunOptions, Start, open_run

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from pipeline.cache.level_codec import Reduction
+from pipeline.cache.projection import Reduction
 from pipeline.cache.quantizers import QUANTIZERS
 from pipeline.cache.spec import CacheSpec, TeacherSpec
 from pipeline.cache.stores.base import ROW, ArrayLayout

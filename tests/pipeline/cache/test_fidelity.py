@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.cache.calibration import Calibrator
 from pipeline.cache.column_codec import LevelFidelity, measure
-from pipeline.cache.level_codec import LevelCodec, Reduced, Reduction
+from pipeline.cache.level_codec import LevelCodec
+from pipeline.cache.projection import Reduced, Reduction
 from pipeline.cache.spec import EncodingSpec
 from sak.features import FeatureMaps
 from sak.losses.projection import project

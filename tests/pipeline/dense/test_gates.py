@@ -10,8 +10,8 @@ from PIL import Image
 from pipeline.data.task_batches import gate_noise
 from pipeline.dense.evaluation import from_plain, to_plain
 from pipeline.dense.gates import MeanGates, draw_gates, recorded_gates
+from pipeline.pictures.charts import draw_rep_sim
 from pipeline.pictures.panel import spread
-from pipeline.train.figures import draw_rep_sim
 from sak.student.build import new_student
 from sak.student.config import StudentConfig
 from sak.student.sizes import StemSize

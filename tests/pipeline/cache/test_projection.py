@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.level_codec import Reduction, area_matrix, area_pool
+from pipeline.cache.projection import Reduction, area_matrix, area_pool
 from sak.features import bilinear_resize, resize_matrix
 
 SIDES = st.integers(1, 12)

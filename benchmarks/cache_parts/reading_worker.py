@@ -11,17 +11,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from cache_parts.columns import layout, names
-from cache_parts.measure import processor_seconds
+from cache_parts.version_before import stand_in
 
-from pipeline.cache.stores.base import allocate
-from pipeline.cache.stores.tar_store import TarStore
-from pipeline.cache.stores.zarr_store import ZarrStore
-from pipeline.storage import open_location
+BEFORE = stand_in()
+
+from cache_parts.columns import layout, names  # noqa: E402 (the version's own modules by the names of ours)
+from cache_parts.measure import processor_seconds  # noqa: E402
+
+from pipeline.cache.stores.base import allocate  # noqa: E402
+from pipeline.cache.stores.tar_store import TarStore  # noqa: E402
+from pipeline.cache.stores.zarr_store import ZarrStore  # noqa: E402
+from pipeline.storage import open_location  # noqa: E402
 
 Ask, Wait = Callable[[np.ndarray], None], Callable[[], object]
 
@@ -72,7 +75,7 @@ def main() -> None:
         "zarr": ZarrStore(open_location(folder / "zarr0"), of),
         "tar": TarStore(open_location(folder / "tar"), of),
     }
-    make = process_reader if find_spec("pipeline.cache.reader.process") else thread_reader
+    make = thread_reader if BEFORE else process_reader
     readers = {name: make(store, names(of), batch) for name, store in stores.items()}
     rng = np.random.default_rng(0)
     for line in sys.stdin:
